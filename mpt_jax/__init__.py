@@ -1,0 +1,1 @@
+"""Multitask prompt tuning for frozen T5 models in JAX."""

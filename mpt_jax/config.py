@@ -1,0 +1,257 @@
+"""Settings: frozen dataclasses, checked when they are made, with unit and source for each field.
+
+"ours" marks a default that no paper or code base gives. Sources: MPT = arXiv 2303.02861; ATTEMPT = AkariAsai/ATTEMPT;
+PT-JAX = google-research/prompt-tuning; T5X = google-research/t5x; PEFT = huggingface/peft.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+
+from mpt_jax.errors import UserError
+
+STAGES = ("teacher", "source", "target", "fewshot", "finetune", "pretrain")
+
+
+def check_types(settings) -> None:
+    """Raises UserError if a field of a settings dataclass holds a value of another type than its annotation (gin checks none)."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        allowed = tuple(typing.get_origin(option) or option for option in options)
+        if float in allowed:
+            allowed += (int,)
+        wrong_bool = isinstance(value, bool) and bool not in allowed
+        if wrong_bool or not isinstance(value, allowed):
+            name = f"{type(settings).__name__}.{field.name}"
+            raise UserError(f"{name} = {value!r} is of type {type(value).__name__}; it takes {hint}. Change the gin binding.")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UserError if value is none of choices."""
+    if value not in choices:
+        raise UserError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}.")
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raises UserError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise UserError(f"{name} = {value!r} is outside {low} .. {high}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape of a T5 encoder-decoder. Fields named as in T5X's minimal T5 (t5x/examples/t5/network.py)."""
+
+    name: str
+    vocab_size: int
+    d_model: int
+    num_heads: int
+    head_dim: int
+    d_ff: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    mlp_activations: tuple = ("gelu", "linear")  # ('relu',) in T5 v1.0
+    logits_via_embedding: bool = False  # True in T5 v1.0: tied, output scaled by d_model ** -0.5
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
+    dtype: str = "float32"  # of computation: 'bfloat16' on TPU and GPU
+
+    def __post_init__(self):
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        check_types(self)
+        check_choice("T5Config.dtype", self.dtype, ("float32", "bfloat16"))
+        if self.mlp_activations not in (("relu",), ("gelu", "linear")):
+            raise UserError(f"T5Config.mlp_activations = {self.mlp_activations}; known: ('relu',) and ('gelu', 'linear').")
+        check_range("T5Config.dropout_rate", self.dropout_rate, 0.0, 0.99)
+
+    @property
+    def gated(self) -> bool:
+        """True for the feed-forward layer of v1.1, with two input matrices."""
+        return len(self.mlp_activations) == 2
+
+    def num_parameters(self) -> int:
+        """Number of backbone parameters, worked out from the shapes."""
+        attention = 4 * self.d_model * self.num_heads * self.head_dim
+        mlp = (3 if self.gated else 2) * self.d_model * self.d_ff
+        encoder = self.num_encoder_layers * (attention + mlp + 2 * self.d_model)
+        decoder = self.num_decoder_layers * (2 * attention + mlp + 3 * self.d_model)
+        embeddings = self.vocab_size * self.d_model * (1 if self.logits_via_embedding else 2)
+        relative = 2 * self.relative_attention_num_buckets * self.num_heads
+        return encoder + decoder + embeddings + relative + 2 * self.d_model
+
+
+def _v1_0(name, d_model, num_heads, head_dim, d_ff, layers):
+    return T5Config(name, 32128, d_model, num_heads, head_dim, d_ff, layers, layers, ("relu",), True)
+
+
+def _v1_1(name, d_model, num_heads, d_ff, encoder_layers, decoder_layers, vocab_size):
+    return T5Config(name, vocab_size, d_model, num_heads, 64, d_ff, encoder_layers, decoder_layers)
+
+
+_V1_0_ROWS = (  # T5X: t5x/examples/t5/t5_1_0/*.gin
+    ("t5_small", 512, 8, 64, 2048, 6),
+    ("t5_base", 768, 12, 64, 3072, 12),
+    ("t5_large", 1024, 16, 64, 4096, 24),
+    ("t5_3b", 1024, 32, 128, 16384, 24),
+    ("t5_11b", 1024, 128, 128, 65536, 24),
+)
+_V1_1_ROWS = (  # T5X: t5x/examples/t5/t5_1_1/*.gin; mT5 differs in the vocabulary alone
+    ("small", 512, 6, 1024, 8, 8),
+    ("base", 768, 12, 2048, 12, 12),
+    ("large", 1024, 16, 2816, 24, 24),
+    ("xl", 2048, 32, 5120, 24, 24),
+    ("xxl", 4096, 64, 10240, 24, 24),
+)
+_BYT5_ROWS = (  # T5X: t5x/examples/t5/byt5/*.gin
+    ("byt5_small", 1472, 6, 3584, 12, 4),
+    ("byt5_base", 1536, 12, 3968, 18, 6),
+    ("byt5_large", 1536, 16, 3840, 36, 12),
+    ("byt5_xl", 2560, 32, 6720, 36, 12),
+    ("byt5_xxl", 4672, 64, 12352, 36, 12),
+)
+NANO = T5Config("nano", 8192, 192, 6, 32, 512, 4, 3)
+
+T5_SIZES: dict[str, T5Config] = {
+    "nano": NANO,
+    **{row[0]: _v1_0(*row) for row in _V1_0_ROWS},
+    **{f"t5_1_1_{row[0]}": _v1_1(f"t5_1_1_{row[0]}", *row[1:], 32128) for row in _V1_1_ROWS},
+    **{f"mt5_{row[0]}": _v1_1(f"mt5_{row[0]}", *row[1:], 250112) for row in _V1_1_ROWS},
+    **{row[0]: _v1_1(*row, 384) for row in _BYT5_ROWS},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSettings:
+    """The prompt bank and where it starts."""
+
+    length: int = 100  # P, vectors [MPT 4; ATTEMPT, DPT options]
+    rank: int = 1  # R of the task factors [MPT 3.2]; 0 trains plain prompts without factors
+    init: str = "vocabulary"  # 'vocabulary' | 'uniform' | 'text' | 'file' [ATTEMPT modeling_t5.py:1759]
+    init_vocabulary_rows: int = 5000  # sampled from the first so many embeddings [ATTEMPT]
+    init_uniform_scale: float = 0.5  # U(-s, s) [PT-JAX, ATTEMPT]
+    init_text: str = ""  # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]
+    init_file: str = ""  # for init = 'file': .npy or .npz with a (P, D) array
+    factor_init: str = "ones"  # 'ones' | 'normal'. 'ones': P_k = P* at the start, so that gradients to P* have full scale [ours; PEFT: N(0, 0.02)]
+    factor_init_scale: float = 0.02  # spread of 'normal', and of what breaks the symmetry of ranks >= 2 in 'ones' [PEFT]
+    transfer: str = "mean"  # target stage: 'mean' of source factors [MPT 3.2] | 'task' | 'shared' | 'none'
+    transfer_task: str = ""  # the source task for transfer = 'task'
+    shared_over_targets: bool = False  # True: all targets of a seed tune one P* (MPT's multi-target row, 10.5K per task)
+
+    def __post_init__(self):
+        check_types(self)
+        check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1)
+        check_range("PromptSettings.rank", self.rank, 0)
+        check_choice("PromptSettings.init", self.init, ("vocabulary", "uniform", "text", "file"))
+        check_choice("PromptSettings.factor_init", self.factor_init, ("ones", "normal"))
+        check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
+        if self.transfer == "task" and not self.transfer_task:
+            raise UserError("PromptSettings.transfer = 'task' needs PromptSettings.transfer_task = '<source task>'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationSettings:
+    """What the source stage takes from its teachers: L = L_task + weight * (L_logits + L_hidden) [MPT 3.2]."""
+
+    weight: float = 0.9  # lambda [MPT, low confidence: PAPER leaves it open]; 0 trains without teachers
+    temperature: float = 1.0  # of teacher and student [MPT has one, its value is not known: ours]
+    logits: bool = True  # KL(teacher || student) over the target tokens
+    hidden: str = "last"  # 'none' | 'last' (encoder and decoder outputs) | 'all' (every layer) [MPT: both halves; which layers: ours]
+    hidden_positions: str = "inputs"  # 'inputs' | 'all' encoder positions, prompt included [ours]
+
+    def __post_init__(self):
+        check_types(self)
+        check_range("DistillationSettings.weight", self.weight, 0.0)
+        check_range("DistillationSettings.temperature", self.temperature, 1e-3)
+        check_choice("DistillationSettings.hidden", self.hidden, ("none", "last", "all"))
+        check_choice("DistillationSettings.hidden_positions", self.hidden_positions, ("inputs", "all"))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """One optimiser over the trainable tree, with a learning rate for each of its groups."""
+
+    name: str = "adamw"  # 'adamw' [DPT] | 'adafactor' [PT-JAX]
+    learning_rate: float | list | tuple = 0.3  # of P*, plain prompts, or all weights; a list trains a run for each [MPT]
+    factor_learning_rate: float | list | tuple = 0.3  # of the factors: 0.3 source, 0.4 target [MPT, low confidence]
+    schedule: str = "linear"  # 'linear' decay to 0 [DPT] | 'constant' [PT-JAX], both after the warm-up
+    warmup_steps: int = 500  # steps [ATTEMPT]; never more than a tenth of the run [DPT]
+    weight_decay: float = 1e-5  # [DPT, PT-JAX]
+    clip_norm: float = 1.0  # gradient norm of a run [DPT]; 0 turns clipping off
+    b1: float = 0.9
+    b2: float = 0.999
+
+    def __post_init__(self):
+        check_types(self)
+        check_choice("OptimizerSettings.name", self.name, ("adamw", "adafactor"))
+        check_choice("OptimizerSettings.schedule", self.schedule, ("linear", "constant"))
+        for name in ("learning_rate", "factor_learning_rate"):
+            value = getattr(self, name)
+            for rate in value if isinstance(value, list | tuple) else (value,):
+                if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < 100:
+                    raise UserError(f"OptimizerSettings.{name} = {value!r}: a learning rate is a number in 0 .. 100.")
+        check_range("OptimizerSettings.warmup_steps", self.warmup_steps, 0)
+        check_range("OptimizerSettings.clip_norm", self.clip_norm, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Rows, their lengths and how they are drawn."""
+
+    batch_size: int = 32  # examples a run and step [DPT, ATTEMPT]
+    micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
+    input_length: int = 256  # tokens kept of an input, EOS included [ATTEMPT, DPT]
+    target_length: int = 128  # tokens kept of a target [ATTEMPT, DPT]
+    mixing: str = "stochastic"  # 'stochastic' [MPT, DPT loader] | 'proportional' | 'equal'
+    mixing_cap: int = 2**18  # rows of a task that count in mixing [DPT]
+    k_shot: int = 0  # training rows of a few-shot run; 0 takes all
+    k_per_class: bool = False  # False: k rows in all, balanced over classes [DePT train.py]; True: k of each class
+    cache_dir: str = ""  # token caches; '' = ~/.cache/mpt_jax, or the environment's MPT_CACHE_DIR
+    prefetch: int = 2  # batches made ahead
+
+    def __post_init__(self):
+        check_types(self)
+        check_choice("DataSettings.mixing", self.mixing, ("stochastic", "proportional", "equal"))
+        for name, low in (("batch_size", 1), ("micro_batch_size", 1), ("input_length", 2), ("target_length", 2), ("mixing_cap", 1),
+                          ("k_shot", 0), ("prefetch", 1)):
+            check_range(f"DataSettings.{name}", getattr(self, name), low)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """One training run, apart from the settings above."""
+
+    stage: str
+    model_dir: str
+    tasks: list | tuple
+    backbone: str = "nano"
+    teacher_dir: str = ""
+    source_dir: str = ""
+    train_steps: int = 1000
+    seeds: int | list | tuple = 42  # a list trains a run for each in one program; 42 [ATTEMPT data_seed]
+    eval_steps: int = 0  # steps between scores on the dev split; 0 = a tenth of the run [ours]
+    eval_rows: int = 1000  # dev rows scored in training at most; 0 = all [ATTEMPT's carved dev splits hold 1,000]
+    eval_split: str = "validation"
+    checkpoint_steps: int = 0  # steps between checkpoints; 0 = as eval_steps
+    log_steps: int = 10  # steps between lines of metrics
+    score_tasks: bool = True  # score the dev split and keep the best bank of each run
+    encoder_teaching: float = 0.0  # pretraining: weight of the loss to sentence vectors in the rows [ours]
+
+    def __post_init__(self):
+        check_types(self)
+        check_choice("TrainSettings.stage", self.stage, STAGES)
+        for name, low in (("train_steps", 1), ("eval_steps", 0), ("eval_rows", 0), ("checkpoint_steps", 0), ("log_steps", 1)):
+            check_range(f"TrainSettings.{name}", getattr(self, name), low)
+        if not self.model_dir:
+            raise UserError("TrainSettings.model_dir is empty; give --gin.MODEL_DIR=\"'folder'\".")
+        if not self.tasks:
+            raise UserError("TrainSettings.tasks is empty; give --gin.TASKS=\"['task', ...]\".")
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds, one for each repetition."""
+        return tuple(self.seeds) if isinstance(self.seeds, list | tuple) else (self.seeds,)

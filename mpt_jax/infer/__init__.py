@@ -1,0 +1,1 @@
+"""From a saved prompt bank to predictions, scores, files and pictures."""

@@ -1,0 +1,1 @@
+"""The frozen network, the prompt bank, and the one place where they meet."""

@@ -1,0 +1,119 @@
+"""Layers of T5 with the parameter names and shapes of T5X's minimal T5 (t5x/examples/t5/layers.py).
+
+B examples, T positions, D model width, F feed-forward width, V vocabulary, H heads.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mpt_jax.config import T5Config
+
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "linear": lambda x: x,
+}
+
+
+class Dense(nn.Module):
+    """A matrix product without bias: (..., in) -> (..., features), parameter ``kernel`` (in, features)."""
+
+    features: int
+    dtype: str
+    stddev: float  # of the normal initialiser; T5 folds its scalings into the initialiser
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features), jnp.float32)
+        return jnp.dot(x, kernel.astype(self.dtype))
+
+
+class LayerNorm(nn.Module):
+    """T5's norm: no mean, no bias, computed in float32. Parameter ``scale`` (D,)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        scale_D = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
+        x32_BTD = x_BTD.astype(jnp.float32)
+        mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
+        normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.config.layer_norm_epsilon)
+        return (normed_BTD * scale_D.astype(jnp.float32)).astype(self.config.dtype)
+
+
+class Embed(nn.Module):
+    """Token embeddings, parameter ``embedding`` (V, D); also the output matrix of T5 v1.0."""
+
+    config: T5Config
+
+    def setup(self):
+        config = self.config
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+
+    def __call__(self, tokens_BT):
+        return jnp.take(self.embedding, tokens_BT, axis=0).astype(self.config.dtype)
+
+    def attend(self, x_BTD):
+        """Logits (B, T, V) against the embeddings, with T5 v1.0's scaling of the decoder's output."""
+        scaled_BTD = x_BTD * (self.config.d_model**-0.5)
+        return jnp.dot(scaled_BTD, self.embedding.astype(self.config.dtype).T)
+
+
+class Mlp(nn.Module):
+    """Feed-forward layer: ``wi`` (v1.0) or ``wi_0``, ``wi_1`` (v1.1, gated), then ``wo``."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BTD, dropout):
+        config = self.config
+        names = ("wi_0", "wi_1") if config.gated else ("wi",)
+        hidden_BTF = 1
+        for name, activation in zip(names, config.mlp_activations, strict=True):
+            wi = Dense(config.d_ff, config.dtype, config.d_model**-0.5, name=name)
+            hidden_BTF = hidden_BTF * ACTIVATIONS[activation](wi(x_BTD))
+        hidden_BTF = dropout(hidden_BTF)
+        return Dense(config.d_model, config.dtype, config.d_ff**-0.5, name="wo")(hidden_BTF)
+
+
+def relative_position_bucket(relative_position, bidirectional: bool, num_buckets: int, max_distance: int):
+    """Bucket of each distance key - query: half of them exact, the others logarithmic up to max_distance.
+
+    Source: the T5 paper's appendix as in t5x/examples/t5/layers.py:RelativePositionBiases. Same shape out, int32.
+    """
+    bucket = jnp.zeros_like(relative_position)
+    distance = -relative_position
+    if bidirectional:
+        num_buckets //= 2
+        bucket += (distance < 0).astype(jnp.int32) * num_buckets
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(distance, 0)
+    exact = num_buckets // 2
+    # + eps: log(0) is chosen away below, but must not be nan
+    log_ratio = jnp.log(distance.astype(jnp.float32) / exact + jnp.finfo(jnp.float32).eps) / jnp.log(max_distance / exact)
+    large = exact + (log_ratio * (num_buckets - exact)).astype(jnp.int32)
+    large = jnp.minimum(large, num_buckets - 1)
+    return bucket + jnp.where(distance < exact, distance, large)
+
+
+class RelativePositionBias(nn.Module):
+    """Bias of attention logits by distance, shared by the layers of a stack. Parameter ``rel_embedding`` (H, buckets)."""
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_position_T, key_position_S):
+        """Positions (T,) and (S,) -> bias (1, H, T, S) in float32."""
+        config = self.config
+        shape = (config.num_heads, config.relative_attention_num_buckets)
+        rel_embedding = self.param("rel_embedding", nn.initializers.normal(config.d_model**-0.5), shape, jnp.float32)
+        relative_TS = key_position_S[None, :] - query_position_T[:, None]
+        bucket_TS = relative_position_bucket(relative_TS, self.bidirectional, shape[1], config.relative_attention_max_distance)
+        return jnp.take(rel_embedding, bucket_TS, axis=1)[None].astype(jnp.float32)

@@ -1,0 +1,172 @@
+"""T5 encoder-decoder in Flax Linen: prompt vectors are an input array, tasks and methods are unknown here.
+
+Parameter names and shapes are those of T5X's minimal T5 (t5x/examples/t5/network.py), so its checkpoints restore by name.
+B examples, L input tokens, P prompt positions, S = P + L, T target tokens, D model width, H heads, K head width, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mpt_jax.config import T5Config
+from mpt_jax.model.attention import MASKED, MultiHeadAttention
+from mpt_jax.model.layers import Dense, Embed, LayerNorm, Mlp, RelativePositionBias
+
+
+class Stack(NamedTuple):
+    """Output of encoder or decoder: ``output`` after the final norm, ``layers`` the residual stream after each layer."""
+
+    output_BTD: jax.Array
+    layers: tuple  # of (B, T, D)
+
+
+def _dropout(module: nn.Module):
+    """Dropout of the module, or the identity where nothing is dropped: no random bits are then drawn."""
+    rate = module.config.dropout_rate
+    if rate == 0.0 or not module.has_rng("dropout"):
+        return lambda x: x
+    # T5 drops whole positions' features alike along the length
+    return nn.Dropout(rate, broadcast_dims=(-2,), deterministic=False)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward layer, each after a norm and added to the residual stream."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BSD, bias_BHSS):
+        dropout = _dropout(self)
+        attention = MultiHeadAttention(self.config, name="attention")
+        normed_BSD = LayerNorm(self.config, name="pre_attention_layer_norm")(x_BSD)
+        x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD), bias_BHSS))
+        normed_BSD = LayerNorm(self.config, name="pre_mlp_layer_norm")(x_BSD)
+        return x_BSD + dropout(Mlp(self.config, name="mlp")(normed_BSD, dropout))
+
+
+class Encoder(nn.Module):
+    """Stack of encoder layers over embedded positions."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BSD, mask_BS) -> Stack:
+        dropout = _dropout(self)
+        position_S = jnp.arange(x_BSD.shape[1])
+        bias_BHSS = RelativePositionBias(self.config, True, name="relpos_bias")(position_S, position_S)
+        bias_BHSS = bias_BHSS + jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
+        x_BSD = dropout(x_BSD)
+        layers = []
+        for i in range(self.config.num_encoder_layers):
+            x_BSD = EncoderLayer(self.config, name=f"layers_{i}")(x_BSD, bias_BHSS)
+            layers.append(x_BSD)
+        return Stack(dropout(LayerNorm(self.config, name="encoder_norm")(x_BSD)), tuple(layers))
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoder, feed-forward layer."""
+
+    config: T5Config
+
+    def setup(self):
+        self.pre_self_attention_layer_norm = LayerNorm(self.config)
+        self.self_attention = MultiHeadAttention(self.config)
+        self.pre_cross_attention_layer_norm = LayerNorm(self.config)
+        self.encoder_decoder_attention = MultiHeadAttention(self.config)
+        self.pre_mlp_layer_norm = LayerNorm(self.config)
+        self.mlp = Mlp(self.config)
+
+    def cross_keys_values(self, encoded_BSD):
+        """Keys and values of the encoder's output, computed once for an input."""
+        return self.encoder_decoder_attention.keys_values(encoded_BSD)
+
+    def __call__(self, x_BTD, self_bias_BHTT, cross, cross_bias_BHTS, cache=None, position=None):
+        """Returns x (B, T, D) and the updated cache; cache: (keys, values) (B, T_max, H, K), written at ``position``."""
+        dropout = _dropout(self)
+        normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
+        keys_values = self.self_attention.keys_values(normed_BTD)
+        if cache is not None:
+            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)  # noqa: E731
+            keys_values = cache = jax.tree.map(write, cache, keys_values)
+        x_BTD = x_BTD + dropout(self.self_attention(normed_BTD, keys_values, self_bias_BHTT))
+        normed_BTD = self.pre_cross_attention_layer_norm(x_BTD)
+        x_BTD = x_BTD + dropout(self.encoder_decoder_attention(normed_BTD, cross, cross_bias_BHTS))
+        normed_BTD = self.pre_mlp_layer_norm(x_BTD)
+        return x_BTD + dropout(self.mlp(normed_BTD, dropout)), cache
+
+
+class Decoder(nn.Module):
+    """Stack of decoder layers; one code for training (all positions) and decoding (one position and a cache)."""
+
+    config: T5Config
+
+    def setup(self):
+        self.relpos_bias = RelativePositionBias(self.config, False)
+        self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+        self.decoder_norm = LayerNorm(self.config)
+        if not self.config.logits_via_embedding:
+            self.logits_dense = Dense(self.config.vocab_size, self.config.dtype, self.config.d_model**-0.5)
+
+    def cross_keys_values(self, encoded_BSD):
+        """For each layer the keys and values (B, S, H, K) of the encoder's output."""
+        return tuple(layer.cross_keys_values(encoded_BSD) for layer in self.layers)
+
+    def __call__(self, x_BTD, mask_BS, cross, cache=None, position=0):
+        """Embedded decoder inputs -> (Stack, cache). ``cross`` from cross_keys_values; ``cache`` as DecoderLayer's, a layer each."""
+        dropout = _dropout(self)
+        query_T = position + jnp.arange(x_BTD.shape[1])
+        key_T = query_T if cache is None else jnp.arange(cache[0][0].shape[1])
+        bias_BHTT = self.relpos_bias(query_T, key_T)
+        bias_BHTT = bias_BHTT + jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)
+        cross_bias_BHTS = jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
+        x_BTD = dropout(x_BTD)
+        layers, new_cache = [], []
+        for i, layer in enumerate(self.layers):
+            layer_cache = None if cache is None else cache[i]
+            x_BTD, layer_cache = layer(x_BTD, bias_BHTT, cross[i], cross_bias_BHTS, layer_cache, position)
+            layers.append(x_BTD)
+            new_cache.append(layer_cache)
+        stack = Stack(dropout(self.decoder_norm(x_BTD)), tuple(layers))
+        return stack, None if cache is None else tuple(new_cache)
+
+
+class T5(nn.Module):
+    """The network: ``encode``, ``decode``, and both in ``__call__``."""
+
+    config: T5Config
+
+    def setup(self):
+        self.token_embedder = Embed(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, inputs_BL, prompt_BPD=None) -> tuple[Stack, jax.Array]:
+        """Tokens (0 = padding) after the prompt's vectors, if any -> encoder Stack (B, S, D) and mask (B, S)."""
+        x_BSD = self.token_embedder(inputs_BL)
+        mask_BS = inputs_BL > 0
+        if prompt_BPD is not None:
+            x_BSD = jnp.concatenate([prompt_BPD.astype(x_BSD.dtype), x_BSD], axis=1)
+            mask_BS = jnp.concatenate([jnp.ones(prompt_BPD.shape[:2], bool), mask_BS], axis=1)
+        return self.encoder(x_BSD, mask_BS), mask_BS
+
+    def cross_keys_values(self, encoded_BSD):
+        """Keys and values of the encoder's output for each decoder layer."""
+        return self.decoder.cross_keys_values(encoded_BSD)
+
+    def logits(self, decoded_BTD):
+        """Decoder output -> logits (B, T, V)."""
+        if self.config.logits_via_embedding:
+            return self.token_embedder.attend(decoded_BTD)
+        return self.decoder.logits_dense(decoded_BTD)
+
+    def decode(self, decoder_inputs_BT, mask_BS, cross, cache=None, position=0):
+        """Decoder inputs (targets shifted right) -> (Stack, cache)."""
+        return self.decoder(self.token_embedder(decoder_inputs_BT), mask_BS, cross, cache, position)
+
+    def __call__(self, inputs_BL, decoder_inputs_BT, prompt_BPD=None):
+        """Returns logits (B, T, V), encoder Stack, decoder Stack."""
+        encoded, mask_BS = self.encode(inputs_BL, prompt_BPD)
+        decoded, _ = self.decode(decoder_inputs_BT, mask_BS, self.cross_keys_values(encoded.output_BTD))
+        return self.logits(decoded.output_BTD), encoded, decoded
