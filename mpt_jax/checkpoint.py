@@ -1,0 +1,150 @@
+"""Orbax checkpoints of {trainable tree, optimiser state, step, data state} and of each run's best weights.
+
+A checkpoint is written asynchronously into a temporary folder and renamed when complete, so that a kill at any moment leaves the
+previous one whole. The frozen backbone is never in a checkpoint; its fingerprint is in run.json.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mpt_jax.errors import UserError
+from mpt_jax.model.prompt_bank import PromptBank, bank_from
+
+FOLDER = "checkpoints"
+ITEMS = ("state", "best", "meta")
+# what Orbax, TensorStore and the file system raise for a damaged file or a disk that takes no more
+FAILURES = (ValueError, KeyError, OSError, RuntimeError, TypeError)
+
+
+class Best(NamedTuple):
+    """Best weights so far on the host: trainable arrays by path, and each group's score and step (G,)."""
+
+    trainable: dict[str, np.ndarray]
+    score_G: np.ndarray
+    step_G: np.ndarray
+
+
+def _quiet() -> None:
+    # Orbax tells of every step and warns of sharding files that a single reader does not need
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Sharding info not provided")
+
+
+class Checkpoints:
+    """The checkpoints of a run folder; the last ``keep`` ones stay."""
+
+    def __init__(self, run_dir: str | Path, keep: int = 2):
+        _quiet()
+        self.folder = Path(run_dir).absolute() / FOLDER
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state, best: Best | None, meta: dict) -> None:
+        """Starts writing; returns once the arrays are copied to the host. A failure of the previous write is raised here."""
+        best_tree = {} if best is None else {"trainable": best.trainable, "score": best.score_G, "step": best.step_G}
+        arguments = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state),
+            best=ocp.args.PyTreeSave({"empty": np.zeros(1), **best_tree}),
+            meta=ocp.args.JsonSave(meta),
+        )
+        try:
+            self._manager.save(step, args=arguments)
+        except FAILURES as error:
+            raise self._not_saved(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises UserError if it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except FAILURES as error:
+            raise self._not_saved(None, error) from error
+
+    def close(self) -> None:
+        """Waits and releases threads."""
+        self.wait()
+        self._manager.close()
+
+    def _not_saved(self, step: int | None, error: Exception) -> UserError:
+        whole = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        last = f"the checkpoint of step {whole[-1]} is whole" if whole else "no earlier checkpoint exists"
+        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        reason = str(error).strip().splitlines()[0][:300]
+        advice = "Free space there, or give another MODEL_DIR, and run the same command again"
+        return UserError(f"{what} could not be written to {str(self.folder)!r} ({reason}); {last}. {advice}.")
+
+    def restore(self, step: int, state, has_best: bool) -> tuple[object, Best | None, dict]:
+        """(state like the given one, best, meta). Raises UserError naming a damaged checkpoint."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        arguments = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)),
+            best=ocp.args.PyTreeRestore(),
+            meta=ocp.args.JsonRestore(),
+        )
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except FAILURES as error:
+            raise _damaged(self.folder / str(step), error) from error
+        best = _best_from(restored["best"]) if has_best else None
+        return restored["state"], best, restored["meta"]
+
+
+def _best_from(tree: dict) -> Best | None:
+    return Best(tree["trainable"], tree["score"], tree["step"]) if "trainable" in tree else None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    advice = "Move that folder away to continue from the checkpoint before it"
+    return UserError(f"checkpoint {str(path)!r} is damaged or of another run ({reason}). {advice}.")
+
+
+def read_run_json(run_dir: str | Path) -> dict:
+    """The run's description. Raises UserError if the folder is no run folder."""
+    path = Path(run_dir) / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{str(run_dir)!r} is no run folder: it has no run.json.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{str(path)!r} is damaged: {error}") from error
+
+
+def load_trainable(run_dir: str | Path, which: str = "best") -> tuple[dict[str, np.ndarray], dict]:
+    """(trained arrays by path, run.json). which: 'best' on the dev split (the last ones where none were scored) or 'last'."""
+    _quiet()
+    run = read_run_json(run_dir)
+    folder = Path(run_dir).absolute() / FOLDER
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    if not steps:
+        raise UserError(f"run folder {str(run_dir)!r} has no finished checkpoint in {FOLDER}/; let its training go on first.")
+    step_folder = folder / str(steps[-1])
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            best = _best_from(reader.restore(step_folder / "best"))
+            if which == "best" and best is not None:
+                return best.trainable, run
+            state = reader.restore(step_folder / "state")
+    except FAILURES as error:
+        raise _damaged(step_folder, error) from error
+    trainable = state["trainable"] if isinstance(state, dict) else state[1]
+    return {path: np.asarray(array) for path, array in trainable.items()}, run
+
+
+def load_bank(run_dir: str | Path, which: str = "best") -> tuple[PromptBank | None, dict]:
+    """(prompt bank on the host, run.json); the bank is None for a run that trained a backbone instead."""
+    trainable, run = load_trainable(run_dir, which)
+    bank = {path.removeprefix("bank/"): array for path, array in trainable.items() if path.startswith("bank/")}
+    group_N = np.array([row["group"] for row in run["runs"]], np.int32)
+    return (bank_from(bank, group_N) if bank else None), run

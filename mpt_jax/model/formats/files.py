@@ -1,0 +1,123 @@
+"""Bytes of checkpoint files, local or at gs://, read by range so that nothing is read that is not wanted."""
+
+import os
+import pathlib
+
+import tensorstore as ts
+
+from mpt_jax.errors import UserError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+REMOTE_SECONDS = 60.0  # for the small first look at a remote folder; a wrong bucket or no network must not hang
+
+
+def is_remote(path: str) -> bool:
+    """True for a path that only TensorStore can open."""
+    return str(path).startswith("gs://")
+
+
+def kvstore_spec(path: str) -> dict:
+    """TensorStore's key-value store for a folder, local or gs://BUCKET/PATH; the folder's path ends in a slash."""
+    if is_remote(path):
+        bucket, _, key = str(path)[len("gs://"):].partition("/")
+        if not bucket:
+            raise UserError(f"{path!r} names no bucket; write gs://BUCKET/FOLDER.")
+        return {"driver": "gcs", "bucket": bucket, "path": key.rstrip("/") + "/" if key else ""}
+    return {"driver": "file", "path": str(pathlib.Path(path).resolve()) + "/"}
+
+
+class Folder:
+    """A folder of files that are read by byte range.
+
+    Local files go through the operating system without mapping them into memory (mapped pages count as memory of
+    the process); gs:// files through TensorStore. Raises UserError naming the file when it is missing or too short.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = str(path).rstrip("/") or "/"
+        self._store = None
+        if is_remote(self.path):
+            self._store = ts.KvStore.open(kvstore_spec(self.path)).result()
+        elif not os.path.isdir(self.path):
+            raise UserError(f"Folder {self.path} does not exist.")
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.path}/{name}")
+
+    def where(self, name: str) -> str:
+        """Full path of a file, for messages."""
+        return f"{self.path}/{name}"
+
+    def _wait(self, future):
+        try:
+            return future.result(timeout=REMOTE_SECONDS)
+        except (ValueError, OSError, TimeoutError) as error:
+            raise UserError(
+                f"Cannot read {self.path}: {error or f'no answer in {REMOTE_SECONDS:.0f} s'}. Check the network and the "
+                "credentials (gcloud auth application-default login), or copy the folder here and give its local path."
+            ) from error
+
+    def exists(self, name: str) -> bool:
+        """True if the folder has such a file."""
+        if self._store is None:
+            return os.path.isfile(self.where(name))
+        return self._wait(self._store.read(name, byte_range=slice(0, 1))).state == "value"
+
+    def has_folder(self, name: str) -> bool:
+        """True if the folder has such a sub-folder."""
+        if self._store is None:
+            return os.path.isdir(self.where(name))
+        keys = ts.KvStore.KeyRange(f"{name}/", f"{name}0")  # '0' follows '/'
+        return bool(self._wait(self._store.list(keys)))
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly in this folder, sorted."""
+        if self._store is None:
+            return sorted(os.listdir(self.path))
+        keys = self._wait(self._store.list())
+        return sorted({key.decode().split("/")[0] for key in keys})
+
+    def size(self, name: str) -> int:
+        """Bytes of a local file."""
+        return os.path.getsize(self.where(name))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes start..stop of a file. Raises UserError if it is missing or ends before stop."""
+        if self._store is not None:
+            result = self._wait(self._store.read(name, byte_range=slice(start, stop)))
+            if result.state != "value":
+                raise UserError(f"{self.where(name)} is missing.")
+            data = result.value
+        else:
+            if not os.path.isfile(self.where(name)):
+                raise UserError(f"{self.where(name)} is missing.")
+            with open(self.where(name), "rb") as file:
+                file.seek(start)
+                data = file.read() if stop is None else file.read(stop - start)
+        if stop is not None and len(data) != stop - start:
+            raise UserError(
+                f"{self.where(name)} is truncated: bytes {start} to {stop} are needed, it ends at {start + len(data)}. "
+                "Copy or download it again."
+            )
+        return data
+
+    def start(self, name: str, count: int) -> bytes:
+        """The first count bytes of a file, fewer if it is shorter. Raises UserError for a Git LFS pointer."""
+        if self._store is not None:
+            data = self.read(name)[:count] if self.size_at_most(name, count) else self.read(name, 0, count)
+        else:
+            data = self.read(name, 0, min(count, self.size(name)) if self.exists(name) else count)
+        if data.startswith(LFS_POINTER[: max(len(data), 1)]) and len(data) >= 16:
+            raise UserError(
+                f"{self.where(name)} is a Git LFS pointer, not the weights. Run `git lfs pull` in that repository, or "
+                "download the file itself."
+            )
+        return data
+
+    def size_at_most(self, name: str, count: int) -> bool:
+        """True if a remote file is not longer than count bytes."""
+        try:
+            self.read(name, count, count + 1)
+        except UserError:
+            return True
+        return False

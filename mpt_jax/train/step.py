@@ -1,0 +1,183 @@
+"""The train step: gradients of micro-batches are added up, then every run is updated by its own optimiser.
+
+``accumulate`` compiles once for each bucket of padded lengths, ``update`` once. Only the trainable tree is differentiated; the
+frozen tree is an argument that no gradient, copy or checkpoint touches.
+B examples, L input tokens, P prompt positions, T target tokens, N tasks (runs) in the bank, G groups.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from mpt_jax.config import DistillationSettings, T5Config
+from mpt_jax.model.prompt_bank import PromptBank, bank_from, compose
+from mpt_jax.model.prompted_t5 import Outputs, forward
+from mpt_jax.train import losses
+from mpt_jax.train.optimizer import Optimizer
+
+
+class TrainState(NamedTuple):
+    """step: updates done so far; trainable: arrays by path; opt_state: the optimiser's, a run each."""
+
+    step: jax.Array
+    trainable: dict[str, jax.Array]
+    opt_state: object
+
+
+class Sums(NamedTuple):
+    """What micro-batches add up: gradients by path, and for each task sums of losses and of right tokens (N,)."""
+
+    grads: dict[str, jax.Array]
+    by_task: dict[str, jax.Array]
+
+
+class Objective(NamedTuple):
+    """Everything about the loss that is fixed while training."""
+
+    config: T5Config
+    group_N: np.ndarray
+    distillation: DistillationSettings | None = None  # None: no teachers
+    encoder_teaching: float = 0.0
+    dropout_seed: int = 0
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the sums kept for each task."""
+        names = ["loss", "correct"]
+        if self.distillation:
+            names += ["kl"] if self.distillation.logits else []
+            names += ["hidden_encoder", "hidden_decoder"] if self.distillation.hidden != "none" else []
+        return tuple(names + (["sentence"] if self.encoder_teaching else []))
+
+
+def _tree(flat: Mapping[str, jax.Array]) -> dict:
+    return unflatten_dict(dict(flat), sep="/")
+
+
+def _prompt(bank: dict | None, group_N, task_id_B):
+    return None if bank is None else compose(bank_from(bank, group_N), task_id_B)
+
+
+def distillation_sums(settings: DistillationSettings, teacher: Outputs, student: Outputs, batch: dict) -> dict[str, jax.Array]:
+    """Sums (B,) of the distillation terms. Encoder states are compared on the input positions, which both prompts precede."""
+    sums = {}
+    targets_BT, inputs_BL = batch["targets_BT"], batch["inputs_BL"]
+    if settings.logits:
+        sums["kl"] = losses.kl_divergence(teacher.logits_BTV, student.logits_BTV, targets_BT, settings.temperature)
+    if settings.hidden == "none":
+        return sums
+    layers = lambda stack: stack.layers if settings.hidden == "all" else (stack.output_BTD,)  # noqa: E731
+    kept = inputs_BL.shape[1] if settings.hidden_positions == "inputs" else student.mask_BS.shape[1]
+    cut = lambda stack: [state[:, -kept:] for state in layers(stack)]  # noqa: E731
+    mask = student.mask_BS[:, -kept:] & jnp.any(targets_BT > 0, axis=1, keepdims=True)
+    sums["hidden_encoder"] = losses.hidden_distance(cut(teacher.encoder), cut(student.encoder), mask)
+    sums["hidden_decoder"] = losses.hidden_distance(layers(teacher.decoder), layers(student.decoder), targets_BT > 0)
+    return sums
+
+
+def loss_sums(objective: Objective, trainable: dict, frozen: dict, batch: dict, dropout_rng=None) -> dict[str, jax.Array]:
+    """Sums (B,) of each term for the examples of a micro-batch."""
+    parameters = _tree({**frozen, **trainable})
+    tokens = batch["inputs_BL"], batch["targets_BT"]
+    prompt_BPD = _prompt(parameters.get("bank"), objective.group_N, batch["task_id_B"])
+    student = forward(objective.config, parameters["backbone"], prompt_BPD, *tokens, dropout_rng)
+    sums = dict(zip(("loss", "correct"), losses.cross_entropy(student.logits_BTV, batch["targets_BT"]), strict=True))
+    if objective.distillation:
+        teacher_prompt_BPD = jnp.take(parameters["teacher"]["prompts"], batch["task_id_B"], axis=0)
+        teacher = forward(objective.config, parameters["backbone"], teacher_prompt_BPD, *tokens)
+        sums |= distillation_sums(objective.distillation, jax.lax.stop_gradient(teacher), student, batch)
+    if objective.encoder_teaching:
+        kernel_DE = parameters["head"]["kernel"]
+        sums["sentence"] = losses.sentence_distance(student.encoder.output_BTD, student.mask_BS, kernel_DE, batch["embedding_BE"])
+    return sums
+
+
+def weights(objective: Objective, totals: dict, task_id_B) -> dict[str, jax.Array]:
+    """Weight (B,) of each term's sums in the loss: 1 / (what the term counts over the whole batch of the example's group)."""
+    group_B = jnp.take(jnp.asarray(objective.group_N), task_id_B)
+    per = lambda name: 1.0 / jnp.maximum(jnp.take(totals[name], group_B), 1.0)  # noqa: E731
+    tokens_B = per("target_tokens_G")
+    result = {"loss": tokens_B}
+    if objective.distillation:
+        weight = objective.distillation.weight
+        result |= {"kl": weight * tokens_B, "hidden_decoder": weight * tokens_B}
+        result["hidden_encoder"] = weight * per("encoder_positions_G")
+    if objective.encoder_teaching:
+        result["sentence"] = objective.encoder_teaching * per("embedded_rows_G")
+    return result
+
+
+class TrainStep:
+    """Calls ``accumulate`` for each micro-batch and ``update`` once. ``traces`` counts compilations by shape, for tests and logs."""
+
+    def __init__(self, objective: Objective, optimizer: Optimizer):
+        self.objective, self.optimizer = objective, optimizer
+        self.traces: list[str] = []
+        self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
+        self._update = jax.jit(self._update_fn, donate_argnums=(0, 1))
+        self._zeros = jax.jit(self._zeros_fn)
+
+    def _zeros_fn(self, trainable):
+        tasks = jnp.zeros(len(self.objective.group_N), jnp.float32)
+        return Sums(jax.tree.map(jnp.zeros_like, trainable), {name: tasks for name in self.objective.terms})
+
+    def _accumulate_fn(self, trainable, frozen, sums: Sums, batch, totals, step, index) -> Sums:
+        self.traces.append(f"accumulate {batch['inputs_BL'].shape} {batch['targets_BT'].shape}")
+        task_id_B = batch["task_id_B"]
+        rng = None
+        if self.objective.config.dropout_rate:
+            rng = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(self.objective.dropout_seed), step), index)
+
+        def loss_fn(trainable):
+            sums_B = loss_sums(self.objective, trainable, frozen, batch, rng)
+            weight_B = weights(self.objective, totals, task_id_B)
+            return sum(jnp.sum(weight_B[name] * sums_B[name]) for name in sums_B if name in weight_B), sums_B
+
+        grads, sums_B = jax.grad(loss_fn, has_aux=True)(trainable)
+        is_task_NB = jnp.arange(len(self.objective.group_N))[:, None] == task_id_B
+        by_task = {name: jnp.sum(jnp.where(is_task_NB, value_B, 0.0), axis=1) for name, value_B in sums_B.items()}
+        return jax.tree.map(jnp.add, sums, Sums(grads, by_task))
+
+    def _update_fn(self, state: TrainState, sums: Sums):
+        self.traces.append("update")
+        trainable, opt_state, norm_G, finite_G = self.optimizer.update(sums.grads, state.opt_state, state.trainable, state.step)
+        metrics = {**sums.by_task, "grad_norm": norm_G, "finite": finite_G}
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    def init(self, trainable: dict) -> TrainState:
+        """State before the first update."""
+        return TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
+
+    def __call__(self, state: TrainState, frozen: dict, batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update from a data.Batch. Returns the state and, still on the device, sums by task and gradient norms by group."""
+        totals = batch_totals(self.objective, batch, frozen, state.trainable)
+        sums = self._zeros(state.trainable)
+        for index, micro in enumerate(batch.micro):
+            sums = self._accumulate(state.trainable, frozen, sums, micro, totals, state.step, np.int32(index))
+        return self._update(state, sums)
+
+
+def batch_totals(objective: Objective, batch, frozen: dict, trainable: dict) -> dict[str, np.ndarray]:
+    """What each group's terms count over the whole batch: target tokens, encoder positions, rows with a sentence vector."""
+    num_groups = int(objective.group_N.max()) + 1
+    by_group = lambda values_N: np.bincount(objective.group_N, values_N, num_groups).astype(np.float32)  # noqa: E731
+    totals = {"target_tokens_G": by_group(batch.target_tokens_N)}
+    if objective.distillation:
+        positions_N = np.asarray(batch.input_tokens_N)
+        if objective.distillation.hidden_positions == "all":
+            positions_N = positions_N + batch.examples_N * trainable["bank/shared"].shape[1]
+        totals["encoder_positions_G"] = by_group(positions_N)
+    if objective.encoder_teaching:
+        rows = sum(int((np.abs(micro["embedding_BE"]).sum(axis=1) > 0).sum()) for micro in batch.micro)
+        totals["embedded_rows_G"] = np.full(num_groups, rows, np.float32)
+    return totals
+
+
+def make_bank(trainable: Mapping[str, jax.Array], group_N) -> PromptBank | None:
+    """The prompt bank in a trainable tree, or None if none trains."""
+    bank = _tree(trainable).get("bank")
+    return None if bank is None else bank_from(bank, group_N)
