@@ -1,29 +1,30 @@
-"""The table of tasks: what a task is, the rows that are known, and looking one up by name. No TensorFlow, no SeqIO."""
+"""The table of tasks: what a task is, the rows that are known, looking one up. No TensorFlow, no SeqIO."""
 
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from string import Formatter
 
+from tasks.errors import TaskError
+from tasks.scores import check_scores
+
 KINDS = ("file", "generated")
+FORMATS = ("jsonl", "tsv", "csv")
 NAME = re.compile(r"\w[\w.:#]*")  # what both SeqIO and a folder of the token cache accept as a name
-
-
-class TaskError(ValueError):
-    """Wrong input to a task; the text names the place, the value, the limit and what to change."""
 
 
 @dataclass(frozen=True)
 class Task:
     """One row of the table: where its rows come from, how they become text, how predictions are scored.
 
-    kind 'file': `files` and `format` say where. kind 'generated': `generate(split)` yields dicts, the same ones in
-    the same order at every call; `version` must change when they do, `packages` are the distributions they are
-    made of ('python' for the standard library). A generated dict holds the template's fields, or with no template
-    `inputs`; and `label` (index or text of `labels`), or the fields of `target`, or `targets`.
-    `embedding_size` E > 0: every dict also holds `embedding`, E floats. `tokens`: every dict holds `inputs_tokens`
-    and `targets_tokens`, lists of ids with the end mark where it is wanted, in place of text.
+    kind 'file': `files` and `format` say where. kind 'generated': `generate(split)` yields dicts, the same
+    ones in the same order at every call; `version` must change when they do, `packages` are the distributions
+    they are made of ('python' for the standard library). A generated dict holds the template's fields, or
+    with no template `inputs`; and `label` (index or text of `labels`), or the fields of `target`, or `targets`.
+    `embedding_size` E > 0: every dict also holds `embedding`, E floats. `tokens`: every dict holds
+    `inputs_tokens` and `targets_tokens`, lists of ids with the end mark where it is wanted, in place of text.
     Raises TaskError where these do not fit together.
     """
 
@@ -34,10 +35,11 @@ class Task:
     target: str | None = None
     labels: tuple[str, ...] | None = None
     score: str | tuple[str, ...] = "accuracy"
-    group: str = "user"  # 'source', 'target', 'pretrain' or 'user': how lists of tasks are grouped
+    group: str = "user"  # 'source', 'target', 'pretrain' or 'user': how a list of tasks is grouped
     description: str = ""
     files: Mapping[str, str] = field(default_factory=dict)  # split -> absolute path
-    format: str = ""  # 'jsonl', 'tsv' or 'csv'
+    format: str = ""
+    columns: tuple[str, ...] | None = None  # names of the columns of a TSV or CSV file without a header
     generate: Callable[[str], Iterable[dict]] | None = field(default=None, compare=False, repr=False)
     version: str = ""
     packages: tuple[str, ...] = ()
@@ -53,80 +55,91 @@ class Task:
             raise TaskError(f"task {self.name!r} has no split: give at least one, for example 'train'")
         if self.kind == "generated" and not (self.generate and self.version):
             raise TaskError(f"task {self.name!r}: a generated task needs both `generate` and `version`")
-        if self.kind == "file" and self.template is None:
-            raise TaskError(f"task {self.name!r}: `template` is missing, for example 'question: {{sentence}}'")
+        if self.kind == "file":
+            self._check_file()
         for text in (self.template, self.target):
             if text is not None:
                 template_fields(self.name, text)
-        self._check_targets()
+        if not self.tokens:
+            self._check_targets()
+            check_scores(self.name, self.scores, self.labels)
+
+    def _check_file(self):
+        if self.format not in FORMATS:
+            raise TaskError(f"task {self.name!r}: format {self.format!r} is none of {FORMATS}")
+        if self.template is None:
+            raise TaskError(f"task {self.name!r}: `template` is missing, e.g. 'question: {{sentence}}'")
+        if self.labels is None and self.target is None:
+            raise TaskError(f"task {self.name!r}: give `labels` (a list of words) or `target` (a template)")
 
     def _check_targets(self):
-        if self.tokens:
-            return
         if self.labels is not None and self.target is not None:
             raise TaskError(f"task {self.name!r} has both `labels` and `target`: give one of them")
-        if self.kind == "file" and self.labels is None and self.target is None:
-            raise TaskError(f"task {self.name!r}: give `labels` (a list of words) or `target` (a template)")
         if self.labels is None:
             return
         if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
             raise TaskError(f"task {self.name!r}: `labels` must be a list of texts, got {self.labels!r}")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
-            raise TaskError(f"task {self.name!r}: `labels` needs at least 2 different texts, got {self.labels!r}")
+            raise TaskError(f"task {self.name!r}: `labels` needs 2 or more different texts: {self.labels!r}")
         if any(label != label.strip() or not label for label in self.labels):
             raise TaskError(f"task {self.name!r}: a label is empty or has blanks at an end: {self.labels!r}")
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The names of the task's scores (keys of tasks.scores.SCORES)."""
+        """The names of the task's scores (keys of tasks.scores.SCORES); none for a task of tokens."""
+        if self.tokens:
+            return ()
         return (self.score,) if isinstance(self.score, str) else tuple(self.score)
 
 
-def template_fields(name: str, template: str) -> list[tuple[str, str | None]]:
-    """A template as [(literal text, field after it or None), ...]; raises TaskError if it is malformed."""
+@lru_cache
+def template_fields(name: str, template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template as ((literal text, field after it or None), ...). Raises TaskError if it is malformed."""
     try:
-        pieces = list(Formatter().parse(template))
+        pieces = tuple(Formatter().parse(template))
     except ValueError as error:
-        raise TaskError(f"task {name!r}: template {template!r}: {error}; write {{{{ for a brace") from error
+        raise TaskError(f"task {name!r}: template {template!r}: {error}; a brace is written twice") from error
     for _, key, spec, conversion in pieces:
         if key == "" or spec or conversion:
-            raise TaskError(f"task {name!r}: template {template!r}: only plain {{field}} is possible")
+            raise TaskError(f"task {name!r}: template {template!r}: only a plain {{field}} is possible")
     if all(key is None for _, key, _, _ in pieces):
         raise TaskError(f"task {name!r}: template {template!r} names no field, for example {{sentence}}")
-    return [(literal, key) for literal, key, _, _ in pieces]
+    return tuple((literal, key) for literal, key, _, _ in pieces)
 
 
 TABLE: dict[str, Task] = {}
 
 
 def add(task: Task, replace: bool = False) -> Task:
-    """Puts a task into TABLE. The same task again is fine (a module imported twice); another one under a name
-    that is taken raises TaskError unless `replace`."""
+    """Puts a task into TABLE.
+
+    The same task again is fine (a module imported twice); raises TaskError for another one under a name that is
+    taken, unless `replace`.
+    """
     old = TABLE.get(task.name)
     if old is not None and old != task and not replace:
-        changed = [key for key in vars(task) if key != "generate" and getattr(old, key) != getattr(task, key)]
+        key = next(key for key in vars(task) if key != "generate" and getattr(old, key) != getattr(task, key))
         raise TaskError(
-            f"task {task.name!r} is registered already with another {', '.join(changed)} "
-            f"({changed[0]}: {getattr(old, changed[0])!r}, now {getattr(task, changed[0])!r}): "
-            "choose another name or pass replace=True"
+            f"task {task.name!r} is registered already with another `{key}` ({getattr(old, key)!r}, now "
+            f"{getattr(task, key)!r}): choose another name or pass replace=True"
         )
     TABLE[task.name] = task
     return task
 
 
-def unknown(name: str, known: Iterable[str], what: str = "task") -> TaskError:
-    """The error for a name that is not known, with the nearest ones."""
+def unknown_name(name: str, known: Iterable[str]) -> TaskError:
+    """The error for a task that is not known, with the nearest names."""
     known = sorted(set(known))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    if not near:
-        near = known[:10]
-    hint = f"nearest: {', '.join(near)}" if near else "none is registered"
+    hint = (
+        f"the nearest names are {', '.join(near)}" if near else f"known are {', '.join(known[:12]) or 'none'}"
+    )
     return TaskError(
-        f"unknown {what} {name!r}; {hint}. Known tasks: `mpt-jax tasks`; tasks of your own: MIXTURE_OR_TASK_MODULE"
+        f"unknown task {name!r}: {hint}. `mpt-jax tasks` lists all; MIXTURE_OR_TASK_MODULE adds your own"
     )
 
 
-def check_split(task: Task, split: str) -> None:
+def check_split(name: str, split: str, splits: Iterable[str]) -> None:
     """Raises TaskError naming the splits there are if `split` is none of them."""
-    if split not in task.splits:
-        raise TaskError(f"task {task.name!r} has no split {split!r}, only {', '.join(task.splits)}")
+    if split not in splits:
+        raise TaskError(f"task {name!r} has no split {split!r}; it has {', '.join(splits)}")

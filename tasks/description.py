@@ -1,0 +1,97 @@
+"""What there is to say of one task: rows as the model sees them, lengths, cuts, labels, scores, origin."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+
+from tasks import seqio_tasks
+from tasks.scoring import main_score
+from tasks.sources import rows
+from tasks.table import TABLE
+
+END_MARK = 1  # every encoded text ends with EOS, which counts as a token
+
+
+def describe(
+    name: str,
+    encode: Callable[[str], Sequence[int]],
+    lengths: Mapping[str, int],
+    limit: int | None = None,
+    shown: int = 3,
+) -> dict:
+    """A task as JSON-able values, for `mpt-jax tasks NAME`.
+
+    `encode` turns text into ids without EOS; `lengths` are TASK_FEATURE_LENGTHS ({'inputs': …, 'targets': …});
+    at most `limit` rows of each split are read (None: all) and `shown` of the first split are given whole.
+    `splits`: split -> {rows, complete, labels: {label: rows}, inputs and targets: {median, p95, max, limit, cut}}
+    with lengths in tokens, EOS included. Raises TaskError as `rows` does.
+    """
+    task = TABLE.get(name)
+    splits = task.splits if task else seqio_tasks.get(name).splits
+    measured = {split: _measure(name, split, encode, lengths, limit) for split in splits}
+    found = {
+        "name": name,
+        "kind": task.kind if task else "seqio",
+        "group": task.group if task else "user",
+        "description": task.description if task else "",
+        "template": task.template if task else None,
+        "target": task.target if task else None,
+        "labels": list(task.labels) if task and task.labels else None,
+        "scores": list(task.scores) if task else [_name(f) for f in seqio_tasks.get(name).predict_metric_fns],
+        "main_score": None if task and task.tokens else main_score(name),
+        "source": _origin(name),
+        "splits": measured,
+        "examples": [_short(row) for row in islice(rows(name, splits[0]), shown)],
+    }
+    return found
+
+
+def _name(function: Callable) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _origin(name: str) -> dict[str, str]:
+    """Split -> where its rows come from, in words."""
+    task = TABLE.get(name)
+    if task is None:
+        seqio_task = seqio_tasks.get(name)
+        return {split: str(seqio_task.source) for split in seqio_task.splits}
+    if task.kind == "file":
+        return dict(task.files)
+    origin = f"generated from {', '.join(task.packages) or 'nothing else'} (version {task.version})"
+    return {split: origin for split in task.splits}
+
+
+def _short(row: Mapping) -> dict:
+    return {key: value for key, value in row.items() if key != "embedding"}
+
+
+def _measure(name: str, split: str, encode: Callable, lengths: Mapping[str, int], limit: int | None) -> dict:
+    task = TABLE.get(name)
+    sizes: dict[str, list[int]] = {"inputs": [], "targets": []}
+    labels: Counter[str] = Counter()
+    source = rows(name, split)
+    for row in islice(source, limit):
+        for key in sizes:
+            tokens = row.get(f"{key}_tokens")
+            sizes[key].append(len(encode(row[key])) + END_MARK if tokens is None else len(tokens))
+        if task and task.labels:
+            labels[row["targets"]] += 1
+    return {
+        "rows": len(sizes["inputs"]),
+        "complete": next(source, None) is None,
+        "labels": {label: labels[label] for label in task.labels} if task and task.labels else {},
+        **{key: _lengths(np.asarray(values), lengths.get(key)) for key, values in sizes.items()},
+    }
+
+
+def _lengths(sizes: np.ndarray, limit: int | None) -> dict:
+    return {
+        "median": float(np.median(sizes)),
+        "p95": float(np.percentile(sizes, 95)),
+        "max": int(sizes.max()),
+        "limit": limit,
+        "cut": 0 if limit is None else int((sizes > limit).sum()),
+    }

@@ -1,0 +1,205 @@
+"""Names to tasks: a user's module, mixtures, and the way of a task of the table into SeqIO's registry.
+
+SeqIO and TensorFlow are imported inside functions only.
+"""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import seqio_tasks
+from tasks.errors import TaskError
+from tasks.scoring import scorer
+from tasks.sources import rows
+from tasks.table import TABLE, Task, unknown_name
+
+if TYPE_CHECKING:
+    import seqio
+    import tensorflow as tf
+
+
+def import_module(module: str | None) -> None:
+    """Imports MIXTURE_OR_TASK_MODULE: a dotted name (the current folder counts) or the path of a .py file.
+
+    None does nothing; the same module again does nothing. Raises TaskError if there is no such module; errors
+    inside the module come out as they are.
+    """
+    if not module:
+        return
+    if module.endswith(".py"):
+        _import_file(Path(module).expanduser().resolve())
+        return
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        raise TaskError(
+            f"MIXTURE_OR_TASK_MODULE: there is no module {module!r} (looked in {os.getcwd()} and the installed "
+            "packages): give a dotted name or the path of a .py file"
+        ) from error
+
+
+def _import_file(path: Path) -> None:
+    if not path.is_file():
+        raise TaskError(f"MIXTURE_OR_TASK_MODULE: there is no file {path}")
+    name = f"mpt_task_module_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[str, ...]:
+    """Task names for names of tasks and SeqIO mixtures, each once, in order; one name may come as it is.
+
+    `cached` are names whose token cache stands in for their registration. Raises TaskError with the nearest names
+    for an unknown one.
+    """
+    seqio_names, mixtures = seqio_tasks.names()
+    found: dict[str, None] = {}
+    for name in (names,) if isinstance(names, str) else names:
+        if name in TABLE or name in seqio_names or name in cached:
+            found[name] = None
+        elif name in mixtures:
+            found |= dict.fromkeys(seqio_tasks.mixture_tasks(name))
+        else:
+            raise unknown_name(name, [*TABLE, *seqio_names, *mixtures, *cached])
+    return tuple(found)
+
+
+def register(name: str, vocabulary: "seqio.Vocabulary") -> "seqio.Task":
+    """The SeqIO task of a name, with features `inputs` and `targets` in the vocabulary's ids.
+
+    A task of the table is put into SeqIO's registry, again if it or the vocabulary has changed since. Its datasets
+    also hold inputs_pretokenized, targets_pretokenized, `row_json` (the row's other fields) and, if the task has
+    it, `embedding` (float32 [E]); a task of tokens holds its own ids as they are. An ordinary SeqIO task is
+    returned as it is. Raises TaskError for an unknown name and for a name of the table taken in SeqIO.
+    """
+    import seqio
+
+    task = TABLE.get(name)
+    if task is None:
+        return seqio_tasks.get(name)
+    source_class = _source_class()
+    if name in seqio.TaskRegistry.names():
+        there = seqio.TaskRegistry.get(name)
+        if not isinstance(there.source, source_class):
+            raise TaskError(
+                f"task {name!r} is in the table and also added to SeqIO by other code: rename one"
+            )
+        if there.source.task == task and there.output_features["inputs"].vocabulary == vocabulary:
+            return there
+        seqio.TaskRegistry.remove(name)
+    feature = seqio.Feature(vocabulary, add_eos=True)
+    steps = [
+        functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=True),
+        seqio.preprocessors.append_eos,
+    ]
+
+    def scores(targets, predictions):
+        return scorer(name)(targets, predictions)
+
+    return seqio.TaskRegistry.add(
+        name,
+        source=source_class(task),
+        preprocessors=[] if task.tokens else steps,
+        output_features={"inputs": feature, "targets": feature},
+        postprocess_fn=_row_or_text,
+        metric_fns=[] if task.tokens else [scores],
+    )
+
+
+def _row_or_text(text: str, example: dict | None = None, is_target: bool = False) -> Any:
+    """SeqIO's postprocessing for tasks of the table: their scores take rows and predicted texts."""
+    return seqio_tasks.row_of_example(example) if is_target else text
+
+
+@functools.lru_cache
+def _source_class() -> type:
+    """SeqIO's data source over `rows` of a task; defined here since SeqIO may not be imported earlier."""
+    import seqio
+    import tensorflow as tf
+
+    class TableSource(seqio.FunctionDataSource):
+        def __init__(self, task: Task):
+            self.task = task
+            self.error: TaskError | None = None  # TensorFlow would turn it into a text of its own
+            super().__init__(self._dataset, splits=task.splits)
+
+        def _dataset(self, split: str, shuffle_files: bool = False, seed: int | None = None):
+            return tf.data.Dataset.from_generator(
+                functools.partial(self._examples, split), output_signature=_signature(self.task, tf)
+            )
+
+        def _examples(self, split: str) -> Iterator[dict]:
+            self.error = None
+            try:
+                for row in rows(self.task.name, split):
+                    yield _example(self.task, row)
+            except TaskError as error:
+                self.error = error
+                raise
+
+        def num_input_examples(self, split: str) -> int:
+            return sum(1 for _ in rows(self.task.name, split))
+
+    return TableSource
+
+
+def _signature(task: Task, tf: Any) -> dict:
+    shape, dtype = ([None], tf.int32) if task.tokens else ([], tf.string)
+    signature = {key: tf.TensorSpec(shape, dtype) for key in ("inputs", "targets")}
+    signature[seqio_tasks.ROW_FIELD] = tf.TensorSpec([], tf.string)
+    if task.embedding_size:
+        signature["embedding"] = tf.TensorSpec([task.embedding_size], tf.float32)
+    return signature
+
+
+def _example(task: Task, row: dict) -> dict:
+    row = dict(row)
+    suffix = "_tokens" if task.tokens else ""
+    example = {key: row.pop(key + suffix) for key in ("inputs", "targets")}
+    if task.embedding_size:
+        example["embedding"] = row.pop("embedding")
+    try:
+        example[seqio_tasks.ROW_FIELD] = json.dumps(row, ensure_ascii=False)
+    except TypeError as error:
+        raise TaskError(f"task {task.name!r}: a row's fields must be JSON values: {error}") from error
+    return example
+
+
+def examples(task: "seqio.Task", dataset: "tf.data.Dataset") -> Iterator[dict]:
+    """The examples of a dataset of a registered task, as NumPy values.
+
+    A bad row raises the TaskError that names it; iterating the dataset itself raises TensorFlow's error about it.
+    """
+    import tensorflow as tf
+
+    iterator = dataset.as_numpy_iterator()
+    while True:
+        try:
+            example = next(iterator, None)
+        except tf.errors.OpError as error:
+            cause = getattr(task.source, "error", None)
+            if cause is None:
+                raise
+            raise cause from error
+        if example is None:
+            return
+        yield example

@@ -1,0 +1,220 @@
+"""The scores of tasks, in percent (0 to 100), from texts: golds, predictions and, where there are any, labels.
+
+Every function takes `golds` (for each row the list of texts that are right), `predictions` (a text for each row)
+and `labels` (the task's label words or None), and returns {score name: percent}.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tasks.errors import TaskError
+
+Golds = Sequence[Sequence[str]]
+Labels = tuple[str, ...] | None
+NOT_A_NUMBER = (
+    -1.0
+)  # what a prediction that is no number counts as; as T5 does (t5/evaluation/postprocessors)
+
+
+def accuracy(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Share of predictions that are one of the right texts, blanks at the ends aside."""
+    return {"accuracy": _share(_hits(golds, predictions))}
+
+
+def exact_match(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """As accuracy, under the name that extraction and generation use; nothing is normalised (see squad)."""
+    return {"exact_match": _share(_hits(golds, predictions))}
+
+
+def f1(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """F1 of the second of two labels; a prediction that is no label counts as the wrong one of the two."""
+    from sklearn.metrics import f1_score
+
+    true, predicted = binary_indices(golds, predictions, labels)
+    return {"f1": 100.0 * float(f1_score(true, predicted, zero_division=0.0))}
+
+
+def macro_f1(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Mean over the labels of each label's F1; a label that occurs nowhere has F1 0, as in T5."""
+    from sklearn.metrics import f1_score
+
+    true, predicted = label_indices(golds, predictions, labels)
+    value = f1_score(true, predicted, labels=range(len(labels)), average="macro", zero_division=0.0)
+    return {"macro_f1": 100.0 * float(value)}
+
+
+def matthews(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Matthews correlation; of two labels a prediction that is none counts as the wrong one, of more as one more."""
+    from sklearn.metrics import matthews_corrcoef
+
+    indices = binary_indices if len(labels) == 2 else label_indices
+    return {"matthews": 100.0 * float(matthews_corrcoef(*indices(golds, predictions, labels)))}
+
+
+def pearson(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Pearson correlation of numbers; 0 where one side is constant; a prediction that is no number is -1."""
+    from scipy.stats import pearsonr
+
+    return {"pearson": _correlation(pearsonr, golds, predictions)}
+
+
+def spearman(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Spearman rank correlation of numbers; 0 where one side is constant; no number is -1."""
+    from scipy.stats import spearmanr
+
+    return {"spearman": _correlation(spearmanr, golds, predictions)}
+
+
+def squad(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """SQuAD 1.1's exact match and word F1, best over the right answers, on normalised text."""
+    exact, overlap = 0.0, 0.0
+    for answers, prediction in zip(golds, predictions, strict=True):
+        words = normalise_answer(prediction).split()
+        rights = [normalise_answer(answer).split() for answer in answers]
+        exact += max(float(right == words) for right in rights)
+        overlap += max(word_f1(right, words) for right in rights)
+    return {"em": 100.0 * exact / len(golds), "f1": 100.0 * overlap / len(golds)}
+
+
+def bleu(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Corpus BLEU of sacrebleu with its own settings (13a words, exponential smoothing), several references."""
+    from sacrebleu import corpus_bleu
+
+    return {"bleu": corpus_bleu(list(predictions), _streams(golds)).score}
+
+
+def chrf(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Corpus chrF2 of sacrebleu with its own settings, several references."""
+    from sacrebleu import corpus_chrf
+
+    return {"chrf": corpus_chrf(list(predictions), _streams(golds)).score}
+
+
+def ter(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Corpus translation edit rate of sacrebleu: lower is better, may pass 100."""
+    from sacrebleu import corpus_ter
+
+    return {"ter": corpus_ter(list(predictions), _streams(golds)).score}
+
+
+def rouge_l(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
+    """Mean ROUGE-L F of rouge-score without stemming, best over the references."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    pairs = zip(golds, predictions, strict=True)
+    values = [scorer.score_multi(list(right), text)["rougeL"].fmeasure for right, text in pairs]
+    return {"rouge_l": 100.0 * sum(values) / len(values)}
+
+
+class Score(NamedTuple):
+    """A row of SCORES: the function, the names it returns, what it needs, and whether higher is better."""
+
+    function: Callable[[Golds, Sequence[str], Labels], dict[str, float]]
+    keys: tuple[str, ...]
+    needs: str = ""  # '', 'labels', 'two labels' or 'numbers'
+    higher_is_better: bool = True
+
+
+SCORES = {
+    "accuracy": Score(accuracy, ("accuracy",)),
+    "exact_match": Score(exact_match, ("exact_match",)),
+    "f1": Score(f1, ("f1",), "two labels"),
+    "macro_f1": Score(macro_f1, ("macro_f1",), "labels"),
+    "matthews": Score(matthews, ("matthews",), "labels"),
+    "pearson": Score(pearson, ("pearson",), "numbers"),
+    "spearman": Score(spearman, ("spearman",), "numbers"),
+    "squad": Score(squad, ("em", "f1")),
+    "bleu": Score(bleu, ("bleu",)),
+    "chrf": Score(chrf, ("chrf",)),
+    "ter": Score(ter, ("ter",), higher_is_better=False),
+    "rouge_l": Score(rouge_l, ("rouge_l",)),
+}
+
+
+def check_scores(name: str, scores: Sequence[str], labels: Labels) -> None:
+    """Raises TaskError if a task's scores are unknown, clash, or need labels that the task has not."""
+    for score in scores:
+        if score not in SCORES:
+            raise TaskError(f"task {name!r}: unknown score {score!r}; there are {', '.join(SCORES)}")
+        needs = SCORES[score].needs
+        if needs in ("labels", "two labels") and labels is None:
+            raise TaskError(f"task {name!r}: score {score!r} needs `labels`; without them try 'exact_match'")
+        if needs == "two labels" and len(labels) != 2:
+            raise TaskError(
+                f"task {name!r}: score {score!r} needs 2 labels, not {len(labels)}: try 'macro_f1'"
+            )
+    keys = [key for score in scores for key in SCORES[score].keys]
+    if len(set(keys)) != len(keys):
+        raise TaskError(f"task {name!r}: two of its scores {tuple(scores)} share a name: {', '.join(keys)}")
+    if not any(SCORES[score].higher_is_better for score in scores):
+        raise TaskError(
+            f"task {name!r}: its scores {tuple(scores)} choose no checkpoint: add one where higher is better"
+        )
+
+
+def label_indices(
+    golds: Golds, predictions: Sequence[str], labels: tuple[str, ...]
+) -> tuple[list[int], list[int]]:
+    """(true, predicted) indices into labels; -1 for a prediction that is no label."""
+    index = {label: i for i, label in enumerate(labels)}
+    return [index[right[0]] for right in golds], [index.get(text.strip(), -1) for text in predictions]
+
+
+def binary_indices(
+    golds: Golds, predictions: Sequence[str], labels: tuple[str, ...]
+) -> tuple[list[int], list[int]]:
+    """As label_indices for two labels, with a prediction that is none turned into the wrong one of the two."""
+    true, predicted = label_indices(golds, predictions, labels)
+    return true, [1 - t if p < 0 else p for t, p in zip(true, predicted, strict=True)]
+
+
+def number(text: str) -> float | None:
+    """The finite number that a text is, or None."""
+    try:
+        value = float(text.strip())
+    except ValueError:
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without punctuation, the words a, an, the, and needless blanks (SQuAD 1.1's own rule)."""
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def word_f1(right: Sequence[str], words: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of the words, counted with repetition; in 0..1."""
+    shared = sum((Counter(right) & Counter(words)).values())
+    return 2.0 * shared / (len(right) + len(words)) if shared else 0.0
+
+
+def _hits(golds: Golds, predictions: Sequence[str]) -> list[bool]:
+    pairs = zip(golds, predictions, strict=True)
+    return [text.strip() in {answer.strip() for answer in right} for right, text in pairs]
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return 100.0 * sum(hits) / len(hits)
+
+
+def _correlation(function: Callable, golds: Golds, predictions: Sequence[str]) -> float:
+    true = [number(right[0]) for right in golds]
+    if None in true:
+        row = true.index(None)
+        raise TaskError(f"row {row}: the target {golds[row][0]!r} is no number, which a correlation needs")
+    predicted = [number(text) for text in predictions]
+    predicted = [NOT_A_NUMBER if value is None else value for value in predicted]
+    if len(set(true)) < 2 or len(set(predicted)) < 2:
+        return 0.0
+    return 100.0 * float(function(true, predicted).statistic)
+
+
+def _streams(golds: Golds) -> list[list[str | None]]:
+    """References as sacrebleu wants them: the n-th of every row together, None where a row has fewer."""
+    most = max(len(right) for right in golds)
+    return [[right[n] if n < len(right) else None for right in golds] for n in range(most)]

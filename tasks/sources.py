@@ -1,0 +1,96 @@
+"""The rows of a task of the table, and everything that went into them (which keys the token cache)."""
+
+import functools
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+
+from tasks import seqio_tasks
+from tasks.errors import TaskError
+from tasks.files import read_records
+from tasks.rendering import render
+from tasks.table import TABLE, Task, check_split
+
+ROW_FORMAT = 1  # raise it when the same records are to become other rows
+
+
+def rows(name: str, split: str) -> Iterator[dict]:
+    """The rows of a split in order: `inputs` and `targets` text and the record's own fields.
+
+    A task of the table needs no TensorFlow; an ordinary SeqIO task is read through SeqIO. Raises TaskError for an
+    unknown name or split at once, for bad rows when they are reached.
+    """
+    task = TABLE.get(name)
+    if task is None:
+        return seqio_tasks.seqio_rows(name, split)
+    check_split(name, split, task.splits)
+    return (render(task, record, where) for where, record in _records(task, split))
+
+
+def _records(task: Task, split: str) -> Iterator[tuple[str, dict]]:
+    if task.kind == "file":
+        yield from read_records(task.files[split], task.format, task.columns)
+        return
+    number = -1
+    for number, record in enumerate(task.generate(split)):
+        yield f"task {task.name!r} split {split!r} row {number}", record
+    if number < 0:
+        raise TaskError(f"task {task.name!r} split {split!r}: the generator gave no row")
+
+
+def ingredients(name: str, split: str) -> dict:
+    """Everything that decides the rows of a split, as JSON-able values; equal ingredients give equal rows.
+
+    Files count by their bytes, not by their path. For an ordinary SeqIO task see `seqio_ingredients`.
+    """
+    task = TABLE.get(name)
+    if task is None:
+        return seqio_tasks.seqio_ingredients(name, split)
+    check_split(name, split, task.splits)
+    found = {
+        "name": name,
+        "split": split,
+        "kind": task.kind,
+        "row_format": ROW_FORMAT,
+        "template": task.template,
+        "target": task.target,
+        "labels": None if task.labels is None else list(task.labels),
+        "embedding_size": task.embedding_size,
+        "tokens": task.tokens,
+    }
+    if task.kind == "file":
+        columns = None if task.columns is None else list(task.columns)
+        return found | {"format": task.format, "columns": columns, "file": file_digest(task.files[split])}
+    return found | {
+        "version": task.version,
+        "packages": {package: version(package) for package in task.packages},
+    }
+
+
+def version(package: str) -> str:
+    """The version of an installed distribution, or of Python for 'python'. Raises TaskError if it is missing."""
+    if package == "python":
+        return platform.python_version()
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        raise TaskError(
+            f"package {package!r} is not installed, and the task's rows are made of it"
+        ) from error
+
+
+def file_digest(path: str) -> dict:
+    """{'bytes': size, 'sha256': hex} of a file. Raises TaskError if it is missing."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise TaskError(f"{path}: there is no such file: correct `files` of the task") from error
+    return {"bytes": status.st_size, "sha256": _sha256(str(path), status.st_size, status.st_mtime_ns)}
+
+
+@functools.lru_cache
+def _sha256(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
