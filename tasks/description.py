@@ -23,10 +23,10 @@ def describe(
 ) -> dict:
     """A task as JSON-able values, for `mpt-jax tasks NAME`.
 
-    `encode` turns text into ids without EOS; `lengths` are TASK_FEATURE_LENGTHS ({'inputs': …, 'targets': …});
-    at most `limit` rows of each split are read (None: all) and `shown` of the first split are given whole.
-    `splits`: split -> {rows, complete, labels: {label: rows}, inputs and targets: {median, p95, max, limit, cut}}
-    with lengths in tokens, EOS included. Raises TaskError as `rows` does.
+    `encode` turns text into ids without EOS; `lengths` are TASK_FEATURE_LENGTHS ({'inputs': …, 'targets':
+    …}); at most `limit` rows of each split are read (None: all) and `shown` of the first split are given
+    whole. `splits`: split -> {rows, complete, labels: {label: rows}, inputs and targets: {median, p95, max,
+    limit, cut}} with lengths in tokens, EOS included. Raises TaskError as `rows` does.
     """
     task = TABLE.get(name)
     splits = task.splits if task else seqio_tasks.get(name).splits

@@ -16,12 +16,12 @@ def jsonl(name: str, files: Mapping[str, str | Path], template: str, **settings)
 
 
 def tsv(name: str, files: Mapping[str, str | Path], template: str, **settings) -> Task:
-    """Adds a task whose rows are tab-separated (first line: names; no quoting); settings as in `file_task`."""
+    """Adds a task of tab-separated rows (first line: names; no quoting); settings as in `file_task`."""
     return file_task("tsv", _caller_folder(), name, files, template, **settings)
 
 
 def csv(name: str, files: Mapping[str, str | Path], template: str, **settings) -> Task:
-    """Adds a task whose rows are comma-separated (first line: names; "quoted"); settings as in `file_task`."""
+    """Adds a task of comma-separated rows (first line: names; "quoted"); settings as in `file_task`."""
     return file_task("csv", _caller_folder(), name, files, template, **settings)
 
 
@@ -42,9 +42,10 @@ def file_task(
 ) -> Task:
     """Adds a task over files to the table: split -> path, relative to `folder` if it is there, else to here.
 
-    `template` and `target` name fields of a row in braces; instead of `target`, `labels` lists the words that the
-    row's `label` (an index, or one of the words) means. `columns` names the columns where the first line does
-    not. Files are read when rows are asked for. Raises TaskError where the settings do not fit together.
+    `template` and `target` name fields of a row in braces; instead of `target`, `labels` lists the words
+    that the row's `label` (an index, or one of the words) means. `columns` names the columns where the first
+    line does not. Files are read when rows are asked for. Raises TaskError where the settings do not fit
+    together.
     """
     if not isinstance(files, Mapping):
         raise TaskError(f"task {name!r}: `files` must be like {{'train': 'train.{format}'}}, got {files!r}")

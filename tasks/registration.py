@@ -44,8 +44,8 @@ def import_module(module: str | None) -> None:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
         raise TaskError(
-            f"MIXTURE_OR_TASK_MODULE: there is no module {module!r} (looked in {os.getcwd()} and the installed "
-            "packages): give a dotted name or the path of a .py file"
+            f"MIXTURE_OR_TASK_MODULE: there is no module {module!r} (looked in {os.getcwd()} and the "
+            "installed packages): give a dotted name or the path of a .py file"
         ) from error
 
 
@@ -68,8 +68,8 @@ def _import_file(path: Path) -> None:
 def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[str, ...]:
     """Task names for names of tasks and SeqIO mixtures, each once, in order; one name may come as it is.
 
-    `cached` are names whose token cache stands in for their registration. Raises TaskError with the nearest names
-    for an unknown one.
+    `cached` are names whose token cache stands in for their registration. Raises TaskError with the nearest
+    names for an unknown one.
     """
     seqio_names, mixtures = seqio_tasks.names()
     found: dict[str, None] = {}
@@ -86,10 +86,11 @@ def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[st
 def register(name: str, vocabulary: "seqio.Vocabulary") -> "seqio.Task":
     """The SeqIO task of a name, with features `inputs` and `targets` in the vocabulary's ids.
 
-    A task of the table is put into SeqIO's registry, again if it or the vocabulary has changed since. Its datasets
-    also hold inputs_pretokenized, targets_pretokenized, `row_json` (the row's other fields) and, if the task has
-    it, `embedding` (float32 [E]); a task of tokens holds its own ids as they are. An ordinary SeqIO task is
-    returned as it is. Raises TaskError for an unknown name and for a name of the table taken in SeqIO.
+    A task of the table is put into SeqIO's registry, again if it or the vocabulary has changed since. Its
+    datasets also hold inputs_pretokenized, targets_pretokenized, `row_json` (the row's other fields) and, if
+    the task has it, `embedding` (float32 [E]); a task of tokens holds its own ids as they are. An ordinary
+    SeqIO task is returned as it is. Raises TaskError for an unknown name and for a name of the table taken
+    in SeqIO.
     """
     import seqio
 
@@ -187,7 +188,8 @@ def _example(task: Task, row: dict) -> dict:
 def examples(task: "seqio.Task", dataset: "tf.data.Dataset") -> Iterator[dict]:
     """The examples of a dataset of a registered task, as NumPy values.
 
-    A bad row raises the TaskError that names it; iterating the dataset itself raises TensorFlow's error about it.
+    A bad row raises the TaskError that names it; iterating the dataset itself raises TensorFlow's error
+    about it.
     """
     import tensorflow as tf
 

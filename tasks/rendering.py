@@ -74,7 +74,7 @@ def _text(task: Task, record: Mapping, key: str, needed_by: str, where: str) -> 
 
 
 def label_index(task: Task, record: Mapping, where: str) -> int:
-    """The index into the task's labels of a record's `label`: a label's text, or an index as number or digits."""
+    """The index into the labels that a record's `label` means: a label, else a number or its digits."""
     labels = task.labels
     if "label" not in record:
         raise TaskError(

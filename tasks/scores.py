@@ -1,7 +1,7 @@
-"""The scores of tasks, in percent (0 to 100), from texts: golds, predictions and, where there are any, labels.
+"""The scores of tasks, in percent (0 to 100), from texts: golds, predictions and labels.
 
-Every function takes `golds` (for each row the list of texts that are right), `predictions` (a text for each row)
-and `labels` (the task's label words or None), and returns {score name: percent}.
+Every function takes `golds` (for each row the list of texts that are right), `predictions` (a text for each
+row) and `labels` (the task's label words or None), and returns {score name: percent}.
 """
 
 import re
@@ -47,7 +47,7 @@ def macro_f1(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[s
 
 
 def matthews(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
-    """Matthews correlation; of two labels a prediction that is none counts as the wrong one, of more as one more."""
+    """Matthews correlation; a prediction that is no label is the wrong one of two, one more of several."""
     from sklearn.metrics import matthews_corrcoef
 
     indices = binary_indices if len(labels) == 2 else label_indices
@@ -80,7 +80,7 @@ def squad(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str,
 
 
 def bleu(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
-    """Corpus BLEU of sacrebleu with its own settings (13a words, exponential smoothing), several references."""
+    """Corpus BLEU of sacrebleu with its own settings (13a words, exponential smoothing); many references."""
     from sacrebleu import corpus_bleu
 
     return {"bleu": corpus_bleu(list(predictions), _streams(golds)).score}
@@ -167,7 +167,7 @@ def label_indices(
 def binary_indices(
     golds: Golds, predictions: Sequence[str], labels: tuple[str, ...]
 ) -> tuple[list[int], list[int]]:
-    """As label_indices for two labels, with a prediction that is none turned into the wrong one of the two."""
+    """As label_indices for two labels; a prediction that is none becomes the wrong one of the two."""
     true, predicted = label_indices(golds, predictions, labels)
     return true, [1 - t if p < 0 else p for t, p in zip(true, predicted, strict=True)]
 

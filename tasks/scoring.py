@@ -15,10 +15,11 @@ Scorer = Callable[[Sequence[Mapping], Sequence[str]], dict[str, float]]
 def scorer(name: str) -> Scorer:
     """The function (rows, predictions) -> {score: percent} of a task.
 
-    Rows are those of `tasks.rows` or of the token cache. Several scores come with their `average` (those where
-    higher is better); tasks with labels or numbers with `invalid`, the percentage of predictions that are none.
-    An ordinary SeqIO task's postprocess_fn and metric_fns give the numbers, as they are, and `average`.
-    Raises TaskError for an unknown task, one without scores, no rows, or unequal numbers of rows and predictions.
+    Rows are those of `tasks.rows` or of the token cache. Several scores come with their `average` (those
+    where higher is better); tasks with labels or numbers with `invalid`, the percentage of predictions that
+    are none. An ordinary SeqIO task's postprocess_fn and metric_fns give the numbers, as they are, and
+    `average`. Raises TaskError for an unknown task, one without scores, no rows, or unequal numbers of rows
+    and predictions.
     """
     task = TABLE.get(name)
     if task is None:
@@ -41,8 +42,7 @@ def main_score(name: str) -> str:
 
 
 def references(row: Mapping) -> list[str]:
-    """The texts that are right for a row: its `answers` or `references` (a list, or SQuAD's {'text': list}) if it
-    has such, else its target."""
+    """The right texts of a row: `answers` or `references` (a list or SQuAD's {'text': list}), else the target."""
     for key in ("answers", "references"):
         found = row.get(key)
         if isinstance(found, Mapping):
@@ -86,8 +86,8 @@ def _seqio_scorer(name: str) -> Scorer:
     task = seqio_tasks.get(name)
     if not task.predict_metric_fns:
         raise TaskError(
-            f"SeqIO task {name!r} has no metric function of (targets, predictions), so its predictions cannot be "
-            "scored: give it `metric_fns`"
+            f"SeqIO task {name!r} has no metric function of (targets, predictions), so its predictions "
+            "cannot be scored: give it `metric_fns`"
         )
     unused = [function for function in task.metric_fns if function not in task.predict_metric_fns]
     if unused or len(task.metric_objs) > len(task.metric_fns):
@@ -125,7 +125,8 @@ def _checked(name: str, score: Scorer) -> Scorer:
     def checked(rows: Sequence[Mapping], predictions: Sequence[str]) -> dict[str, float]:
         if len(rows) != len(predictions) or not len(rows):
             raise TaskError(
-                f"task {name!r}: {len(rows)} rows and {len(predictions)} predictions: one for each of 1 or more rows"
+                f"task {name!r}: {len(rows)} rows and {len(predictions)} predictions: "
+                "one for each of 1 or more rows is needed"
             )
         return score(rows, predictions)
 

@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
 
 
 def numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers in what a metric function returned (plain or SeqIO's Scalar); texts and images are left out."""
+    """The numbers that a metric function returned (plain or SeqIO's Scalar), without texts and images."""
     plain = {key: getattr(value, "value", value) for key, value in found.items()}
     return {key: float(value) for key, value in plain.items() if np.isscalar(value) and np.isreal(value)}
 
@@ -123,9 +123,9 @@ def numbers(found: Mapping[str, Any]) -> dict[str, float]:
 def seqio_ingredients(name: str, split: str) -> dict:
     """What decides the rows of an ordinary SeqIO task, as far as it can be seen from outside.
 
-    The source's settings and files, the source text of its functions and preprocessors with their bound values,
-    versions. Not seen: what those functions call or read themselves, so such a change needs a new task name or
-    an emptied cache.
+    The source's settings and files, the source text of its functions and preprocessors with their bound
+    values, versions. Not seen: what those functions call or read themselves, so such a change needs a new
+    task name or an emptied cache.
     """
     task = get(name)
     check_split(name, split, task.splits)

@@ -19,8 +19,8 @@ ROW_FORMAT = 1  # raise it when the same records are to become other rows
 def rows(name: str, split: str) -> Iterator[dict]:
     """The rows of a split in order: `inputs` and `targets` text and the record's own fields.
 
-    A task of the table needs no TensorFlow; an ordinary SeqIO task is read through SeqIO. Raises TaskError for an
-    unknown name or split at once, for bad rows when they are reached.
+    A task of the table needs no TensorFlow; an ordinary SeqIO task is read through SeqIO. Raises TaskError
+    for an unknown name or split at once, for bad rows when they are reached.
     """
     task = TABLE.get(name)
     if task is None:
@@ -70,7 +70,7 @@ def ingredients(name: str, split: str) -> dict:
 
 
 def version(package: str) -> str:
-    """The version of an installed distribution, or of Python for 'python'. Raises TaskError if it is missing."""
+    """The version of a distribution, or of Python for 'python'. Raises TaskError if it is not installed."""
     if package == "python":
         return platform.python_version()
     try:

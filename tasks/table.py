@@ -20,12 +20,12 @@ class Task:
     """One row of the table: where its rows come from, how they become text, how predictions are scored.
 
     kind 'file': `files` and `format` say where. kind 'generated': `generate(split)` yields dicts, the same
-    ones in the same order at every call; `version` must change when they do, `packages` are the distributions
-    they are made of ('python' for the standard library). A generated dict holds the template's fields, or
-    with no template `inputs`; and `label` (index or text of `labels`), or the fields of `target`, or `targets`.
-    `embedding_size` E > 0: every dict also holds `embedding`, E floats. `tokens`: every dict holds
-    `inputs_tokens` and `targets_tokens`, lists of ids with the end mark where it is wanted, in place of text.
-    Raises TaskError where these do not fit together.
+    ones in the same order at every call; `version` must change when they do, `packages` are the
+    distributions they are made of ('python' for the standard library). A generated dict holds the template's
+    fields, or with no template `inputs`; and `label` (index or text of `labels`), or the fields of `target`,
+    or `targets`. `embedding_size` E > 0: every dict also holds `embedding`, E floats. `tokens`: every dict
+    holds `inputs_tokens` and `targets_tokens`, lists of ids with the end mark where it is wanted, in place
+    of text. Raises TaskError where these do not fit together.
     """
 
     name: str
@@ -113,8 +113,8 @@ TABLE: dict[str, Task] = {}
 def add(task: Task, replace: bool = False) -> Task:
     """Puts a task into TABLE.
 
-    The same task again is fine (a module imported twice); raises TaskError for another one under a name that is
-    taken, unless `replace`.
+    The same task again is fine (a module imported twice); raises TaskError for another one under a name that
+    is taken, unless `replace`.
     """
     old = TABLE.get(task.name)
     if old is not None and old != task and not replace:
