@@ -25,8 +25,9 @@ FLOAT_TYPES = {
 class LazyArray:
     """An array in a file.
 
-    shape and dtype are those in the file, after a transposition that the name rules ask for. `fill(out, index)`
-    reads the part `index` into `out`, converting to the type of `out`. `source` names file and array in messages.
+    shape and dtype are those in the file, after a transposition that the name rules ask for. `fill(out,
+    index)` reads the part `index` into `out`, converting to the type of `out`. `source` names file and array
+    in messages.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +45,9 @@ class LazyArray:
 
     def transposed(self) -> "LazyArray":
         """The same array with its axes reversed."""
-        return LazyArray(self.shape[::-1], self.dtype, self.source, lambda out, index: self.fill(out.T, index[::-1]))
+        return LazyArray(
+            self.shape[::-1], self.dtype, self.source, lambda out, index: self.fill(out.T, index[::-1])
+        )
 
 
 def whole(shape: tuple[int, ...]) -> Index:
@@ -61,7 +64,9 @@ def in_memory(array: Any, source: str = "memory") -> LazyArray:
     return LazyArray(tuple(array.shape), np.dtype(array.dtype), source, fill)
 
 
-def raw(folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[int, ...], source: str) -> LazyArray:
+def raw(
+    folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[int, ...], source: str
+) -> LazyArray:
     """Row-major numbers at a byte offset of a file, read in blocks of rows."""
     row_shape = shape[1:]
     row_bytes = math.prod(row_shape) * dtype.itemsize
@@ -117,10 +122,12 @@ def restore(
 ) -> dict[str, Any]:
     """The nested dict of all arrays, read one after the other straight into `dtype` (None keeps the file's).
 
-    place(path, array) puts an array where it belongs; without it arrays stay numpy. sharding(path, shape) gives a
-    jax Sharding instead: each process then reads only the parts that its devices hold.
+    place(path, array) puts an array where it belongs; without it arrays stay numpy. sharding(path, shape)
+    gives a jax Sharding instead: each process then reads only the parts that its devices hold.
     """
-    return unflatten((path, _restore_one(path, lazy, dtype, place, sharding)) for path, lazy in arrays.items())
+    return unflatten(
+        (path, _restore_one(path, lazy, dtype, place, sharding)) for path, lazy in arrays.items()
+    )
 
 
 def _restore_one(path, lazy, dtype, place, sharding):

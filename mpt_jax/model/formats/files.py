@@ -7,8 +7,10 @@ import tensorstore as ts
 
 from mpt_jax.errors import UserError
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-REMOTE_SECONDS = 60.0  # for the small first look at a remote folder; a wrong bucket or no network must not hang
+LFS_POINTER = b"version https://git-lfs"
+REMOTE_SECONDS = (
+    60.0  # for the small first look at a remote folder; a wrong bucket or no network must not hang
+)
 
 
 def is_remote(path: str) -> bool:
@@ -17,9 +19,10 @@ def is_remote(path: str) -> bool:
 
 
 def kvstore_spec(path: str) -> dict:
-    """TensorStore's key-value store for a folder, local or gs://BUCKET/PATH; the folder's path ends in a slash."""
+    """TensorStore's key-value store for a folder, local or gs://BUCKET/PATH; the folder's path ends in a
+    slash."""
     if is_remote(path):
-        bucket, _, key = str(path)[len("gs://"):].partition("/")
+        bucket, _, key = str(path)[len("gs://") :].partition("/")
         if not bucket:
             raise UserError(f"{path!r} names no bucket; write gs://BUCKET/FOLDER.")
         return {"driver": "gcs", "bucket": bucket, "path": key.rstrip("/") + "/" if key else ""}
@@ -29,8 +32,9 @@ def kvstore_spec(path: str) -> dict:
 class Folder:
     """A folder of files that are read by byte range.
 
-    Local files go through the operating system without mapping them into memory (mapped pages count as memory of
-    the process); gs:// files through TensorStore. Raises UserError naming the file when it is missing or too short.
+    Local files go through the operating system without mapping them into memory (mapped pages count as memory
+    of the process); gs:// files through TensorStore. Raises UserError naming the file when it is missing or
+    too short.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -53,8 +57,10 @@ class Folder:
             return future.result(timeout=REMOTE_SECONDS)
         except (ValueError, OSError, TimeoutError) as error:
             raise UserError(
-                f"Cannot read {self.path}: {error or f'no answer in {REMOTE_SECONDS:.0f} s'}. Check the network and the "
-                "credentials (gcloud auth application-default login), or copy the folder here and give its local path."
+                f"Cannot read {self.path}: {error or f'no answer in {REMOTE_SECONDS:.0f} s'}. Check the "
+                "network and the "
+                "credentials (gcloud auth application-default login), or copy the folder here and give its "
+                "local path."
             ) from error
 
     def exists(self, name: str) -> bool:
@@ -95,29 +101,21 @@ class Folder:
                 file.seek(start)
                 data = file.read() if stop is None else file.read(stop - start)
         if stop is not None and len(data) != stop - start:
+            end = start + len(data)
             raise UserError(
-                f"{self.where(name)} is truncated: bytes {start} to {stop} are needed, it ends at {start + len(data)}. "
+                f"{self.where(name)} is truncated: bytes {start} to {stop} are needed, it ends at {end}. "
                 "Copy or download it again."
             )
         return data
 
     def start(self, name: str, count: int) -> bytes:
-        """The first count bytes of a file, fewer if it is shorter. Raises UserError for a Git LFS pointer."""
-        if self._store is not None:
-            data = self.read(name)[:count] if self.size_at_most(name, count) else self.read(name, 0, count)
-        else:
-            data = self.read(name, 0, min(count, self.size(name)) if self.exists(name) else count)
-        if data.startswith(LFS_POINTER[: max(len(data), 1)]) and len(data) >= 16:
+        """The first bytes of a file, at most count. Raises UserError if it is a Git LFS pointer."""
+        if self._store is None and self.exists(name):
+            count = min(count, self.size(name))
+        data = self.read(name, 0, count)
+        if data.startswith(LFS_POINTER):
             raise UserError(
-                f"{self.where(name)} is a Git LFS pointer, not the weights. Run `git lfs pull` in that repository, or "
-                "download the file itself."
+                f"{self.where(name)} is a Git LFS pointer, not the weights. Run `git lfs pull` in that "
+                "repository, or download the file itself."
             )
         return data
-
-    def size_at_most(self, name: str, count: int) -> bool:
-        """True if a remote file is not longer than count bytes."""
-        try:
-            self.read(name, count, count + 1)
-        except UserError:
-            return True
-        return False

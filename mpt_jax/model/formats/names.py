@@ -1,7 +1,8 @@
 """The table of names: which array of a T5 is called what in which format, and its shape.
 
-Every reader and writer is driven by TABLE. Our own names are those of T5X's minimal T5 (t5x/examples/t5/network.py),
-so T5X and Orbax files need no second column; Hugging Face's are those of transformers' T5ForConditionalGeneration.
+Every reader and writer is driven by TABLE. Our own names are those of T5X's minimal T5
+(t5x/examples/t5/network.py), so T5X and Orbax files need no second column; Hugging Face's are those of
+transformers' T5ForConditionalGeneration.
 """
 
 import dataclasses
@@ -33,18 +34,33 @@ def _attention(stack: str, ours: str, theirs: str) -> tuple[Name, ...]:
     letters = (("query", "q"), ("key", "k"), ("value", "v"))
     return (
         *(
-            Name(f"{stack}/layers_{{i}}/{ours}/{word}/kernel", f"{stack}.block.{{i}}.layer.{theirs}.{letter}.weight",
-                 ("width", "joined"), True, stack)
+            Name(
+                f"{stack}/layers_{{i}}/{ours}/{word}/kernel",
+                f"{stack}.block.{{i}}.layer.{theirs}.{letter}.weight",
+                ("width", "joined"),
+                True,
+                stack,
+            )
             for word, letter in letters
         ),
-        Name(f"{stack}/layers_{{i}}/{ours}/out/kernel", f"{stack}.block.{{i}}.layer.{theirs}.o.weight",
-             ("joined", "width"), True, stack),
+        Name(
+            f"{stack}/layers_{{i}}/{ours}/out/kernel",
+            f"{stack}.block.{{i}}.layer.{theirs}.o.weight",
+            ("joined", "width"),
+            True,
+            stack,
+        ),
     )
 
 
 def _norm(stack: str, ours: str, sublayer: int) -> Name:
-    return Name(f"{stack}/layers_{{i}}/{ours}/scale", f"{stack}.block.{{i}}.layer.{sublayer}.layer_norm.weight",
-                ("width",), False, stack)
+    return Name(
+        f"{stack}/layers_{{i}}/{ours}/scale",
+        f"{stack}.block.{{i}}.layer.{sublayer}.layer_norm.weight",
+        ("width",),
+        False,
+        stack,
+    )
 
 
 def _mlp(stack: str, sublayer: int) -> tuple[Name, ...]:
@@ -58,8 +74,12 @@ def _mlp(stack: str, sublayer: int) -> tuple[Name, ...]:
 
 
 def _relative(stack: str) -> Name:
-    return Name(f"{stack}/relpos_bias/rel_embedding",
-                f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", ("heads", "buckets"), True)
+    return Name(
+        f"{stack}/relpos_bias/rel_embedding",
+        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ("heads", "buckets"),
+        True,
+    )
 
 
 TABLE: tuple[Name, ...] = (
@@ -117,7 +137,12 @@ def entries(config: T5Config) -> list[Entry]:
         absent.add("untied")
     layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
     return [
-        Entry(name.ours.format(i=i), name.huggingface.format(i=i), tuple(size[word] for word in name.shape), name.turned)
+        Entry(
+            name.ours.format(i=i),
+            name.huggingface.format(i=i),
+            tuple(size[word] for word in name.shape),
+            name.turned,
+        )
         for name in TABLE
         if name.only not in absent
         for i in range(layers.get(name.layers, 1))
@@ -131,11 +156,13 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
-def match(config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, source: str) -> dict[str, LazyArray]:
+def match(
+    config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, source: str
+) -> dict[str, LazyArray]:
     """The arrays of a file under our names, turned where the table says so, in the table's order.
 
-    arrays: by the file's names (Hugging Face's, or ours). Raises UserError that lists every missing, left-over or
-    wrongly shaped array by the name it has in the file.
+    arrays: by the file's names (Hugging Face's, or ours). Raises UserError that lists every missing,
+    left-over or wrongly shaped array by the name it has in the file.
     """
     wanted = {(entry.huggingface if huggingface else entry.ours): entry for entry in entries(config)}
     missing, extra = wanted.keys() - arrays.keys(), arrays.keys() - wanted.keys()
@@ -150,11 +177,18 @@ def match(config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, 
             continue
         lazy = arrays[name].transposed() if huggingface and entry.turned else arrays[name]
         if lazy.shape != entry.shape:
-            shape, expected = arrays[name].shape, entry.shape[::-1] if huggingface and entry.turned else entry.shape
-            problems.append(f"{name} has shape {shape}, not {expected}{_vocabulary_hint(config, entry, lazy.shape)}")
+            shape, expected = (
+                arrays[name].shape,
+                entry.shape[::-1] if huggingface and entry.turned else entry.shape,
+            )
+            problems.append(
+                f"{name} has shape {shape}, not {expected}{_vocabulary_hint(config, entry, lazy.shape)}"
+            )
         found[entry.ours] = lazy
     if problems:
-        raise UserError(f"{source} is no {_words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + ".")
+        raise UserError(
+            f"{source} is no {_words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + "."
+        )
     return found
 
 
@@ -170,15 +204,18 @@ def _vocabulary_hint(config: T5Config, entry: Entry, shape: tuple[int, ...]) -> 
 def _words(config: T5Config) -> str:
     kind = "gated (v1.1)" if len(config.mlp_activations) == 2 else "plain (v1.0)"
     tied = "tied" if config.logits_via_embedding else "untied"
-    return (f"{kind}, {tied} T5 with {config.num_encoder_layers}+{config.num_decoder_layers} layers, width "
-            f"{config.d_model}, {config.num_heads} heads of {config.head_dim}, MLP {config.d_ff}, vocabulary {config.vocab_size}")
+    return (
+        f"{kind}, {tied} T5 with {config.num_encoder_layers}+{config.num_decoder_layers} layers, width "
+        f"{config.d_model}, {config.num_heads} heads of {config.head_dim}, MLP {config.d_ff}, vocabulary "
+        f"{config.vocab_size}"
+    )
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5Config:
     """The T5Config of a file that carries no config, from the shapes of its arrays under our names.
 
-    The relative attention's longest distance is in no shape: 128, as in every published T5. Raises UserError naming
-    the first array that is needed and not there.
+    The relative attention's longest distance is in no shape: 128, as in every published T5. Raises UserError
+    naming the first array that is needed and not there.
     """
 
     def shape(path: str) -> tuple[int, ...]:
@@ -195,15 +232,26 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
     if joined % heads:
         raise UserError(f"{source}: {joined} query columns do not split into {heads} heads.")
     config = T5Config(
-        "custom", vocabulary, width, heads, joined // heads, mlp, _layers(shapes, "encoder"), _layers(shapes, "decoder"),
-        ("gelu", "linear") if gated else ("relu",), "decoder/logits_dense/kernel" not in shapes, buckets,
+        "custom",
+        vocabulary,
+        width,
+        heads,
+        joined // heads,
+        mlp,
+        _layers(shapes, "encoder"),
+        _layers(shapes, "decoder"),
+        ("gelu", "linear") if gated else ("relu",),
+        "decoder/logits_dense/kernel" not in shapes,
+        buckets,
     )
     return named(config)
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
     prefix = f"{stack}/layers_"
-    return 1 + max((int(path[len(prefix):].split("/")[0]) for path in shapes if path.startswith(prefix)), default=-1)
+    return 1 + max(
+        (int(path[len(prefix) :].split("/")[0]) for path in shapes if path.startswith(prefix)), default=-1
+    )
 
 
 def named(config: T5Config) -> T5Config:

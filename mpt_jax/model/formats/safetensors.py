@@ -1,7 +1,7 @@
 """Safetensors files, read by byte range and written array by array.
 
-The `safetensors` package maps files into memory and, when writing, holds every array at once; this reads and writes
-the same format (8 bytes header length, JSON header, row-major data) with one array in memory.
+The `safetensors` package maps files into memory and, when writing, holds every array at once; this reads and
+writes the same format (8 bytes header length, JSON header, row-major data) with one array in memory.
 """
 
 import json
@@ -29,34 +29,44 @@ NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 def read_header(folder: Folder, name: str) -> tuple[dict, int]:
     """The JSON header of a safetensors file and the byte at which its data starts."""
-    start = folder.start(name, 8)
+    start = folder.start(name, 24)[:8]
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= MAX_HEADER:
         raise UserError(f"{folder.where(name)} is no safetensors file: it starts with {start!r}.")
     try:
         header = json.loads(folder.read(name, 8, 8 + length))
     except ValueError as error:
-        raise UserError(f"{folder.where(name)} is no safetensors file: its header is not JSON ({error}).") from error
+        raise UserError(
+            f"{folder.where(name)} is no safetensors file: its header is not JSON ({error})."
+        ) from error
     if not isinstance(header, dict):
         raise UserError(f"{folder.where(name)} is no safetensors file: its header is no JSON object.")
     return header, 8 + length
 
 
 def read(folder: Folder, name: str) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """The arrays of a safetensors file by name, not read yet, and its metadata. Raises UserError if it is cut short."""
+    """The arrays of a safetensors file by name, not read yet, and its metadata. Raises UserError if it is cut
+    short."""
     header, data = read_header(folder, name)
     metadata = header.pop("__metadata__", None) or {}
     arrays, last = {}, data
     for key, row in header.items():
         source = f"{folder.where(name)}: {key}"
         try:
-            kind, shape, (start, stop) = row["dtype"], tuple(int(size) for size in row["shape"]), row["data_offsets"]
+            kind, shape, (start, stop) = (
+                row["dtype"],
+                tuple(int(size) for size in row["shape"]),
+                row["data_offsets"],
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{source}: its header entry {row!r} is damaged.") from error
         if kind not in TYPES:
             raise UserError(f"{source} has type {kind}; known types: {', '.join(TYPES)}.")
         if min(shape, default=0) < 0 or start < 0 or stop - start != math.prod(shape) * TYPES[kind].itemsize:
-            raise UserError(f"{source}: shape {shape} of {kind} does not fill bytes {start} to {stop}; the header is damaged.")
+            raise UserError(
+                f"{source}: shape {shape} of {kind} does not fill bytes {start} to {stop}; the header is "
+                "damaged."
+            )
         arrays[key] = raw(folder, name, data + start, TYPES[kind], shape, source)
         last = max(last, data + stop)
     if last > data:
@@ -80,7 +90,9 @@ def write(path: str, arrays: Mapping[str, LazyArray], metadata: Mapping[str, str
     offset = 0
     for name, lazy in arrays.items():
         if lazy.dtype not in NAMES:
-            raise UserError(f"{name} has type {lazy.dtype}; safetensors files written here hold {', '.join(TYPES)}.")
+            raise UserError(
+                f"{name} has type {lazy.dtype}; safetensors files written here hold {', '.join(TYPES)}."
+            )
         stop = offset + math.prod(lazy.shape) * lazy.dtype.itemsize
         header[name] = {"dtype": NAMES[lazy.dtype], "shape": list(lazy.shape), "data_offsets": [offset, stop]}
         offset = stop

@@ -1,8 +1,8 @@
 """Torch's .bin and .pt files, read without torch and without running anything they hold.
 
-Such a file describes its tensors by a stack program. Python's own reader of that program imports and calls what the
-file names. Here `pickletools.genops` only splits it into opcodes (it executes nothing), and a small machine knows
-just the opcodes and the few names that a dict of tensors needs. Anything else raises UserError.
+Such a file describes its tensors by a stack program. Python's own reader of that program imports and calls
+what the file names. Here `pickletools.genops` only splits it into opcodes (it executes nothing), and a small
+machine knows just the opcodes and the few names that a dict of tensors needs. Anything else raises UserError.
 """
 
 import dataclasses
@@ -64,15 +64,27 @@ class _Tensor:
 _MARK = _Global("mark")
 _IGNORED = {"PROTO", "FRAME"}
 _VALUES = {
-    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-    "BINBYTES", "SHORT_BINBYTES", "BINSTRING", "SHORT_BINSTRING",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "LONG4",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINSTRING",
+    "SHORT_BINSTRING",
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """Works out the value that the stack program describes: dicts, lists, tuples, numbers, text and tensors only."""
+    """Works out the value that the stack program describes: dicts, lists, tuples, numbers, text and tensors
+    only."""
 
     def __init__(self, where: str):
         self.where = where
@@ -86,12 +98,16 @@ class _Machine:
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 if count > MAX_OPCODES:
-                    raise UserError(f"{self.where} has more than {MAX_OPCODES} opcodes: it is no file of weights.")
+                    raise UserError(
+                        f"{self.where} has more than {MAX_OPCODES} opcodes: it is no file of weights."
+                    )
                 self._step(opcode.name, argument)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{self.where} is damaged: its table of tensors cannot be read ({error}).") from error
+            raise UserError(
+                f"{self.where} is damaged: its table of tensors cannot be read ({error})."
+            ) from error
         raise UserError(f"{self.where} is damaged: its table of tensors does not end.")
 
     def _step(self, name: str, argument: Any) -> None:
@@ -109,7 +125,7 @@ class _Machine:
         elif name == "TUPLE":
             stack.append(tuple(self._to_mark()))
         elif name in _TUPLES:
-            stack[-_TUPLES[name]:] = [tuple(stack[-_TUPLES[name]:])]
+            stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
         elif name in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -153,7 +169,9 @@ class _Machine:
         return values
 
     def _to_mark(self) -> list[Any]:
-        place = len(self.stack) - 1 - next(i for i, value in enumerate(reversed(self.stack)) if value is _MARK)
+        place = (
+            len(self.stack) - 1 - next(i for i, value in enumerate(reversed(self.stack)) if value is _MARK)
+        )
         values = self.stack[place + 1 :]
         del self.stack[place:]
         return values
@@ -161,7 +179,8 @@ class _Machine:
     def _global(self, name: str) -> _Global:
         if name not in ALLOWED:
             raise UserError(
-                f"{self.where} asks to run {name.replace(' ', '.')}; refused, nothing was run. A file of weights needs only "
+                f"{self.where} asks to run {name.replace(' ', '.')}; refused, nothing was run. A file of "
+                "weights needs only "
                 "tensors: save it as safetensors where you trust it."
             )
         return _Global(name)
@@ -186,7 +205,8 @@ def _storage(identity: Any, where: str) -> _Storage:
 
 
 def read(folder: Folder, name: str) -> dict[str, LazyArray]:
-    """The tensors of a torch file by name, not read yet. Raises UserError for anything that is more than tensors."""
+    """The tensors of a torch file by name, not read yet. Raises UserError for anything that is more than
+    tensors."""
     where = folder.where(name)
     if folder.path.startswith("gs://"):
         raise UserError(f"{where}: torch files are read from local folders only. Copy the folder here first.")
@@ -208,12 +228,16 @@ def _read_zip(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]
     try:
         with zipfile.ZipFile(where) as archive:
             infos = archive.infolist()
-            tables = [info for info in infos if info.filename.endswith("/data.pkl") or info.filename == "data.pkl"]
+            tables = [
+                info for info in infos if info.filename.endswith("/data.pkl") or info.filename == "data.pkl"
+            ]
             if len(tables) != 1:
                 raise UserError(f"{where} is a zip file with {len(tables)} data.pkl; a torch file has one.")
             root = tables[0].filename[: -len("data.pkl")]
             if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-                raise UserError(f"{where} was written on a big-endian machine; save it again on a little-endian one.")
+                raise UserError(
+                    f"{where} was written on a big-endian machine; save it again on a little-endian one."
+                )
             table = _Machine(where).run(io.BytesIO(archive.read(tables[0])))
     except zipfile.BadZipFile as error:
         raise UserError(f"{where} is truncated or damaged ({error}). Copy or download it again.") from error
@@ -226,12 +250,13 @@ def _read_zip(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]
                 file.seek(info.header_offset + 26)  # lengths of name and extra field in the local header
                 lengths = file.read(4)
                 skip = 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-                offsets[info.filename[len(root + "data/"):]] = (info.header_offset + skip, info.file_size)
+                offsets[info.filename[len(root + "data/") :]] = (info.header_offset + skip, info.file_size)
     return table, offsets
 
 
 def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The table and storages of a file older than torch 1.6: magic, version, system, table, keys, then the numbers."""
+    """The table and storages of a file older than torch 1.6: magic, version, system, table, keys, then the
+    numbers."""
     where = folder.where(name)
     with open(where, "rb") as file:
         if file.read(1) != b"\x80":
@@ -249,7 +274,9 @@ def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]
             count = int.from_bytes(file.read(8), "little")
             start, length = file.tell(), count * itemsizes.get(str(key), 4)
             if start + length > end:
-                raise UserError(f"{where} is truncated: storage {key} ends at byte {start + length} of {end}.")
+                raise UserError(
+                    f"{where} is truncated: storage {key} ends at byte {start + length} of {end}."
+                )
             offsets[str(key)] = (start, length)
             file.seek(start + length)
     return table, offsets
@@ -263,21 +290,28 @@ def _tensors(value: Any):
             yield from _tensors(part)
 
 
-def _lazy(folder: Folder, name: str, key: str, tensor: _Tensor, offsets: dict[str, tuple[int, int]]) -> LazyArray:
-    """A tensor as a LazyArray; row-major or transposed (as converted from Flax), the only layouts weights have."""
+def _lazy(
+    folder: Folder, name: str, key: str, tensor: _Tensor, offsets: dict[str, tuple[int, int]]
+) -> LazyArray:
+    """A tensor as a LazyArray; row-major or transposed (as converted from Flax), the only layouts weights
+    have."""
     source = f"{folder.where(name)}: {key}"
     if tensor.storage.key not in offsets:
         raise UserError(f"{source}: its storage {tensor.storage.key} is missing from the file.")
     start, length = offsets[tensor.storage.key]
     itemsize = tensor.storage.dtype.itemsize
     if (tensor.offset + math.prod(tensor.shape)) * itemsize > length:
-        raise UserError(f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {length // itemsize}.")
+        raise UserError(
+            f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {length // itemsize}."
+        )
     offset = start + tensor.offset * itemsize
     if _same_layout(tensor.shape, tensor.strides):
         return raw(folder, name, offset, tensor.storage.dtype, tensor.shape, source)
     if _same_layout(tensor.shape[::-1], tensor.strides[::-1]):
         return raw(folder, name, offset, tensor.storage.dtype, tensor.shape[::-1], source).transposed()
-    raise UserError(f"{source} has strides {tensor.strides} for shape {tensor.shape}; save it with .contiguous().")
+    raise UserError(
+        f"{source} has strides {tensor.strides} for shape {tensor.shape}; save it with .contiguous()."
+    )
 
 
 def _same_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -1,0 +1,69 @@
+"""Recognises what a folder or file holds, from its contents alone."""
+
+import os
+
+from mpt_jax.errors import UserError
+from mpt_jax.model.formats import own, t5x
+from mpt_jax.model.formats.files import Folder, is_remote
+from mpt_jax.model.formats.huggingface import MODEL_TYPES, read_json
+
+BACKBONES = ("own", "huggingface", "t5x", "t5x_file", "orbax")
+PROMPTS = ("run", "peft", "npy", "npz")
+
+
+def detect(path: str) -> tuple[str, str]:
+    """(format, path) of a source; the path is the checkpoint itself where `path` is the model directory
+    around it.
+
+    Formats are those of BACKBONES and PROMPTS. Raises UserError if there is nothing, something unknown, or
+    several checkpoints to choose from.
+    """
+    path = str(path)
+    if not is_remote(path) and os.path.isfile(path):
+        return _file(path), path
+    if path.endswith((".npy", ".npz")):
+        raise UserError(f"File {path} does not exist.")
+    folder = Folder(path)
+    if folder.exists("run.json"):
+        return "run", path
+    if folder.exists("adapter_config.json"):
+        return "peft", path
+    if folder.exists("config.json"):
+        settings = read_json(folder, "config.json")
+        if own.is_own(settings):
+            return "own", path
+        if "model_type" in settings:
+            return "huggingface", path
+        raise UserError(
+            f"{folder.where('config.json')} is neither Hugging Face's (model_type: {', '.join(MODEL_TYPES)}) "
+            "nor ours."
+        )
+    if t5x.orbax_folder(folder) is not None:
+        return "orbax", path
+    if folder.exists(t5x.INDEX):
+        return "t5x", path
+    return _model_directory(folder)
+
+
+def _file(path: str) -> str:
+    if path.endswith((".npy", ".npz")):
+        return path[-3:]
+    if path.endswith((".safetensors", ".bin", ".pt")):
+        raise UserError(f"{path} is a single weight file; give its folder, which has the config.json.")
+    return "t5x_file"
+
+
+def _model_directory(folder: Folder) -> tuple[str, str]:
+    steps = t5x.steps(folder)
+    if len(steps) > 1:
+        raise UserError(
+            f"{folder.path} holds {len(steps)} checkpoints; give one of them: {', '.join(steps)}."
+        )
+    if not steps:
+        listing = ", ".join(folder.names()[:12]) or "nothing"
+        raise UserError(
+            f"{folder.path} holds no checkpoint that is known (config.json, adapter_config.json, run.json, "
+            "T5X's `checkpoint` "
+            f"or Orbax' _METADATA). It holds {listing}."
+        )
+    return detect(f"{folder.path}/{steps[0]}")
