@@ -2,11 +2,10 @@
 
 `read_backbone` recognises the format of a folder and hands out its arrays under our names, none read yet;
 `restore` (arrays.py) then reads them one by one into the wanted dtype and place. `write_backbone` writes a
-folder whole or not at all. Prompts: prompts.py.
+folder whole or not at all. Prompts: prompts.py, prompt_writers.py.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,10 +15,12 @@ from mpt_jax.model.formats import huggingface, names, own, t5x
 from mpt_jax.model.formats.arrays import LazyArray, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
+from mpt_jax.model.formats.folder_writer import write_folder
 
-__all__ = ["LazyArray", "detect", "read_backbone", "restore", "write_backbone", "write_folder"]
+__all__ = ["LazyArray", "detect", "read_backbone", "restore", "write_backbone"]
 
 BYTES_VOCABULARY = 384  # ids of ByT5
+RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights
 
 
 def read_backbone(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray], str | None]:
@@ -31,6 +32,8 @@ def read_backbone(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArra
     what is wrong.
     """
     kind, path = detect(str(path))
+    if kind == "run" and Folder(path).has_folder(RUN_BACKBONE):
+        return read_backbone(f"{path}/{RUN_BACKBONE}")
     if kind not in BACKBONES:
         raise UserError(f"{path} holds prompts ({kind}), not a backbone.")
     if kind == "huggingface":
@@ -41,24 +44,11 @@ def read_backbone(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArra
         folder = Folder(path)
         config, arrays = own.read(folder)
         return config, arrays, huggingface.vocabulary(folder) or _bytes(config)
-    held = read_t5x(kind, path)
-    arrays = {name: lazy for name, lazy in held.items() if not is_prompt(name)}
+    held = t5x.read(kind, path)
+    arrays = {name: lazy for name, lazy in held.items() if not t5x.is_prompt(name)}
     config = names.config_from_shapes({name: lazy.shape for name, lazy in arrays.items()}, path)
     around = Folder(os.path.dirname(path) or "." if kind == "t5x_file" else path)
     return config, names.match(config, arrays, False, path), huggingface.vocabulary(around) or _bytes(config)
-
-
-def read_t5x(kind: str, path: str) -> dict[str, LazyArray]:
-    """All parameters of a T5X checkpoint of a kind of `detect`, prompt variables included."""
-    if kind == "t5x_file":
-        return t5x.read_file(path)
-    return t5x.read_native(Folder(path)) if kind == "t5x" else t5x.read_orbax(Folder(path))
-
-
-def is_prompt(name: str) -> bool:
-    """Whether a T5X parameter is a prompt variable (prompt_tuning/prompts.py,
-    extended/multitask_prompts.py)."""
-    return "prompt" in name.split("/")
 
 
 def _bytes(config: T5Config) -> str | None:
@@ -86,24 +76,4 @@ def write_backbone(
     }
     if kind not in writers:
         raise UserError(f"A backbone cannot be written as {kind!r}; formats: {', '.join(writers)}.")
-    write_folder(dest, writers[kind])
-
-
-def write_folder(dest: str, write: Callable[[str], None]) -> list[str]:
-    """Runs write(folder) on a temporary folder beside dest and renames it: dest is there whole or not at all.
-
-    Returns the written files. Raises UserError if dest exists and is not an empty folder.
-    """
-    dest = os.path.abspath(dest)
-    if os.path.exists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):
-        raise UserError(f"{dest} is there already; give another --output or remove it.")
-    temporary = f"{dest}.tmp-{os.getpid()}"
-    os.makedirs(temporary)
-    try:
-        write(temporary)
-        if os.path.isdir(dest):
-            os.rmdir(dest)
-        os.rename(temporary, dest)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return sorted(os.path.join(root, name) for root, _, files in os.walk(dest) for name in files)
+    return write_folder(dest, writers[kind])

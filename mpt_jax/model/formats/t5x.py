@@ -14,7 +14,7 @@ import numpy as np
 
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import msgpack_file, zarr
-from mpt_jax.model.formats.arrays import LazyArray, flatten
+from mpt_jax.model.formats.arrays import LazyArray, unflatten
 from mpt_jax.model.formats.files import Folder
 
 INDEX = "checkpoint"  # name of the msgpack index in a native checkpoint's folder
@@ -23,6 +23,19 @@ ORBAX_MARKS = ("_METADATA", "manifest.ocdbt")
 ORBAX_ITEMS = ("state", "default", "params")  # T5X's item, Orbax' unnamed one, our runs'
 ROOTS = ("optimizer/target/", "target/", "params/params/", "params/")
 OLD_PLACEHOLDER = "PLACEHOLDER://"  # Orbax before its _METADATA file
+
+
+def read(kind: str, path: str) -> dict[str, LazyArray]:
+    """All parameters of a checkpoint of kind 't5x', 't5x_file' or 'orbax' by our names, prompt variables
+    included."""
+    if kind == "t5x_file":
+        return read_file(path)
+    return read_native(Folder(path)) if kind == "t5x" else read_orbax(Folder(path))
+
+
+def is_prompt(name: str) -> bool:
+    """Whether a parameter is a prompt variable (prompt_tuning/prompts.py, extended/multitask_prompts.py)."""
+    return "prompt" in name.split("/")
 
 
 def read_native(folder: Folder) -> dict[str, LazyArray]:
@@ -156,14 +169,7 @@ def write_orbax(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) -> 
     """Writes the folder `state` of a T5X-on-Orbax checkpoint (all parameters in memory at once)."""
     import orbax.checkpoint as ocp
 
-    from mpt_jax.model.formats.arrays import unflatten
-
     target = unflatten((path, lazy.load()) for path, lazy in arrays.items())
     tree = {"target": target, "state": {"step": np.asarray(step, np.int32), "param_states": {}}}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
         checkpointer.save(os.path.join(os.path.abspath(folder), "state"), args=ocp.args.PyTreeSave(tree))
-
-
-def parameter_shapes(arrays: Mapping[str, LazyArray]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, for working out the config."""
-    return {path: lazy.shape for path, lazy in flatten(arrays).items()}

@@ -1,0 +1,132 @@
+"""Conversion of backbones and prompts between T5X, Hugging Face, PEFT, Google prompt-tuning and this package.
+
+`convert` is what the command `mpt-jax convert` runs: SOURCE is a run folder, a checkpoint folder or file in
+any format, a gs:// path or the name of a shipped backbone; the format asked for decides whether backbone or
+prompts are taken.
+"""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from mpt_jax.errors import UserError
+from mpt_jax.model import formats
+from mpt_jax.model.formats import prompt_writers, prompts
+from mpt_jax.model.formats.files import is_remote
+
+BACKBONE_FORMATS = ("t5x", "orbax", "hf", "own")
+FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS)
+
+
+def convert(source: str, to: str, output: str, task: str | None = None) -> list[str]:
+    """Writes SOURCE in the format `to` to `output`; returns the files written.
+
+    to: 't5x' (native), 'orbax' (T5X on Orbax), 'hf', 'own' for backbones; 'peft' (multitask adapter),
+    'peft_single', 'npz', 'npy' for prompts. task: only this task's prompt; where a run trained it several
+    times, `TASK#ROW`. Raises UserError saying what is wrong; output is written whole or not at all.
+    """
+    if to not in FORMATS:
+        raise UserError(f"--to {to!r} is none of {', '.join(FORMATS)}.")
+    if not output:
+        raise UserError("--output is empty; give a folder or file to write.")
+    source = _resolve(source)
+    if to in BACKBONE_FORMATS:
+        if task:
+            raise UserError(f"--task {task!r} chooses a prompt; --to {to} writes a backbone.")
+        config, arrays, vocabulary = formats.read_backbone(source)
+        return formats.write_backbone(to, output, config, arrays, vocabulary)
+    held = read_prompts(source)
+    if task:
+        held = held.select([_row(held, task)])
+    return prompt_writers.write(to, output, held)
+
+
+def _resolve(source: str) -> str:
+    """A path as it is; the name of a shipped backbone as its folder."""
+    if is_remote(source) or os.path.exists(source):
+        return source
+    from mpt_jax.model.backbone import backbone_folder
+
+    return str(backbone_folder(source))
+
+
+def read_prompts(source: str) -> prompts.PromptFile:
+    """The prompts of a run folder (its best ones) or of a file in any format."""
+    kind, path = formats.detect(source)
+    return _from_run(path) if kind == "run" else prompts.read(source)
+
+
+def _from_run(run_dir: str) -> prompts.PromptFile:
+    """The best bank of a run. Labels are task names, `task#n` for row n of a task that was trained several
+    times."""
+    from mpt_jax.checkpoint import load_bank
+
+    bank, run = load_bank(run_dir)
+    if bank is None:
+        raise UserError(
+            f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own."
+        )
+    rows = [dict(row) for row in run["runs"]]
+    counts = {task: sum(row["task"] == task for row in rows) for task in {row["task"] for row in rows}}
+    labels = tuple(
+        row["task"] if counts[row["task"]] == 1 else f"{row['task']}#{n}" for n, row in enumerate(rows)
+    )
+    for n, scores in _scores(run_dir).items():
+        if n < len(rows):
+            rows[n]["scores"] = scores
+    for row in rows:
+        row.pop("few_shot", None)
+    kept = ("stage", "backbone", "settings", "parameters", "versions")
+    metadata = {
+        "source": os.path.basename(os.path.abspath(run_dir)),
+        "runs": rows,
+        **{key: run[key] for key in kept if key in run},
+    }
+    factors = (
+        None if array is None else np.asarray(array, np.float32) for array in (bank.cols_NPR, bank.rows_NRD)
+    )
+    return prompts.PromptFile(
+        np.asarray(bank.shared_GPD, np.float32),
+        *factors,
+        np.asarray(bank.group_N, np.int32),
+        labels,
+        metadata,
+    )
+
+
+def _scores(run_dir: str) -> dict[int, dict[str, float]]:
+    """Scores of the bank's rows from the run's eval/*.json, where it has been evaluated."""
+    folder, found = os.path.join(run_dir, "eval"), {}
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if not name.endswith(".json"):
+            continue
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            summary: dict[str, Any] = json.load(file)
+        for row in summary.get("runs", ()):
+            found[int(row["run"])] = row["scores"]
+    return found
+
+
+def _row(held: prompts.PromptFile, task: str) -> int:
+    """The row of a task's label. Raises UserError if there is none, or several of that task."""
+    if task in held.task_names:
+        return held.task_names.index(task)
+    several = [label for label in held.task_names if label.rpartition("#")[0] == task]
+    if several:
+        raise UserError(
+            f"--task {task!r} was trained {len(several)} times; give one of {_described(held, several)}."
+        )
+    raise UserError(f"--task {task!r} is not among the tasks of the source: {', '.join(held.task_names)}.")
+
+
+def _described(held: prompts.PromptFile, labels: list[str]) -> str:
+    runs = held.metadata.get("runs", [])
+    texts = []
+    for label in labels:
+        run = runs[held.task_names.index(label)] if runs else {}
+        facts = [f"seed {run['seed']}, learning rate {run['learning_rate']}"] if "seed" in run else []
+        facts += [f"{name} {value:.2f}" for name, value in run.get("scores", {}).items()]
+        texts.append(f"{label} ({', '.join(facts)})" if facts else label)
+    return ", ".join(texts)

@@ -1,0 +1,146 @@
+"""Prompt files out: PEFT adapters (multitask, or one for each task), npz and npy, each with a model card."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mpt_jax.errors import UserError
+from mpt_jax.model.formats import safetensors
+from mpt_jax.model.formats.arrays import in_memory
+from mpt_jax.model.formats.card import card
+from mpt_jax.model.formats.folder_writer import write_folder
+from mpt_jax.model.formats.prompts import MULTITASK, SINGLE, PromptFile
+
+FORMATS = ("peft", "peft_single", "npz", "npy")
+
+
+def write(kind: str, dest: str, prompts: PromptFile) -> list[str]:
+    """Writes prompts in a format of FORMATS; returns the files written.
+
+    peft: one MULTITASK_PROMPT_TUNING adapter of all tasks, which must share one prompt. peft_single: a
+    PROMPT_TUNING adapter of composed prompts, in DEST itself for one task, else in DEST/<task>. npy: composed
+    prompts likewise, DEST.npy or DEST/<task>.npy. npz: the whole bank in one file. Raises UserError if the
+    format cannot hold the bank or dest is there already.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"Prompts cannot be written as {kind!r}; formats: {', '.join(FORMATS)}.")
+    if kind == "peft":
+        return write_folder(dest, lambda folder: _multitask(folder, prompts))
+    if kind == "npz":
+        return _write_file(dest, ".npz", prompts, _npz)
+    one = len(prompts.task_names) == 1
+    if kind == "npy" and one:
+        return _write_file(dest, ".npy", prompts, lambda file, it: np.save(file, it.compose()[0]))
+    if kind == "peft_single" and one:
+        return write_folder(dest, lambda folder: _single(folder, prompts))
+    return write_folder(dest, lambda folder: _each(kind, folder, prompts))
+
+
+def _each(kind: str, folder: str, prompts: PromptFile) -> None:
+    """One file or sub-folder for each task."""
+    for n, label in enumerate(prompts.task_names):
+        write(kind, os.path.join(folder, file_name(label)), prompts.select([n]))
+
+
+def file_name(task: str) -> str:
+    """A task's name as a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in task)
+
+
+def _write_file(dest: str, suffix: str, prompts: PromptFile, save) -> list[str]:
+    """Writes DEST (with its suffix) and the card beside it, by way of temporary files."""
+    path = os.path.abspath(dest if dest.endswith(suffix) else dest + suffix)
+    card_path = path[: -len(suffix)] + ".md"
+    for taken in (path, card_path):
+        if os.path.exists(taken):
+            raise UserError(f"{taken} is there already; give another --output or remove it.")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.tmp-{os.getpid()}"
+    with open(temporary, "wb") as file:
+        save(file, prompts)
+    with open(card_path, "w", encoding="utf-8") as file:
+        file.write(card(suffix[1:], prompts))
+    os.replace(temporary, path)
+    return [path, card_path]
+
+
+def _npz(file: Any, prompts: PromptFile) -> None:
+    composed_NPD = prompts.compose()
+    # first, for readers that take the first array: a single task's prompt (P, D)
+    arrays = {"prompt_PD": composed_NPD[0]} if len(composed_NPD) == 1 else {"prompt_NPD": composed_NPD}
+    bank = {"shared_GPD": prompts.shared_GPD, "cols_NPR": prompts.cols_NPR, "rows_NRD": prompts.rows_NRD}
+    arrays |= {name: array for name, array in bank.items() if array is not None}
+    arrays |= {"group_N": prompts.group_N, "task_names": np.array(prompts.task_names)}
+    np.savez(file, **arrays, metadata=np.array(json.dumps(prompts.metadata)))
+
+
+def _factors(prompts: PromptFile) -> tuple[np.ndarray, np.ndarray]:
+    """The factors of a bank with one shared prompt; ones where a single prompt has none."""
+    if prompts.shared_GPD.shape[0] != 1:
+        raise UserError(
+            f"The bank has {prompts.shared_GPD.shape[0]} shared prompts for {len(prompts.task_names)} tasks; "
+            f"a PEFT "
+            f"multitask adapter has one. Give --task (one of {', '.join(prompts.task_names)}) or --to "
+            f"peft_single."
+        )
+    if prompts.cols_NPR is not None and prompts.rows_NRD is not None:
+        return prompts.cols_NPR, prompts.rows_NRD
+    num_tasks, (_, length, width) = len(prompts.task_names), prompts.shared_GPD.shape
+    return np.ones((num_tasks, length, 1), np.float32), np.ones((num_tasks, 1, width), np.float32)
+
+
+def _multitask(folder: str, prompts: PromptFile) -> None:
+    cols_NPR, rows_NRD = _factors(prompts)
+    settings = {
+        "num_ranks": int(cols_NPR.shape[2]),
+        "num_tasks": len(prompts.task_names),
+        "prompt_tuning_init_state_dict_path": None,
+        "prompt_tuning_init_task": 0,
+    }
+    arrays = {
+        "prefix_task_cols": cols_NPR,
+        "prefix_task_rows": rows_NRD,
+        "prompt_embeddings": prompts.shared_GPD[0],
+    }
+    _adapter(folder, MULTITASK, prompts, settings, arrays)
+
+
+def _single(folder: str, prompts: PromptFile) -> None:
+    settings = {"prompt_tuning_init_text": None, "tokenizer_name_or_path": None, "tokenizer_kwargs": None}
+    _adapter(folder, SINGLE, prompts, settings, {"prompt_embeddings": prompts.compose()[0]})
+
+
+def _adapter(
+    folder: str, kind: str, prompts: PromptFile, settings: Mapping, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """adapter_config.json, adapter_model.safetensors and README.md, as `save_pretrained` of PEFT names them.
+
+    PEFT fills in what is null from the model; it warns of task_names and mpt_jax, which it does not know.
+    """
+    length, width = prompts.shared_GPD.shape[1:]
+    backbone = prompts.metadata.get("backbone", {})
+    full = {
+        "peft_type": kind,
+        "task_type": "SEQ_2_SEQ_LM",
+        "base_model_name_or_path": backbone.get("name") or prompts.metadata.get("base_model_name_or_path"),
+        "inference_mode": True,
+        "num_attention_heads": None,
+        "num_layers": None,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": int(length),
+        "prompt_tuning_init": "RANDOM",
+        "token_dim": int(width),
+        **settings,
+        "task_names": list(prompts.task_names),
+        "mpt_jax": {"backbone": backbone, "stage": prompts.metadata.get("stage")},
+    }
+    with open(os.path.join(folder, "adapter_config.json"), "w", encoding="utf-8") as file:
+        json.dump(full, file, indent=2)
+        file.write("\n")
+    lazy = {name: in_memory(np.asarray(array, np.float32), name) for name, array in arrays.items()}
+    safetensors.write(os.path.join(folder, "adapter_model.safetensors"), lazy, {"format": "pt"})
+    with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
+        file.write(card("peft", prompts))
