@@ -42,7 +42,7 @@ def main_score(name: str) -> str:
 
 
 def references(row: Mapping) -> list[str]:
-    """The right texts of a row: `answers` or `references` (a list or SQuAD's {'text': list}), else the target."""
+    """A row's right texts: `answers` or `references` (a list or SQuAD's {'text': list}), else the target."""
     for key in ("answers", "references"):
         found = row.get(key)
         if isinstance(found, Mapping):

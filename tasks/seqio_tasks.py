@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.errors import TaskError
 from tasks.table import TABLE, check_split, unknown_name
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ def seqio_rows(name: str, split: str) -> Iterator[dict]:
     """The rows of an ordinary SeqIO task, in order: `inputs` and `targets` text and the other features."""
     task = get(name)
     check_split(name, split, task.splits)
+    for feature in ("inputs", "targets"):
+        if feature not in task.output_features:
+            raise TaskError(
+                f"SeqIO task {name!r} has no output feature {feature!r}, "
+                f"only {', '.join(task.output_features)}"
+            )
 
     def read() -> Iterator[dict]:
         dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
@@ -82,24 +89,21 @@ def example_of_row(row: Mapping) -> dict[str, Any]:
     example = {}
     for key, value in row.items():
         key = f"{key}_pretokenized" if key in ("inputs", "targets") else key
-        example[key] = value.encode() if isinstance(value, str) else _array(value)
+        example[key] = _array(value)
     return example
 
 
 def _array(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _array(inner) for key, inner in value.items()}
-    if isinstance(value, list) and _holds_text(value):
-        return np.array(_encoded(value), dtype=object)
-    return np.asarray(value)[()]
-
-
-def _holds_text(value: Any) -> bool:
-    return isinstance(value, str) or isinstance(value, list) and any(map(_holds_text, value))
-
-
-def _encoded(value: Any) -> Any:
-    return [_encoded(inner) for inner in value] if isinstance(value, list) else str(value).encode()
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, list):
+        return np.asarray(value)[()]
+    inner = [_array(item) for item in value]
+    same_shape = len({np.shape(item) for item in inner}) < 2
+    numbers_only = same_shape and not any(np.asarray(item).dtype.kind in "SO" for item in inner)
+    return np.array(inner) if numbers_only else np.array(inner, dtype=object)
 
 
 def _plain(value: Any) -> Any:

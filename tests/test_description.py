@@ -1,0 +1,66 @@
+"""What `mpt-jax tasks NAME` shows."""
+
+import json
+
+import pytest
+
+import tasks
+
+
+@pytest.fixture
+def words(table):
+    sizes = {"train": range(1, 21), "validation": [2, 3]}
+
+    def generate(split):
+        for size in sizes[split]:
+            yield {"words": "w" * size, "label": size % 2, "embedding": [0.0]}
+
+    return tasks.add(
+        tasks.Task(
+            "words",
+            "generated",
+            ("train", "validation"),
+            "{words}",
+            labels=("even", "odd"),
+            generate=generate,
+            version="1",
+            packages=("python",),
+            embedding_size=1,
+        )
+    )
+
+
+def test_describe(words):
+    found = tasks.describe("words", list, {"inputs": 16, "targets": 4}, shown=1)
+    assert json.loads(json.dumps(found)) == found
+    assert found["main_score"] == "accuracy"
+    assert found["source"]["train"] == "generated from python (version 1)"
+    assert found["examples"] == [{"words": "w", "label": 1, "inputs": "w", "targets": "odd"}]
+    assert found["splits"]["train"] == {
+        "rows": 20,
+        "complete": True,
+        "labels": {"even": 10, "odd": 10},
+        "inputs": {"median": 11.5, "p95": pytest.approx(20.05), "max": 21, "limit": 16, "cut": 5},
+        "targets": {"median": 4.5, "p95": 5.0, "max": 5, "limit": 4, "cut": 10},
+    }
+    assert found["splits"]["validation"]["rows"] == 2
+
+
+def test_a_limit_is_told(words):
+    found = tasks.describe("words", list, {"inputs": 16, "targets": 4}, limit=2)["splits"]
+    assert (found["train"]["rows"], found["train"]["complete"]) == (2, False)
+    assert (found["validation"]["rows"], found["validation"]["complete"]) == (2, True)
+
+
+def test_tokens_and_files(table, tmp_path):
+    rows = [{"inputs_tokens": [5, 6, 1], "targets_tokens": [7, 1]}]
+    tasks.add(
+        tasks.Task("ids", "generated", ("train",), generate=lambda split: rows, version="1", tokens=True)
+    )
+    found = tasks.describe("ids", list, {"inputs": 2, "targets": 2})
+    assert found["splits"]["train"]["inputs"]["max"] == 3
+    assert found["splits"]["train"]["inputs"]["cut"] == 1
+    assert found["main_score"] is None
+    (tmp_path / "a.csv").write_text("a,b\nx,y\n")
+    tasks.csv("file", files={"train": tmp_path / "a.csv"}, template="{a}", target="{b}")
+    assert tasks.describe("file", list, {})["source"] == {"train": str(tmp_path / "a.csv")}

@@ -1,0 +1,114 @@
+"""Every score against numbers computed by hand."""
+
+import math
+
+import pytest
+
+from tasks import scores
+from tasks.table import TaskError
+
+TWO, THREE = ("no", "yes"), ("a", "b", "c")
+
+
+def of(name, golds, predictions, labels=None):
+    golds = [[gold] if isinstance(gold, str) else gold for gold in golds]
+    return scores.SCORES[name].function(golds, predictions, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "golds", "predictions", "labels", "expected"),
+    [
+        ("accuracy", ["no", "yes", "yes", "no"], ["no ", "yes", "no", "maybe"], TWO, {"accuracy": 50}),
+        ("exact_match", [["x", "y"], "z"], [" y", "Z"], None, {"exact_match": 50}),
+        # one right yes, one missed, one false: precision 1/2, recall 1/2
+        ("f1", ["yes", "yes", "no", "no"], ["yes", "no", "yes", "no"], TWO, {"f1": 50}),
+        # texts that are no label are the wrong label: precision 1/2, recall 1/2 once more
+        ("f1", ["yes", "yes", "no", "no"], ["yes", "?", "?", "no"], TWO, {"f1": 50}),
+        ("f1", ["no", "no"], ["no", "no"], TWO, {"f1": 0}),
+        # a: precision 1, recall 1/2; b: precision 1/2, recall 1; c: never found
+        (
+            "macro_f1",
+            ["a", "a", "b", "c"],
+            ["a", "b", "b", "?"],
+            THREE,
+            {"macro_f1": 100 * (2 / 3 + 2 / 3 + 0) / 3},
+        ),
+        # 2 true yes, 1 true no, 1 false yes: (2*1 - 1*0) / sqrt(3*2*2*1)
+        (
+            "matthews",
+            ["yes", "yes", "no", "no"],
+            ["yes", "yes", "yes", "no"],
+            TWO,
+            {"matthews": 200 / math.sqrt(12)},
+        ),
+        (
+            "matthews",
+            ["yes", "yes", "no", "no"],
+            ["yes", "yes", "?", "no"],
+            TWO,
+            {"matthews": 200 / math.sqrt(12)},
+        ),
+        ("matthews", ["yes", "no"], ["yes", "yes"], TWO, {"matthews": 0}),
+        # sums about the means: xy 3, xx 2, yy 42/9
+        ("pearson", ["1", "2", "3"], ["1", "2", "4"], None, {"pearson": 300 / math.sqrt(2 * 42 / 9)}),
+        # "?" counts as -1: xy -1, xx 1/2, yy 2
+        ("pearson", ["1", "2"], ["1.0", "?"], None, {"pearson": -100}),
+        ("pearson", ["1", "2"], ["3", "3"], None, {"pearson": 0}),
+        # squared rank differences 0, 1, 1: 1 - 6*2 / (3*8)
+        ("spearman", ["10", "20", "30"], ["1", "7", "5"], None, {"spearman": 50}),
+        # row 2: "cat sat" shares one word of 2 with "cat": 2*1 / (2+1)
+        (
+            "squad",
+            [["a dog", "The cat!"], "cat"],
+            ["cat", "cat sat"],
+            None,
+            {"em": 50, "f1": 100 * (1 + 2 / 3) / 2},
+        ),
+        ("squad", ["no, No"], ["no"], None, {"em": 0, "f1": 100 * 2 / 3}),
+        # 5/5 words, 3/4 pairs, 2/3 triples, 1/2 quadruples; 5 words for 6: exp(1 - 6/5)
+        (
+            "bleu",
+            ["the cat sat on the mat"],
+            ["the cat sat on mat"],
+            None,
+            {"bleu": 100 * 0.25**0.25 * math.exp(-0.2)},
+        ),
+        ("bleu", [["x y z w", "a b c d"], "e f g h"], ["a b c d", "e f g h"], None, {"bleu": 100}),
+        # letters 2/2 found of 3, pairs 1/1 of 2: precision 1, recall 7/12, F2 = 5PR / (4P + R)
+        ("chrf", ["abc"], ["ab"], None, {"chrf": 100 * (5 * 7 / 12) / (4 + 7 / 12)}),
+        ("ter", ["a b c d"], ["a b x d"], None, {"ter": 25}),
+        # common subsequence "the cat": precision 2/3, recall 2/4
+        (
+            "rouge_l",
+            ["the cat on mat"],
+            ["the cat sat"],
+            None,
+            {"rouge_l": 100 * 2 * (1 / 3) / (2 / 3 + 1 / 2)},
+        ),
+        ("rouge_l", [["x", "the cat"]], ["the cat"], None, {"rouge_l": 100}),
+    ],
+)
+def test_by_hand(name, golds, predictions, labels, expected):
+    assert of(name, golds, predictions, labels) == pytest.approx(expected, abs=1e-6)
+    assert set(expected) == set(scores.SCORES[name].keys)
+
+
+def test_every_score_is_tested_and_has_its_own_keys():
+    keys = [key for name, row in scores.SCORES.items() if name != "squad" for key in row.keys]
+    assert len(set(keys)) == len(keys)
+
+
+def test_target_that_is_no_number():
+    with pytest.raises(TaskError, match="row 1: the target 'high' is no number"):
+        of("pearson", ["1", "high"], ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [(" 2.50 ", 2.5), ("-1e2", -100.0), ("nan", None), ("inf", None), ("", None)]
+)
+def test_number(text, value):
+    assert scores.number(text) == value
+
+
+def test_normalise_answer():
+    assert scores.normalise_answer(" The  U.S. theatre, an A-team ") == "us theatre ateam"

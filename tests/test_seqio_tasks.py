@@ -1,0 +1,167 @@
+"""Ordinary SeqIO tasks: rows, scores by their own functions, ingredients."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+import tasks
+from tasks import seqio_tasks
+
+
+@pytest.fixture(scope="module")
+def seqio():
+    return pytest.importorskip("seqio")
+
+
+@pytest.fixture
+def registry(seqio, table):
+    """SeqIO with what a test adds taken out afterwards."""
+    before = dict(seqio.TaskRegistry._REGISTRY)
+    yield seqio
+    seqio.TaskRegistry._REGISTRY = before
+
+
+def split_line(dataset, mark):
+    import tensorflow as tf
+
+    def split(line):
+        parts = tf.strings.split(line, mark)
+        return {"inputs": parts[0], "targets": parts[1], "answers": parts[1:], "n": tf.strings.length(line)}
+
+    return dataset.map(split)
+
+
+def match(targets, predictions):
+    return {
+        "match": 100.0 * np.mean([text in right for right, text in zip(targets, predictions, strict=True)])
+    }
+
+
+def answers_or_text(text, example=None, is_target=False):
+    return [answer.decode() for answer in example["answers"]] if is_target else text.strip()
+
+
+@pytest.fixture
+def lines(registry, tmp_path):
+    (tmp_path / "a.txt").write_text("oak|leaf|tree\nfir|needle|tree\n")
+
+    def make(mark="|", copy=True, metric_fns=(match,), **settings):
+        feature = registry.Feature(registry.ByteVocabulary(), add_eos=True)
+        registry.TaskRegistry.remove("lines")
+        return registry.TaskRegistry.add(
+            "lines",
+            source=registry.TextLineDataSource({"train": str(tmp_path / "a.txt")}),
+            preprocessors=[
+                functools.partial(split_line, mark=mark),
+                functools.partial(registry.preprocessors.tokenize, copy_pretokenized=copy),
+                registry.preprocessors.append_eos,
+            ],
+            output_features={"inputs": feature, "targets": feature},
+            postprocess_fn=answers_or_text,
+            metric_fns=list(metric_fns),
+            **settings,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_rows(lines, copy):
+    lines(copy=copy)
+    assert list(tasks.rows("lines", "train")) == [
+        {"inputs": "oak", "targets": "leaf", "answers": ["leaf", "tree"], "n": 13},
+        {"inputs": "fir", "targets": "needle", "answers": ["needle", "tree"], "n": 15},
+    ]
+    with pytest.raises(tasks.TaskError, match="no split 'test'; it has train"):
+        tasks.rows("lines", "test")
+
+
+def test_own_postprocessing_and_scores(lines):
+    lines()
+    rows = list(tasks.rows("lines", "train"))
+    assert tasks.scorer("lines")(rows, ["tree ", "leaf"]) == {"match": 50.0, "average": 50.0}
+    cached = [
+        {f"{key}_pretokenized" if key == "targets" else key: value for key, value in row.items()}
+        for row in rows
+    ]
+    assert tasks.scorer("lines")(cached, ["tree", "tree"]) == {"match": 100.0, "average": 100.0}
+    assert tasks.main_score("lines") == "average"
+
+
+def test_scalars_count_and_clashes_are_told(lines, seqio):
+    def scalar(targets, predictions):
+        return {"s": seqio.metrics.Scalar(3.0), "note": seqio.metrics.Text("x")}
+
+    lines(metric_fns=[match, scalar])
+    rows = list(tasks.rows("lines", "train"))
+    assert tasks.scorer("lines")(rows, ["tree", "tree"]) == {"match": 100.0, "s": 3.0, "average": 51.5}
+    lines(metric_fns=[match, lambda targets, predictions: {"match": 1.0}])
+    with pytest.raises(tasks.TaskError, match="'lines': two metric_fns give match"):
+        tasks.scorer("lines")(rows, ["tree", "tree"])
+
+
+def test_functions_that_cannot_be_used(lines):
+    def likelihood(targets, scores):
+        return {"likelihood": 0.0}
+
+    lines(metric_fns=[likelihood])
+    with pytest.raises(tasks.TaskError, match=r"no metric function of \(targets, predictions\)"):
+        tasks.scorer("lines")
+    lines(metric_fns=[match, likelihood])
+    with pytest.warns(UserWarning, match="'lines': only its metric_fns"):
+        tasks.scorer("lines")
+
+
+def test_ingredients_follow_files_functions_and_settings(lines, tmp_path):
+    lines()
+    first = tasks.ingredients("lines", "train")
+    assert json.loads(json.dumps(first)) == first
+    lines()
+    assert tasks.ingredients("lines", "train") == first
+    lines(mark=";")
+    assert tasks.ingredients("lines", "train") != first
+    lines()
+    (tmp_path / "a.txt").write_text("one|more|line\n")
+    assert tasks.ingredients("lines", "train") != first
+
+
+def test_describe(lines):
+    lines()
+    found = tasks.describe("lines", list, {"inputs": 4, "targets": 4})
+    assert found["kind"] == "seqio"
+    assert found["scores"] == ["match"]
+    assert found["splits"]["train"]["targets"]["cut"] == 2
+    assert found["examples"][0]["inputs"] == "oak"
+
+
+def test_task_without_inputs(registry, tmp_path):
+    feature = registry.Feature(registry.ByteVocabulary())
+    registry.TaskRegistry.add(
+        "language_model",
+        source=registry.TextLineDataSource({"train": str(tmp_path / "a.txt")}),
+        output_features={"targets": feature},
+    )
+    with pytest.raises(
+        tasks.TaskError, match="'language_model' has no output feature 'inputs', only targets"
+    ):
+        tasks.rows("language_model", "train")
+
+
+def test_example_of_row_is_what_seqio_gives():
+    row = {
+        "targets": "b",
+        "t": "é",
+        "n": 2,
+        "list": [1, 2],
+        "texts": ["a", "b"],
+        "deep": {"x": [["a"], ["b", "c"]]},
+    }
+    example = seqio_tasks.example_of_row(row)
+    assert example["targets_pretokenized"] == b"b"
+    assert example["t"] == "é".encode()
+    assert example["n"] == 2
+    assert example["list"].tolist() == [1, 2]
+    assert example["texts"].tolist() == [b"a", b"b"]
+    assert [inner.tolist() for inner in example["deep"]["x"]] == [[b"a"], [b"b", b"c"]]
