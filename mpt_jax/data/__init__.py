@@ -1,0 +1,1 @@
+"""From a SeqIO task to batches: vocabulary, token cache, sampler, batches. Reading needs no TensorFlow."""

@@ -1,0 +1,267 @@
+"""Batches: the rows of all runs at a step, sorted by length, in micro-batches padded to their own buckets.
+
+Letters: B examples, L input tokens, T target tokens, E embedding width, N rows of the prompt bank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.sampler import Stream, draw
+from mpt_jax.data.vocabulary import EOS_ID
+from mpt_jax.errors import UserError
+
+# inputs_BL, targets_BT, task_id_B int32; embedding_BE float32 where a cache has embeddings
+MicroBatch = dict[str, np.ndarray]
+INPUT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+TARGET_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
+ENDLESS = 2**40  # steps; Grain wants a length
+
+
+def buckets(limit: int, sizes: Sequence[int] = INPUT_BUCKETS) -> tuple[int, ...]:
+    """The padded lengths in use up to `limit` tokens, ascending; the limit itself is always one."""
+    return (*sorted({size for size in sizes if 0 < size < limit}), limit)
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """How rows become arrays. Lengths in tokens, end of sequence included (TASK_FEATURE_LENGTHS).
+
+    Rows longer than input_length or target_length are cut, keeping the end of sequence. Each pair of buckets
+    in use is one compiled program: fewer buckets compile less and pad more. () = the defaults of this file.
+    """
+
+    input_length: int
+    target_length: int
+    micro_batch_size: int
+    input_buckets: tuple[int, ...] = ()
+    target_buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("input_length", "target_length", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        inputs, targets = self.input_buckets or INPUT_BUCKETS, self.target_buckets or TARGET_BUCKETS
+        object.__setattr__(self, "input_buckets", buckets(self.input_length, inputs))
+        object.__setattr__(self, "target_buckets", buckets(self.target_length, targets))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one optimiser step. Tokens are counted after cutting; padding is a share, 0..1."""
+
+    step: int
+    micro: list[MicroBatch]
+    target_tokens_N: np.ndarray  # float32
+    input_tokens_N: np.ndarray  # float32
+    examples_N: np.ndarray  # float32
+    examples: int
+    cut_inputs: int
+    cut_targets: int
+    input_padding: float
+    target_padding: float
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Chosen rows, not yet gathered: place in `caches`, row, bank row and lengths after cutting of each."""
+
+    caches: list[TokenCache]
+    cache_B: np.ndarray
+    row_B: np.ndarray
+    task_id_B: np.ndarray
+    input_length_B: np.ndarray
+    target_length_B: np.ndarray
+    cut_inputs: int
+    cut_targets: int
+
+
+def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_rows: int) -> Batch:
+    """The batch of `step`: rows of all streams, sorted by (input length, target length), in micro-batches.
+
+    Rows missing in the last micro-batch are all zeros with task_id 0. A pure function of its arguments.
+    """
+    rows = _drawn_rows(streams, step, spec)
+    order = np.lexsort((rows.target_length_B, rows.input_length_B))
+    size = spec.micro_batch_size
+    micro = [_gather(rows, order[start : start + size], spec) for start in range(0, len(order), size)]
+
+    def total(weight_B: np.ndarray | None) -> np.ndarray:
+        return np.bincount(rows.task_id_B, weight_B, minlength=num_bank_rows).astype(np.float32)
+
+    if len(total(None)) > num_bank_rows:
+        raise UserError(f"bank_index {rows.task_id_B.max()} is beyond the prompt bank's {num_bank_rows} rows")
+    return Batch(
+        step=step,
+        micro=micro,
+        target_tokens_N=total(rows.target_length_B),
+        input_tokens_N=total(rows.input_length_B),
+        examples_N=total(None),
+        examples=len(order),
+        cut_inputs=rows.cut_inputs,
+        cut_targets=rows.cut_targets,
+        input_padding=1.0 - rows.input_length_B.sum() / sum(part["inputs_BL"].size for part in micro),
+        target_padding=1.0 - rows.target_length_B.sum() / sum(part["targets_BT"].size for part in micro),
+    )
+
+
+def eval_batches(
+    cache: TokenCache, spec: BatchSpec, task_id: int = 0, subset: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, MicroBatch]]:
+    """Every row (of `subset`) once, as (row_index_B int64, micro-batch); row index -1 marks a filler row.
+
+    Longest rows come first: what does not fit in memory fails at the start, estimates of time are safe.
+    """
+    row_B = np.arange(cache.rows, dtype=np.int64) if subset is None else np.asarray(subset, np.int64)
+    rows = _lengths(
+        [cache], np.zeros(len(row_B), np.int32), row_B, np.full(len(row_B), task_id, np.int32), spec
+    )
+    order = np.lexsort((rows.target_length_B, rows.input_length_B))[::-1]
+    size = spec.micro_batch_size
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        index_B = np.full(size, -1, np.int64)
+        index_B[: len(chosen)] = row_B[chosen]
+        yield index_B, _gather(rows, chosen, spec)
+
+
+class BatchIterator:
+    """Batches of steps start_step, start_step + 1, ... made ahead by Grain's threads; the state is JSON-able.
+
+    `waited_s`: seconds that callers spent in `next` so far; near zero while reading ahead keeps up.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        spec: BatchSpec,
+        num_bank_rows: int,
+        start_step: int,
+        prefetch: int,
+        threads: int,
+    ):
+        source = _StepSource(streams, spec, num_bank_rows)
+        options = grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
+        self._steps = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        self._steps.set_state({"next_index": start_step})
+        self.waited_s = 0.0
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self._steps)
+        self.waited_s += time.perf_counter() - start
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """{"next_index": the step that `next` will return}."""
+        return self._steps.get_state()
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on from a state of `get_state`."""
+        self._steps.set_state(state)
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._steps.close()
+
+
+def batch_iterator(
+    streams: Sequence[Stream],
+    spec: BatchSpec,
+    num_bank_rows: int,
+    start_step: int = 0,
+    prefetch: int = 4,
+    threads: int = 2,
+) -> BatchIterator:
+    """Iterator over `make_batch` of consecutive steps; `prefetch` batches are made ahead, 0 = none."""
+    return BatchIterator(streams, spec, num_bank_rows, start_step, prefetch, threads)
+
+
+class _StepSource:
+    """Random access from step to batch, as Grain's sources want it."""
+
+    def __init__(self, streams: Sequence[Stream], spec: BatchSpec, num_bank_rows: int):
+        self._arguments = (tuple(streams), spec, num_bank_rows)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, step: int) -> Batch:
+        streams, spec, num_bank_rows = self._arguments
+        return make_batch(streams, step, spec, num_bank_rows)
+
+
+def _drawn_rows(streams: Sequence[Stream], step: int, spec: BatchSpec) -> _Rows:
+    """The rows of all streams at `step`, stream after stream."""
+    caches, cache_parts, row_parts, task_parts = [], [], [], []
+    for stream in streams:
+        index_B, row_B = draw(stream, step)
+        cache_parts.append(index_B + len(caches))
+        row_parts.append(row_B)
+        task_parts.append(np.asarray(stream.bank_index, np.int32)[index_B])
+        caches.extend(stream.caches)
+    return _lengths(caches, *map(np.concatenate, (cache_parts, row_parts, task_parts)), spec)
+
+
+def _lengths(
+    caches: list[TokenCache], cache_B: np.ndarray, row_B: np.ndarray, task_id_B: np.ndarray, spec: BatchSpec
+) -> _Rows:
+    """Looks up the lengths of chosen rows and counts those that will be cut."""
+    input_B, target_B = np.empty((2, len(row_B)), np.int32)
+    for place in np.unique(cache_B):
+        here = cache_B == place
+        input_B[here] = caches[place].input_lengths[row_B[here]]
+        target_B[here] = caches[place].target_lengths[row_B[here]]
+    return _Rows(
+        caches, cache_B, row_B, task_id_B,
+        np.minimum(input_B, spec.input_length), np.minimum(target_B, spec.target_length),
+        int((input_B > spec.input_length).sum()), int((target_B > spec.target_length).sum()),
+    )  # fmt: skip
+
+
+def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
+    """One micro-batch of the rows numbered `chosen`, zero-padded to the smallest buckets that fit."""
+    inputs_BL = np.zeros(
+        (spec.micro_batch_size, _bucket(rows.input_length_B[chosen], spec.input_buckets)), np.int32
+    )
+    targets_BT = np.zeros(
+        (spec.micro_batch_size, _bucket(rows.target_length_B[chosen], spec.target_buckets)), np.int32
+    )
+    task_id_B = np.zeros(spec.micro_batch_size, np.int32)
+    task_id_B[: len(chosen)] = rows.task_id_B[chosen]
+    micro = {"inputs_BL": inputs_BL, "targets_BT": targets_BT, "task_id_B": task_id_B}
+    widths = {cache.embedding.shape[1] for cache in rows.caches if cache.embedding is not None}
+    if len(widths) > 1:
+        raise UserError(
+            f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder for all"
+        )
+    if widths:
+        micro["embedding_BE"] = np.zeros((spec.micro_batch_size, *widths), np.float32)
+    for place, example in enumerate(chosen):
+        cache, row = rows.caches[rows.cache_B[example]], rows.row_B[example]
+        _fill(inputs_BL[place], cache.inputs(row), spec.input_length)
+        _fill(targets_BT[place], cache.targets(row), spec.target_length)
+        if cache.embedding is not None:
+            micro["embedding_BE"][place] = cache.embedding[row]
+    return micro
+
+
+def _bucket(length_B: np.ndarray, sizes: tuple[int, ...]) -> int:
+    return sizes[int(np.searchsorted(sizes, length_B.max()))]
+
+
+def _fill(line: np.ndarray, tokens: np.ndarray, limit: int) -> None:
+    """Writes a row's tokens, cut to `limit`; a cut row that ended with end of sequence still does."""
+    kept = tokens[:limit]
+    line[: len(kept)] = kept
+    if len(tokens) > limit and tokens[-1] == EOS_ID:
+        line[limit - 1] = EOS_ID

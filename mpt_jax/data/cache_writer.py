@@ -1,0 +1,195 @@
+"""Writes a token cache: the only file of the package that runs SeqIO and TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import tasks
+from mpt_jax.data.cache import Progress, file_checksum
+from mpt_jax.data.vocabulary import PAD_ID, Vocabulary, seqio_vocabulary
+from mpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import seqio
+
+FEATURES = ("inputs", "targets")
+PROGRESS_ROWS = 256
+
+
+def write(
+    key: dict,
+    examples: Iterable[dict],
+    vocabulary: Vocabulary,
+    folder: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the cache of `key` at `folder` from SeqIO's examples, by way of a temporary folder beside it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".writing-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary.mkdir()
+    try:
+        arrays = _collect(examples, key, temporary / "extra.bin", progress)
+        _check_tokens(arrays, key, vocabulary)
+        _write_files(arrays, key, temporary)
+        _install(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seqio_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
+    """All examples of a task split in source order, untrimmed, as numpy values."""
+    import seqio
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # TensorFlow has started already and keeps what it holds
+        tf.config.set_visible_devices([], "GPU")  # or it would take the accelerator's memory from JAX
+    task = tasks.register(name, seqio_vocabulary(vocabulary))
+    if split not in task.splits:
+        raise UserError(f"task {name!r} has no split {split!r}, only {', '.join(task.splits)}")
+    for feature in FEATURES:
+        if feature not in task.output_features:
+            found = ", ".join(task.output_features)
+            raise UserError(
+                f"task {name!r} has features {found}; an encoder-decoder needs inputs and targets"
+            )
+        _check_vocabulary(name, feature, task.output_features[feature].vocabulary, vocabulary)
+    # A function source need not take a seed; others seed random preprocessors, so that the cache repeats.
+    seed = None if isinstance(task.source, seqio.FunctionDataSource) else 0
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1)
+    options = tf.data.Options()
+    options.deterministic = True
+    return tasks.examples(task, dataset.with_options(options))
+
+
+def _check_vocabulary(name: str, feature: str, found: seqio.Vocabulary, vocabulary: Vocabulary) -> None:
+    """UserError if a SeqIO task makes other ids of text than the backbone knows; ids as such pass."""
+    import seqio
+
+    expected = seqio_vocabulary(vocabulary)
+    if isinstance(found, seqio.PassThroughVocabulary) or found == expected:
+        return
+    same = type(found) is type(expected) and found.extra_ids in (0, expected.extra_ids)
+    if same and isinstance(found, seqio.SentencePieceVocabulary):  # another path may hold the same model
+        ours = seqio.SentencePieceVocabulary(vocabulary.path, found.extra_ids)
+        same = found.sp_model == ours.sp_model
+    if not same:
+        raise UserError(
+            f"task {name!r} has its {feature!r} in another vocabulary ({found}) than the backbone "
+            f"({vocabulary}): register the task with the backbone's"
+        )
+
+
+def _collect(
+    examples: Iterable[dict], key: dict, extra_file: Path, progress: Progress | None
+) -> dict[str, np.ndarray]:
+    """Tokens, offsets and embeddings of all rows, in memory; other fields go to `extra_file`."""
+    where = f"task {key['task']!r}, split {key['split']!r}"
+    tokens = {feature: array("i") for feature in FEATURES}
+    offsets = {feature: array("q", [0]) for feature in (*FEATURES, "extra")}
+    embedding, width, count = array("f"), None, 0
+    with open(extra_file, "wb") as file:
+        for example in examples:
+            for feature in FEATURES:
+                tokens[feature].frombytes(np.asarray(example[feature], np.int32).tobytes())
+                offsets[feature].append(len(tokens[feature]))
+            if offsets["inputs"][-1] == offsets["inputs"][-2]:
+                raise UserError(f"{where}, row {count}: the input has no tokens; drop such rows in the task")
+            vector = np.asarray(example.get("embedding", ()), np.float32)
+            if count and len(vector) != width:
+                raise UserError(f"{where}, row {count}: embedding width {len(vector)}, before it {width}")
+            width = len(vector)
+            embedding.frombytes(vector.tobytes())
+            offsets["extra"].append(offsets["extra"][-1] + file.write(_fields(example, where, count)))
+            count += 1
+            if progress and count % PROGRESS_ROWS == 0:
+                progress(count)
+    if not count:
+        raise UserError(f"{where} has no rows")
+    if progress and count % PROGRESS_ROWS:
+        progress(count)
+    arrays = {feature: np.frombuffer(tokens[feature], np.int32) for feature in FEATURES}
+    for feature, name in (("inputs", "input"), ("targets", "target"), ("extra", "extra")):
+        arrays[f"{name}_offsets"] = np.frombuffer(offsets[feature], np.int64)
+    if width:
+        arrays["embedding"] = np.frombuffer(embedding, np.float32).astype(np.float16).reshape(count, width)
+    return arrays
+
+
+def _fields(example: dict, where: str, row: int) -> bytes:
+    """The row's own fields and texts as JSON."""
+    try:
+        return json.dumps(tasks.row_of_example(example), ensure_ascii=False).encode()
+    except TypeError as error:
+        raise UserError(
+            f"{where}, row {row}: a field cannot be kept ({error}): drop it in the task"
+        ) from error
+
+
+def _check_tokens(arrays: dict[str, np.ndarray], key: dict, vocabulary: Vocabulary) -> None:
+    """UserError for ids that the backbone has no embedding for, and for padding inside a row."""
+    for feature, name in (("inputs", "input_offsets"), ("targets", "target_offsets")):
+        ids = arrays[feature]
+        wrong = np.flatnonzero((ids <= PAD_ID) | (ids >= vocabulary.size))
+        if len(wrong):
+            row = int(np.searchsorted(arrays[name], wrong[0], side="right")) - 1
+            raise UserError(
+                f"task {key['task']!r}, split {key['split']!r}, row {row}: "
+                f"{feature!r} has id {ids[wrong[0]]}, allowed are 1..{vocabulary.size - 1} (0 is padding): "
+                "check the task's vocabulary"
+            )
+
+
+def _write_files(arrays: dict[str, np.ndarray], key: dict, folder: Path) -> None:
+    """Array files and, last, `meta.json`; everything is on disk when it returns."""
+    for name, values in arrays.items():
+        with open(folder / f"{name}.npy", "wb") as file:
+            np.save(file, values, allow_pickle=False)
+    files = {path.name: (path.stat().st_size, file_checksum(path)) for path in sorted(folder.iterdir())}
+    content = json.dumps([key["task"], key["split"], key["vocabulary"], files], sort_keys=True)
+    meta = {
+        "key": key,
+        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+        "rows": len(arrays["input_offsets"]) - 1,
+        "input_tokens": len(arrays["inputs"]),
+        "target_tokens": len(arrays["targets"]),
+        "longest_input": int(np.diff(arrays["input_offsets"]).max()),
+        "longest_target": int(np.diff(arrays["target_offsets"]).max()),
+        "files": files,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _install(temporary: Path, folder: Path) -> None:
+    """Moves a finished cache to its place; where another process was faster, its equal cache stays."""
+    retired = temporary.with_name(temporary.name.replace(".writing-", ".retired-"))
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, retired)  # a folder that is not empty cannot be replaced in one step
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    _sync(folder.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

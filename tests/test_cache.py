@@ -1,0 +1,294 @@
+"""The token cache: what SeqIO gives is what is read, nothing half-written or damaged is ever used."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_data import byte_vocabulary, piece_file, token_cache
+
+import tasks
+from mpt_jax.data import cache as cache_module
+from mpt_jax.data import cache_writer
+from mpt_jax.data.cache import cached_names, open_cache, read_cache, write_cache
+from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
+from mpt_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = [
+    {"text": f"the dog number {row}", "label": row % 2, "idx": row, "tags": ["a", "b"]} for row in range(6)
+]
+
+
+@pytest.fixture
+def vocabulary():
+    return load_vocabulary(piece_file())
+
+
+@pytest.fixture
+def file_task(tmp_path):
+    """A task of the table over a JSONL file; gone from the table afterwards."""
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    name = f"toy_{tmp_path.name}".replace("-", "_")
+    tasks.jsonl(name, files={"train": str(source)}, template="toy text: {text}", labels=("no", "yes"))
+    yield name, source
+    del tasks.TABLE[name]
+
+
+@pytest.fixture
+def seqio_task(vocabulary):
+    """An ordinary SeqIO task: a function source, string and number features of its own."""
+    seqio = pytest.importorskip("seqio")
+    import tensorflow as tf
+
+    rows = {
+        "inputs": [f"the dog {row} <extra_id_0>" for row in range(5)],
+        "targets": ["yes", "no", "yes", "", "no"],
+        "score": np.array([0.5, 1, 2, 3, 4], np.float32),
+        "names": [[f"n{row}", "é"] for row in range(5)],
+    }
+    feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
+    task = seqio.TaskRegistry.add(
+        "ordinary_toy",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), splits=["train"]
+        ),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=[],
+    )
+    yield task
+    seqio.TaskRegistry.remove("ordinary_toy")
+
+
+def test_cache_of_a_table_task_equals_seqio(file_task, vocabulary, tmp_path):
+    name, _ = file_task
+    done = []
+    cache = open_cache(name, "train", vocabulary, tmp_path / "cache", progress=done.append)
+    task = tasks.register(name, seqio_vocabulary(vocabulary))
+    examples = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
+    assert cache.rows == len(cache) == len(examples) == 6 and done == [6]
+    for row, example in enumerate(examples):
+        assert cache.inputs(row).tolist() == example["inputs"].tolist()
+        assert cache.targets(row).tolist() == example["targets"].tolist()
+        assert cache.inputs(row).dtype == np.int32 and cache.inputs(row)[-1] == 1
+        assert cache.input_lengths[row] == len(example["inputs"])
+        assert cache.target_lengths[row] == len(example["targets"])
+        extra = cache.extra(row)
+        assert extra["label"] == row % 2 and extra["idx"] == row and extra["tags"] == ["a", "b"]
+        assert extra["targets"] == ("no", "yes")[row % 2] and extra["inputs"].endswith(
+            f"the dog number {row}"
+        )
+        assert vocabulary.decode(cache.targets(row)) == extra["targets"]
+    assert cache.meta["input_tokens"] == cache.input_lengths.sum()
+    assert cache.meta["longest_target"] == cache.target_lengths.max()
+    assert cache.embedding is None and (cache.name, cache.split) == (name, "train")
+
+
+def test_cache_of_an_ordinary_seqio_task(seqio_task, vocabulary, tmp_path):
+    cache = open_cache("ordinary_toy", "train", vocabulary, tmp_path)
+    for row, example in enumerate(seqio_task.get_dataset(None, "train", shuffle=False).as_numpy_iterator()):
+        assert cache.inputs(row).tolist() == example["inputs"].tolist()
+        assert cache.targets(row).tolist() == example["targets"].tolist()
+    extra = cache.extra(4)
+    assert extra["score"] == 4.0 and extra["names"] == ["n4", "é"] and extra["targets"] == "no"
+    assert cache.targets(3).tolist() == [1], "an empty target is its end of sequence"
+    assert cached_names(tmp_path) == {"ordinary_toy"}
+    with pytest.raises(ValueError, match="no split 'test'"):
+        open_cache("ordinary_toy", "test", vocabulary, tmp_path)
+
+
+def test_a_seqio_task_in_another_vocabulary_is_refused(seqio_task, vocabulary, tmp_path):
+    for other in (byte_vocabulary(), load_vocabulary(piece_file(), 50)):
+        with pytest.raises(UserError, match="another vocabulary.*register the task"):
+            open_cache("ordinary_toy", "train", other, tmp_path)
+    copied = tmp_path / "copied.model"
+    copied.write_bytes(Path(piece_file()).read_bytes())
+    assert open_cache("ordinary_toy", "train", load_vocabulary(copied), tmp_path).rows == 5
+
+
+def test_a_seqio_task_without_targets_is_refused(seqio_task, vocabulary, tmp_path):
+    seqio = sys.modules["seqio"]
+    features = {"inputs": seqio_task.output_features["inputs"]}
+    seqio.TaskRegistry.add(
+        "inputs_only", seqio_task.source, features, preprocessors=seqio_task.preprocessors, metric_fns=[]
+    )
+    with pytest.raises(UserError, match="'inputs_only' has features inputs;"):
+        open_cache("inputs_only", "train", vocabulary, tmp_path)
+    seqio.TaskRegistry.remove("inputs_only")
+
+
+def test_a_second_opening_reads_what_is_there(file_task, vocabulary, tmp_path, monkeypatch):
+    name, _ = file_task
+    first = open_cache(name, "train", vocabulary, tmp_path / "cache")
+    monkeypatch.setattr(cache_writer, "write", None)
+    second = open_cache(name, "train", vocabulary, tmp_path / "cache")
+    assert second.folder == first.folder and second.fingerprint == first.fingerprint
+
+
+def test_changed_source_template_or_vocabulary_is_written_anew(file_task, vocabulary, tmp_path):
+    name, source = file_task
+    first = open_cache(name, "train", vocabulary, tmp_path / "cache")
+    source.write_text(json.dumps(RECORDS[0] | {"text": "the fox"}) + "\n")
+    changed = open_cache(name, "train", vocabulary, tmp_path / "cache")
+    assert changed.rows == 1 and changed.fingerprint != first.fingerprint
+    assert vocabulary.decode(changed.inputs(0)).endswith("the fox")
+    other = open_cache(name, "train", load_vocabulary(piece_file(), 50), tmp_path / "cache")
+    assert other.folder not in (first.folder, changed.folder)
+    assert open_cache(name, "train", vocabulary, tmp_path / "cache").folder == changed.folder
+
+
+def test_without_build_a_missing_cache_is_an_error(file_task, vocabulary, tmp_path):
+    with pytest.raises(UserError, match="no token cache.*mpt-jax cache"):
+        open_cache(file_task[0], "train", vocabulary, tmp_path / "cache", build=False)
+
+
+def test_a_source_that_is_elsewhere_leaves_the_cache_usable(file_task, vocabulary, tmp_path, caplog):
+    name, source = file_task
+    first = open_cache(name, "train", vocabulary, tmp_path / "cache")
+    source.unlink()
+    with caplog.at_level("WARNING"):
+        again = open_cache(name, "train", vocabulary, tmp_path / "cache", build=False)
+    assert again.folder == first.folder and "unchecked" in caplog.text
+    with pytest.raises(tasks.TaskError, match="no such file"):
+        open_cache(name, "train", load_vocabulary(piece_file(), 50), tmp_path / "cache")
+
+
+FILES = ("inputs.npy", "input_offsets.npy", "targets.npy", "target_offsets.npy", "extra.bin", "meta.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_damage_is_named(file, damage, tmp_path):
+    folder = token_cache(tmp_path, [([5, 1], [6, 1])] * 40).folder
+    path = folder / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        flipped = content[:-3] + bytes([content[-3] ^ 0x81]) + content[-2:]
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else flipped)
+    with pytest.raises(UserError, match=rf"{file}.*delete.*overwrite"):
+        read_cache(folder)
+
+
+def test_overwrite_mends_a_damaged_cache(file_task, vocabulary, tmp_path):
+    first = open_cache(file_task[0], "train", vocabulary, tmp_path / "cache")
+    (first.folder / "targets.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="targets.npy"):
+        open_cache(file_task[0], "train", vocabulary, tmp_path / "cache")
+    mended = open_cache(file_task[0], "train", vocabulary, tmp_path / "cache", overwrite=True)
+    assert mended.folder == first.folder and mended.fingerprint == first.fingerprint
+    assert sorted(path.name for path in first.folder.parent.iterdir()) == [first.folder.name]
+
+
+def test_a_failed_writing_leaves_the_old_cache(tmp_path):
+    good = token_cache(tmp_path, [([5, 1], [6, 1])])
+
+    def examples():
+        yield {"inputs": np.array([9, 1]), "targets": np.array([1])}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_writer.write(good.meta["key"], examples(), byte_vocabulary(), good.folder)
+    assert read_cache(good.folder).inputs(0).tolist() == [5, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_killed_writing_leaves_the_old_cache(tmp_path):
+    good = token_cache(tmp_path, [([5, 1], [6, 1])])
+    code = (
+        "import json, os, signal, sys; from pathlib import Path; import numpy as np\n"
+        "from mpt_jax.data import cache_writer; from mpt_jax.data.vocabulary import load_vocabulary\n"
+        "def rows():\n"
+        "    yield {'inputs': np.array([9, 1]), 'targets': np.array([1])}\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cache_writer.write(json.loads(sys.argv[1]), rows(), load_vocabulary('bytes'), Path(sys.argv[2]))"
+    )
+    key = json.dumps(good.meta["key"])
+    done = subprocess.run([sys.executable, "-c", code, key, str(good.folder)], env=environment(), check=False)
+    assert done.returncode == -9
+    assert read_cache(good.folder).inputs(0).tolist() == [5, 1]
+
+
+def test_rows_that_cannot_be_trained_on_are_named(tmp_path):
+    for row, text in (
+        (([], [1]), "'toy', split 'train', row 1: the input has no tokens"),
+        (([5, 384], [1]), "row 1: 'inputs' has id 384, allowed are 1..383"),
+        (([5, 1], [0, 1]), "row 1: 'targets' has id 0"),
+    ):
+        with pytest.raises(UserError, match=text):
+            token_cache(tmp_path, [([5, 1], [1]), row])
+    with pytest.raises(UserError, match="has no rows"):
+        token_cache(tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_targets_and_embeddings_are_kept(tmp_path):
+    cache = token_cache(tmp_path, [([5, 1], []), ([6, 1], [])], embedding=3)
+    assert cache.targets(1).tolist() == [] and cache.target_lengths.tolist() == [0, 0]
+    assert cache.embedding.dtype == np.float16 and cache.embedding.tolist() == [[0] * 3, [1] * 3]
+
+
+def test_names_cannot_leave_the_cache_folder(vocabulary, tmp_path):
+    for name, split in (("../toy", "train"), ("/toy", "train"), ("toy", "../../train")):
+        with pytest.raises(UserError, match="'..' and absolute"):
+            open_cache(name, split, vocabulary, tmp_path)
+
+
+def environment():
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_PLATFORMS": "cpu"}
+
+
+OPEN_WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = sys.modules["seqio"] = None
+import tasks
+from mpt_jax.data.batches import BatchSpec, batch_iterator
+from mpt_jax.data.cache import cached_names, open_cache
+from mpt_jax.data.sampler import Stream
+from mpt_jax.data.vocabulary import load_vocabulary
+
+name, source, folder, pieces = sys.argv[1:]
+if source:
+    tasks.jsonl(name, files={"train": source}, template="toy text: {text}", labels=("no", "yes"))
+assert tasks.expand([name], cached=cached_names(folder)) == (name,)
+cache = open_cache(name, "train", load_vocabulary(pieces), folder, build=False)
+stream = Stream(seed=0, caches=(cache,), bank_index=(0,), batch_size=2)
+iterator = batch_iterator([stream], BatchSpec(16, 4, 2), 1)
+print(cache.rows, next(iterator).examples)
+iterator.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["table", "ordinary"])
+def test_training_from_a_cache_needs_no_tensorflow(kind, request, vocabulary, tmp_path):
+    if kind == "table":
+        name, source = request.getfixturevalue("file_task")
+    else:
+        name, source = request.getfixturevalue("seqio_task").name, ""
+    cache = write_cache(name, "train", vocabulary, tmp_path / "cache")
+    arguments = [
+        sys.executable,
+        "-c",
+        OPEN_WITHOUT_TENSORFLOW,
+        name,
+        str(source),
+        str(tmp_path / "cache"),
+        piece_file(),
+    ]
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(cache.rows), "2"]
+
+
+def test_key_names_everything_that_went_in(file_task, vocabulary):
+    key = cache_module.cache_key(file_task[0], "train", vocabulary)
+    assert key["format"] == cache_module.FORMAT and key["vocabulary"] == vocabulary.fingerprint
+    assert key["ingredients"] == tasks.ingredients(file_task[0], "train")
+    assert cache_module.key_name(key) != cache_module.key_name(key | {"split": "test"})
