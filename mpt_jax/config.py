@@ -204,8 +204,8 @@ class DataSettings:
 
     batch_size: int = 32  # examples a run and step [DPT, ATTEMPT]
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
-    input_length: int = 256  # tokens kept of an input, EOS included [ATTEMPT, DPT]
-    target_length: int = 128  # tokens kept of a target [ATTEMPT, DPT]
+    # tokens kept of inputs and targets, EOS included [ATTEMPT, DPT]
+    feature_lengths: dict = dataclasses.field(default_factory=lambda: {"inputs": 256, "targets": 128})
     mixing: str = "stochastic"  # 'stochastic' [MPT, DPT loader] | 'proportional' | 'equal'
     mixing_cap: int = 2**18  # rows of a task that count in mixing [DPT]
     k_shot: int = 0  # training rows of a few-shot run; 0 takes all
@@ -216,9 +216,45 @@ class DataSettings:
     def __post_init__(self):
         check_types(self)
         check_choice("DataSettings.mixing", self.mixing, ("stochastic", "proportional", "equal"))
-        for name, low in (("batch_size", 1), ("micro_batch_size", 1), ("input_length", 2), ("target_length", 2), ("mixing_cap", 1),
-                          ("k_shot", 0), ("prefetch", 1)):
+        if set(self.feature_lengths) != {"inputs", "targets"}:
+            message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
+            raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
+        for name, low in (("batch_size", 1), ("micro_batch_size", 1), ("mixing_cap", 1), ("k_shot", 0), ("prefetch", 1)):
             check_range(f"DataSettings.{name}", getattr(self, name), low)
+        for feature, length in self.feature_lengths.items():
+            if not isinstance(length, int) or length < 2:
+                raise UserError(f"DataSettings.feature_lengths[{feature!r}] = {length!r}; it takes a number of tokens >= 2.")
+
+    @property
+    def input_length(self) -> int:
+        """Tokens kept of an input."""
+        return self.feature_lengths["inputs"]
+
+    @property
+    def target_length(self) -> int:
+        """Tokens kept of a target."""
+        return self.feature_lengths["targets"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """Which tasks: names of tasks or mixtures, and the module that registers them."""
+
+    names: list | tuple = ()  # TASKS
+    mixture_or_task_name: str = ""  # one name in place of the list, as in T5X
+    module: str = ""  # MIXTURE_OR_TASK_MODULE: a dotted name, or a path that ends in .py
+
+    def __post_init__(self):
+        check_types(self)
+        if self.names and self.mixture_or_task_name:
+            raise UserError(f"both TASKS = {list(self.names)} and MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r} are given; keep one.")
+        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
+            raise UserError(f"TASKS = {self.names!r}; it takes a list of names.")
+
+    @property
+    def chosen(self) -> list[str]:
+        """The names given, either way."""
+        return list(self.names) or ([self.mixture_or_task_name] if self.mixture_or_task_name else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +263,8 @@ class TrainSettings:
 
     stage: str
     model_dir: str
-    tasks: list | tuple
     backbone: str = "nano"
+    dtype: str = "float32"  # of computation and of the frozen weights
     teacher_dir: str = ""
     source_dir: str = ""
     train_steps: int = 1000
@@ -248,10 +284,27 @@ class TrainSettings:
             check_range(f"TrainSettings.{name}", getattr(self, name), low)
         if not self.model_dir:
             raise UserError("TrainSettings.model_dir is empty; give --gin.MODEL_DIR=\"'folder'\".")
-        if not self.tasks:
-            raise UserError("TrainSettings.tasks is empty; give --gin.TASKS=\"['task', ...]\".")
 
     @property
     def seed_list(self) -> tuple[int, ...]:
         """The seeds, one for each repetition."""
         return tuple(self.seeds) if isinstance(self.seeds, list | tuple) else (self.seeds,)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """Scoring and prediction from a run folder."""
+
+    model_dir: str
+    split: str = "validation"
+    checkpoint: str = "best"  # 'best' on the dev split in training | 'last'
+    batch_size: int = 64  # rows decoded together [ours]
+    max_rows: int = 0  # rows of the split at most; 0 = all
+
+    def __post_init__(self):
+        check_types(self)
+        check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
+        check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1)
+        check_range("EvalSettings.max_rows", self.max_rows, 0)
+        if not self.model_dir:
+            raise UserError("EvalSettings.model_dir is empty; give --gin.MODEL_DIR=\"'run folder'\".")

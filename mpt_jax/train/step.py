@@ -118,7 +118,7 @@ class TrainStep:
         self.objective, self.optimizer = objective, optimizer
         self.traces: list[str] = []
         self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
-        self._update = jax.jit(self._update_fn, donate_argnums=(0, 1))
+        self._update = jax.jit(self._update_fn, donate_argnums=0)
         self._zeros = jax.jit(self._zeros_fn)
 
     def _zeros_fn(self, trainable):

@@ -1,0 +1,238 @@
+"""The command ``mpt-jax``: reads gin, builds settings, calls one function for each command. The only file that imports gin."""
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gin
+
+import tasks
+from mpt_jax.config import (
+    DataSettings,
+    DistillationSettings,
+    EvalSettings,
+    OptimizerSettings,
+    PromptSettings,
+    TaskSettings,
+    TrainSettings,
+)
+from mpt_jax.errors import UserError
+
+SETTINGS = {
+    cls: gin.external_configurable(cls, name=cls.__name__)
+    for cls in (TaskSettings, TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, EvalSettings)
+}
+# the checkout's gin/ or, in a wheel, the copy inside the package
+GIN_FOLDERS = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")
+PACKAGE = Path(__file__).parent
+
+
+def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
+    """Reads gin files (found by name from any folder) and bindings. Raises UserError for unknown names and files."""
+    gin.clear_config()
+    folders = [str(Path(folder)) for folder in search_paths] + [str(folder) for folder in GIN_FOLDERS if folder.is_dir()]
+    for folder in folders:
+        gin.add_config_file_search_path(folder)
+    for file in files:
+        if not any((Path(folder) / file).is_file() for folder in [os.curdir, *folders]):
+            known = sorted({path.name for folder in folders for path in Path(folder).glob("*.gin")})
+            raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")
+    try:
+        logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
+        gin.parse_config_files_and_bindings(list(files), list(bindings), print_includes_and_imports=False)
+    except (ValueError, SyntaxError, OSError, TypeError) as error:
+        raise UserError(_gin_message(error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    _check_macros()
+
+
+def _gin_message(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    unknown = re.search(r"No configurable matching '([\w.]+)'", text)
+    if unknown:
+        near = difflib.get_close_matches(unknown[1], [cls.__name__ for cls in SETTINGS], 1, 0.3)
+        return f"unknown gin name {unknown[1]!r}" + (f"; did you mean {near[0]!r}?" if near else ".") + f" ({text})"
+    return f"gin: {text}"
+
+
+def _check_macros() -> None:
+    """Raises UserError for a macro that nothing reads: it would be a silently ignored setting."""
+    defined = set(re.findall(r"^([A-Za-z_]\w*) = ", gin.config_str(), re.M))
+    used = set(re.findall(r"%([A-Za-z_]\w*)", gin.config_str()))
+    for name in sorted(defined - used):
+        near = difflib.get_close_matches(name, sorted(used), 1, 0.5)
+        raise UserError(f"unknown gin name {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(used))}."))
+
+
+def configured(cls):
+    """A settings dataclass filled from gin. Raises UserError for a parameter that it does not have or a missing one."""
+    try:
+        return SETTINGS[cls]()
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
+
+
+def task_names(required: bool = True) -> tuple[str, ...]:
+    """The tasks that TASKS or MIXTURE_OR_TASK_NAME names; mixtures become their tasks. The user's module is imported first."""
+    chosen = configured(TaskSettings)
+    tasks.import_module(chosen.module or None)
+    if not chosen.chosen and required:
+        raise UserError("no task is named: give --gin.TASKS=\"['task', ...]\" or --gin.MIXTURE_OR_TASK_NAME=\"'task'\"; `mpt-jax tasks` lists them.")
+    return tasks.expand(chosen.chosen)
+
+
+def command_train(arguments: argparse.Namespace) -> int:
+    """Trains one stage."""
+    from mpt_jax.infer.selection import make_evaluate
+    from mpt_jax.train.run import Settings, run_train
+
+    if not arguments.gin_file:
+        raise UserError("train needs a stage: --gin_file=teacher.gin | source.gin | target.gin | fewshot.gin | finetune.gin | pretrain.gin")
+    classes = (TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings)
+    settings = Settings(*(configured(cls) for cls in classes))
+    folder = run_train(settings, task_names(), make_evaluate, gin.operative_config_str())
+    print(folder)
+    return 0
+
+
+def command_eval(arguments: argparse.Namespace) -> int:
+    """Scores tasks with a run's prompts."""
+    from mpt_jax.infer.commands import run_eval
+
+    print(run_eval(configured(EvalSettings), configured(DataSettings), task_names(required=False)), end="")
+    return 0
+
+
+def command_infer(arguments: argparse.Namespace) -> int:
+    """Predicts for rows of a file."""
+    from mpt_jax.infer.commands import run_infer
+
+    print(run_infer(configured(EvalSettings), configured(DataSettings), task_names(required=False), arguments.input, arguments.output, arguments.score))
+    return 0
+
+
+def command_cache(arguments: argparse.Namespace) -> int:
+    """Writes token caches."""
+    from mpt_jax.infer.commands import run_cache
+
+    for line in run_cache(configured(TrainSettings).backbone, configured(DataSettings), task_names(), arguments.splits, arguments.overwrite):
+        print(line)
+    return 0
+
+
+def command_tasks(arguments: argparse.Namespace) -> int:
+    """Lists tasks, or shows one."""
+    from mpt_jax.infer.commands import list_tasks, show_task
+
+    task_names(required=False)
+    if arguments.name:
+        print(show_task(arguments.name, gin.query_parameter("BACKBONE/macro.value"), configured(DataSettings), arguments.rows))
+    else:
+        print(list_tasks())
+    return 0
+
+
+def command_convert(arguments: argparse.Namespace) -> int:
+    """Converts backbones and prompts."""
+    from mpt_jax.convert import convert
+
+    for path in convert(arguments.source, arguments.to, arguments.output, arguments.task):
+        print(path)
+    return 0
+
+
+def command_report(arguments: argparse.Namespace) -> int:
+    """Makes tables, plots and a page from run folders."""
+    from mpt_jax.infer.report import report
+
+    for path in report(arguments.run_dirs, arguments.output or arguments.run_dirs[0]):
+        print(path)
+    return 0
+
+
+def command_quickstart(arguments: argparse.Namespace) -> int:
+    """Runs the whole method on embedded data."""
+    from mpt_jax.quickstart import quickstart
+
+    print(quickstart(arguments.model_dir))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mpt-jax", description="Multitask prompt tuning for frozen T5 models in JAX.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, function, gin_default: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=function.__doc__.strip(), description=function.__doc__.strip(), allow_abbrev=False)
+        command.set_defaults(function=function, gin_default=gin_default, gin_file=[], gin_search_paths="", gin_bindings=[])
+        if gin_default is not None:
+            command.add_argument("--gin_file", action="append", help="gin file, by path or by the name of a shipped one; may be repeated")
+            command.add_argument("--gin_search_paths", help="more folders to find gin files in, separated by commas")
+            command.add_argument("--gin.NAME=VALUE", dest="_gin_help", nargs="?", help="a gin binding, for example --gin.TRAIN_STEPS=500")
+        return command
+
+    quick = add("quickstart", command_quickstart)
+    quick.add_argument("--model_dir", default="mpt_quickstart", help="folder of everything it writes (default: %(default)s)")
+    add("train", command_train, "")
+    add("eval", command_eval, "eval.gin")
+    infer = add("infer", command_infer, "eval.gin")
+    infer.add_argument("--input", required=True, help="JSONL: rows with the task's fields, or with 'inputs'")
+    infer.add_argument("--output", required=True, help="JSONL: each row with inputs and prediction")
+    infer.add_argument("--score", action="store_true", help="also the log-probability of each label")
+    cache = add("cache", command_cache, "cache.gin")
+    cache.add_argument("--splits", default="train,validation", help="splits to cache (default: %(default)s)")
+    cache.add_argument("--overwrite", action="store_true", help="write caches anew that exist")
+    show = add("tasks", command_tasks, "cache.gin")
+    show.add_argument("name", nargs="?", help="task to show")
+    show.add_argument("--rows", type=int, default=3, help="rows to show (default: %(default)s)")
+    convert = add("convert", command_convert)
+    convert.add_argument("--from", dest="source", required=True, help="run folder, checkpoint folder of any format, or a backbone's name")
+    convert.add_argument("--to", required=True, help="t5x | hf | peft | peft_single | npz | npy")
+    convert.add_argument("--output", required=True)
+    convert.add_argument("--task", default=None, help="one task of a bank (default: all)")
+    report = add("report", command_report)
+    report.add_argument("run_dirs", nargs="+", help="run folders")
+    report.add_argument("--output", default=None, help="folder to write to (default: the first run folder)")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of a command; ``--gin.NAME=VALUE`` are collected in ``gin_bindings``."""
+    bindings = [argument.removeprefix("--gin.") for argument in argv if argument.startswith("--gin.")]
+    arguments = _parser().parse_args([argument for argument in argv if not argument.startswith("--gin.")])
+    wrong = [binding for binding in bindings if "=" not in binding]
+    if wrong:
+        raise UserError(f"--gin.{wrong[0]}: a binding is --gin.NAME=VALUE.")
+    if bindings and arguments.gin_default is None:
+        raise UserError(f"{arguments.command} takes no gin bindings (--gin.{bindings[0]}).")
+    arguments.gin_bindings = bindings
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; prints a UserError as one line and returns 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow, where tasks are cached, tells of CPU flags otherwise
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        if arguments.gin_default is not None:
+            files = arguments.gin_file or ([arguments.gin_default] if arguments.gin_default else [])
+            parse_gin(files, arguments.gin_bindings, [part for part in arguments.gin_search_paths.split(",") if part])
+        return arguments.function(arguments)
+    except (UserError, tasks.TaskError) as error:
+        print(f"mpt-jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mpt-jax: interrupted; what was saved stays, the same command continues", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The training loop: draw, step, log, score, save. "step" counts updates that are done."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from mpt_jax.checkpoint import Best, Checkpoints
+from mpt_jax.config import TrainSettings
+from mpt_jax.data.batches import BatchIterator
+from mpt_jax.errors import UserError
+from mpt_jax.metrics import MetricsWriter, ProgressLine
+from mpt_jax.train.plan import Run
+from mpt_jax.train.step import TrainState, TrainStep
+
+# scores the trainable tree on the dev split: for each run its scores by name and the one that selects, or None
+Evaluate = Callable[[dict], Sequence[tuple[dict[str, float], float] | None]]
+
+
+@dataclasses.dataclass
+class Window:
+    """Sums since the last line of metrics; device arrays are read when the line is written, so that no step waits."""
+
+    objective_terms: tuple[str, ...]
+    sums: list = dataclasses.field(default_factory=list)
+    target_tokens_N: np.ndarray | float = 0.0
+    input_tokens_N: np.ndarray | float = 0.0
+    examples_N: np.ndarray | float = 0.0
+    examples: int = 0
+    cut_inputs: int = 0
+    cut_targets: int = 0
+
+    def add(self, metrics: dict, batch) -> None:
+        """Takes in one step."""
+        self.sums.append(metrics)
+        self.target_tokens_N = self.target_tokens_N + batch.target_tokens_N
+        self.input_tokens_N = self.input_tokens_N + batch.input_tokens_N
+        self.examples_N = self.examples_N + batch.examples_N
+        self.examples += batch.examples
+        self.cut_inputs += batch.cut_inputs
+        self.cut_targets += batch.cut_targets
+
+    def read(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """(means by term (N,), last gradient norm (G,), finite in every step (G,))."""
+        host = jax.device_get(self.sums)
+        tokens_N = np.maximum(self.target_tokens_N, 1.0)
+        weight = {"hidden_encoder": np.maximum(self.input_tokens_N, 1.0), "sentence": np.maximum(self.examples_N, 1.0)}
+        means = {term: sum(m[term] for m in host) / weight.get(term, tokens_N) for term in self.objective_terms}
+        return means, host[-1]["grad_norm"], np.all([m["finite"] for m in host], axis=0)
+
+
+def update_best(best: Best | None, trainable: dict, scores, runs: Sequence[Run], step: int) -> Best:
+    """Keeps each group's arrays from the step with its highest score (the mean over the group's tasks)."""
+    groups = np.array([run.group for run in runs])
+    num_groups = int(groups.max()) + 1
+    host = {path: np.array(array) for path, array in trainable.items()}
+    if best is None:
+        best = Best(host, np.full(num_groups, -np.inf), np.zeros(num_groups, np.int64))
+    score_G, step_G, arrays = best.score_G.copy(), best.step_G.copy(), dict(best.trainable)
+    for group in range(num_groups):
+        values = [scores[n][1] for n in np.flatnonzero(groups == group) if scores[n] is not None]
+        if not values or not np.mean(values) > score_G[group]:
+            continue
+        score_G[group], step_G[group] = np.mean(values), step
+        for path, array in host.items():
+            where = slice(None) if not path.startswith("bank/") else group if path == "bank/shared" else groups == group
+            arrays[path] = arrays[path].copy()
+            arrays[path][where] = array[where]
+    return Best(arrays, score_G, step_G)
+
+
+@dataclasses.dataclass
+class Loop:
+    """One training program. ``run`` continues from ``state`` at ``start_step`` to the last step."""
+
+    settings: TrainSettings
+    runs: Sequence[Run]
+    step_fn: TrainStep
+    frozen: dict
+    batches: BatchIterator
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    evaluate: Evaluate | None
+    eval_steps: int
+    checkpoint_steps: int
+
+    def run(self, state: TrainState, best: Best | None, start_step: int) -> tuple[TrainState, Best | None]:
+        """Trains. Raises UserError, after the last good checkpoint is on disk, when every run's loss is not finite."""
+        total = self.settings.train_steps
+        window = Window(self.step_fn.objective.terms)
+        note = ""
+        with ProgressLine(self.settings.stage, total, start_step) as progress:
+            for step in range(start_step + 1, total + 1):
+                batch = next(self.batches)
+                state, metrics = self.step_fn(state, self.frozen, batch)
+                window.add(metrics, batch)
+                score_now = self.evaluate is not None and (step % self.eval_steps == 0 or step == total)
+                save_now = step % self.checkpoint_steps == 0 or step == total
+                if step % self.settings.log_steps == 0 or score_now or save_now:
+                    note = self._log(step, window)
+                    window = Window(self.step_fn.objective.terms)
+                if score_now:
+                    best, note = self._score(step, state, best)
+                if save_now:
+                    self._save(step, state, best)
+                progress.update(step, note)
+        self.checkpoints.wait()
+        return state, best
+
+    def _log(self, step: int, window: Window) -> str:
+        means, norm_G, finite_G = window.read()
+        drawn = np.flatnonzero(np.asarray(window.target_tokens_N) > 0)
+        for n in drawn:
+            run = self.runs[n]
+            values = {name: float(value_N[n]) for name, value_N in means.items()}
+            values |= {"grad_norm": float(norm_G[run.group]), "finite": bool(finite_G[run.group])}
+            self.writer.write(step, "train", values, run.task, int(n))
+        cut = {"examples": window.examples, "cut_inputs": window.cut_inputs, "cut_targets": window.cut_targets}
+        self.writer.write(step, "train", {**cut, "seconds_waiting_for_data": self.batches.waited_s})
+        self.writer.flush()
+        if not finite_G.any():
+            self._stop_not_finite(step)
+        loss = sum(means["loss"][n] * window.target_tokens_N[n] for n in drawn) / max(np.sum(window.target_tokens_N), 1.0)
+        return f"loss {loss:.3f}" + ("" if finite_G.all() else f"; {int((~finite_G).sum())} runs not finite, held")
+
+    def _stop_not_finite(self, step: int) -> None:
+        self.checkpoints.wait()
+        last = self.checkpoints.latest_step()
+        kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is the last good one"
+        rates = sorted({run.learning_rate for run in self.runs})
+        message = f"the gradient was not finite (NaN or infinite) by step {step} in every run; {kept}"
+        raise UserError(f"{message}. Lower OptimizerSettings.learning_rate (now {rates}) or set OptimizerSettings.clip_norm, in a new MODEL_DIR.")
+
+    def _score(self, step: int, state: TrainState, best: Best | None) -> tuple[Best, str]:
+        scores = self.evaluate(state.trainable)
+        for n, (run, score) in enumerate(zip(self.runs, scores, strict=True)):
+            if score is not None:
+                self.writer.write(step, "dev", score[0], run.task, n)
+        self.writer.flush()
+        mean = np.mean([score[1] for score in scores if score is not None])
+        return update_best(best, state.trainable, scores, self.runs, step), f"dev score {mean:.1f}"
+
+    def _save(self, step: int, state: TrainState, best: Best | None) -> None:
+        meta = {"step": step, "data": {"next_index": step}, "has_best": best is not None}
+        self.checkpoints.save(step, state._asdict(), best, meta)

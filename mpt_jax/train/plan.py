@@ -1,0 +1,159 @@
+"""What a training program holds: a run for each row of the prompt bank, their groups, where their prompts start, their rows.
+
+N tasks (runs) in the bank, G groups that share a P*, P prompt positions, D model width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpt_jax.checkpoint import load_bank
+from mpt_jax.config import DataSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.sampler import Stream, few_shot_rows
+from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.errors import UserError
+from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.prompt_bank import PromptBank, compose_all, init_factors, init_prompt, select, stack_groups, transfer
+
+ONE_STREAM = ("source", "finetune", "pretrain")  # stages whose tasks are trained together
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Row n of the bank: one task under one seed and learning rate; runs of the same group share a P*."""
+
+    task: str
+    seed: int
+    group: int
+    learning_rate: float
+    factor_learning_rate: float
+    few_shot: tuple[int, ...] = ()  # training rows of a few-shot run; empty: all
+
+
+def _as_list(value) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def plan_runs(train: TrainSettings, prompt: PromptSettings, optimizer: OptimizerSettings, tasks: Sequence[str]) -> list[Run]:
+    """All combinations of seed, learning rates and task. Raises UserError where a stage trains one run only and several are asked for."""
+    together = train.stage in ONE_STREAM or prompt.shared_over_targets
+    runs, group = [], 0
+    for seed in train.seed_list:
+        for rate in _as_list(optimizer.learning_rate):
+            for factor_rate in _as_list(optimizer.factor_learning_rate):
+                for task in tasks:
+                    runs.append(Run(task, int(seed), group, float(rate), float(factor_rate)))
+                    group += not together
+                group += together
+    if train.stage in ("finetune", "pretrain") and group > 1:
+        raise UserError(f"stage {train.stage!r} trains one set of weights: give one seed and one learning rate, not {group} combinations.")
+    return runs
+
+
+def draw_few_shot(runs: list[Run], caches: dict[str, TokenCache], data: DataSettings) -> list[Run]:
+    """Adds to each run the rows it may train on (K_SHOT); the draw depends on task and seed alone."""
+    if not data.k_shot:
+        return runs
+    draw = lambda run: few_shot_rows(caches[run.task], data.k_shot, run.seed, data.k_per_class)  # noqa: E731
+    return [dataclasses.replace(run, few_shot=tuple(int(row) for row in draw(run))) for run in runs]
+
+
+def make_streams(runs: list[Run], caches: dict[str, TokenCache], data: DataSettings) -> list[Stream]:
+    """A stream of rows for each group; a group of several tasks mixes them."""
+    streams = []
+    for group in sorted({run.group for run in runs}):
+        members = [n for n, run in enumerate(runs) if run.group == group]
+        streams.append(
+            Stream(
+                seed=runs[members[0]].seed,
+                caches=tuple(caches[runs[n].task] for n in members),
+                bank_index=tuple(members),
+                batch_size=data.batch_size,
+                mixing=data.mixing,
+                cap=data.mixing_cap,
+                subset=tuple(np.array(runs[n].few_shot) if runs[n].few_shot else None for n in members),
+            )
+        )
+    return streams
+
+
+def make_bank(runs: list[Run], train: TrainSettings, prompt: PromptSettings, backbone: Backbone, vocabulary: Vocabulary) -> PromptBank:
+    """The bank before training: transferred from SOURCE_DIR in the target stages, fresh otherwise."""
+    embedding_VD = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
+    text_ids = vocabulary.encode(prompt.init_text) if prompt.init == "text" else None
+    source = None
+    if train.stage in ("target", "fewshot") and prompt.transfer != "none":
+        source = _read_source(train, prompt, backbone)
+    banks = []
+    for group in sorted({run.group for run in runs}):
+        members = [run for run in runs if run.group == group]
+        seed = members[0].seed
+        if source is not None:
+            bank, names = _source_group(*source, seed)
+            banks.append(transfer(bank, names, prompt, len(members), seed))
+            continue
+        shared_GPD = init_prompt(prompt, embedding_VD, seed, text_ids)[None]
+        factors = init_factors(prompt, len(members), shared_GPD.shape[2], seed) if prompt.rank else (None, None)
+        banks.append(PromptBank(shared_GPD, *factors, np.zeros(len(members), np.int32)))
+    return stack_groups(banks)
+
+
+def _read_source(train: TrainSettings, prompt: PromptSettings, backbone: Backbone) -> tuple[PromptBank, dict]:
+    if not train.source_dir:
+        message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: give --gin.SOURCE_DIR=\"'folder'\""
+        raise UserError(f"{message}, or train prompts from scratch with --gin.PromptSettings.transfer=\"'none'\".")
+    return read_prompts(train.source_dir, "SOURCE_DIR", backbone)
+
+
+def read_prompts(run_dir: str, setting: str, backbone: Backbone) -> tuple[PromptBank, dict]:
+    """A run's best bank and run.json. Raises UserError if it was trained on another backbone or holds no prompts."""
+    bank, run = load_bank(run_dir)
+    if bank is None:
+        raise UserError(f"{setting} = {run_dir!r} trained a backbone, not prompts.")
+    width = bank.shared_GPD.shape[2]
+    if width != backbone.config.d_model:
+        message = f"{setting} = {run_dir!r} holds prompts of width {width}, the backbone {backbone.name!r} has width"
+        raise UserError(f"{message} {backbone.config.d_model}; set BACKBONE to the one they were trained on.")
+    if run["backbone"]["fingerprint"] != backbone.fingerprint:
+        there = f"{run['backbone']['name']} ({run['backbone']['fingerprint']})"
+        message = f"{setting} = {run_dir!r} was trained on backbone {there}, this run uses {backbone.name} ({backbone.fingerprint})"
+        raise UserError(f"{message}; set BACKBONE to the same weights.")
+    return bank, run
+
+
+def _source_group(bank: PromptBank, run: dict, seed: int) -> tuple[PromptBank, list[str]]:
+    """The source run's group of the same seed, or else its first."""
+    rows = run["runs"]
+    same_seed = [row["group"] for row in rows if row["seed"] == seed]
+    group = same_seed[0] if same_seed else rows[0]["group"]
+    members = [n for n, row in enumerate(rows) if row["group"] == group]
+    return select(bank, members), [rows[n]["task"] for n in members]
+
+
+def teacher_prompts(runs: list[Run], teacher_dir: str, backbone: Backbone, prompt: PromptSettings, same_length: bool) -> np.ndarray:
+    """Each run's teacher prompt (N, P, D): its task's prompt of the same seed in TEACHER_DIR, or else its task's first.
+
+    Raises UserError naming the tasks that have no teacher.
+    """
+    if not teacher_dir:
+        message = "the source stage distils from teachers: give --gin.TEACHER_DIR=\"'folder'\""
+        raise UserError(f"{message}, or train without them with --gin.DistillationSettings.weight=0.0.")
+    bank, run = read_prompts(teacher_dir, "TEACHER_DIR", backbone)
+    rows = run["runs"]
+    missing = sorted({run.task for run in runs} - {row["task"] for row in rows})
+    if missing:
+        there = ", ".join(sorted({row["task"] for row in rows}))
+        message = f"TEACHER_DIR = {teacher_dir!r} has no teacher for source task {', '.join(missing)} (it has {there})"
+        raise UserError(f"{message}; train it: mpt-jax train --gin_file=teacher.gin --gin.TASKS=\"{missing}\".")
+    chosen = []
+    for run_ in runs:
+        candidates = [n for n, row in enumerate(rows) if row["task"] == run_.task]
+        same_seed = [n for n in candidates if rows[n]["seed"] == run_.seed]
+        chosen.append((same_seed or candidates)[0])
+    prompts_NPD = np.asarray(compose_all(bank))[chosen]
+    if same_length and prompts_NPD.shape[1] != prompt.length:
+        message = f"DistillationSettings.hidden_positions = 'all' compares prompts of one length; teachers have {prompts_NPD.shape[1]}"
+        raise UserError(f"{message}, PROMPT_LENGTH is {prompt.length}.")
+    return prompts_NPD

@@ -1,0 +1,189 @@
+"""From settings to a trained run folder: tasks and caches, backbone, bank, teachers, step, loop."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from mpt_jax.checkpoint import Best, Checkpoints
+from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.data.batches import BatchSpec, batch_iterator
+from mpt_jax.data.cache import TokenCache, open_cache
+from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
+from mpt_jax.errors import UserError
+from mpt_jax.metrics import MetricsWriter
+from mpt_jax.model.backbone import Backbone, load_backbone, save_backbone
+from mpt_jax.model.prompt_bank import PromptBank
+from mpt_jax.run_folder import devices, open_run_folder, versions
+from mpt_jax.train import plan
+from mpt_jax.train.groups import STAGE_TABLES, split
+from mpt_jax.train.loop import Evaluate, Loop
+from mpt_jax.train.optimizer import make_optimizer
+from mpt_jax.train.step import Objective, TrainState, TrainStep
+
+
+class Settings(NamedTuple):
+    """Everything a run is made from."""
+
+    train: TrainSettings
+    prompt: PromptSettings
+    distillation: DistillationSettings
+    optimizer: OptimizerSettings
+    data: DataSettings
+
+    def describe(self) -> dict:
+        """As plain JSON values."""
+        return {name: dataclasses.asdict(value) for name, value in self._asdict().items()}
+
+
+class Scene(NamedTuple):
+    """What scoring needs of a run: made here, used by the evaluator that the command passes in."""
+
+    settings: Settings
+    runs: list[plan.Run]
+    backbone: Backbone
+    vocabulary: Vocabulary
+    dev_caches: dict[str, TokenCache]
+    group_N: np.ndarray
+    frozen: dict
+
+
+MakeEvaluate = Callable[[Scene], Evaluate]
+
+
+def cache_folder(data: DataSettings) -> Path:
+    """Folder of the token caches: the setting, the environment's MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
+    return Path(data.cache_dir or os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
+
+
+def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEvaluate, config_gin: str = "") -> Path:
+    """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend."""
+    train = settings.train
+    backbone = load_backbone(train.backbone, train.dtype)
+    vocabulary = load_vocabulary(backbone.vocabulary_path)
+    folder = cache_folder(settings.data)
+    caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
+    dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
+    runs = plan.draw_few_shot(plan.plan_runs(train, settings.prompt, settings.optimizer, tasks), caches, settings.data)
+
+    trainable, frozen, objective = make_parameters(settings, runs, backbone, vocabulary, caches)
+    table = STAGE_TABLES[train.stage]
+    num_groups = runs[-1].group + 1
+    first_of_group = {run.group: run for run in reversed(runs)}
+    rate = lambda name: np.array([getattr(first_of_group[g], name) for g in range(num_groups)], np.float32)  # noqa: E731
+    rates = {"prompt": rate("learning_rate"), "weights": rate("learning_rate"), "factors": rate("factor_learning_rate")}
+    optimizer = make_optimizer(settings.optimizer, train.train_steps, num_groups, table, rates)
+    step_fn = TrainStep(objective, optimizer)
+
+    description = describe_run(settings, runs, backbone, trainable)
+    run_folder = open_run_folder(train.model_dir, description, config_gin)
+    print(accounting(description), file=sys.stderr)
+    checkpoints = Checkpoints(run_folder)
+    state, best, start_step = resume(checkpoints, step_fn.init(trainable))
+    scene = Scene(settings, runs, backbone, vocabulary, dev_caches, objective.group_N, frozen)
+    eval_steps = train.eval_steps or max(train.train_steps // 10, 1)
+    writer = MetricsWriter(run_folder, start_step)
+    data = settings.data
+    spec = BatchSpec(data.input_length, data.target_length, data.micro_batch_size)
+    batches = batch_iterator(plan.make_streams(runs, caches, data), spec, len(runs), start_step, data.prefetch)
+    loop = Loop(
+        train, runs, step_fn, frozen, batches, checkpoints, writer,
+        make_evaluate(scene) if train.score_tasks else None, eval_steps, train.checkpoint_steps or eval_steps,
+    )  # fmt: skip
+    try:
+        state, best = loop.run(state, best, start_step)
+    finally:
+        batches.close()
+        writer.close()
+    checkpoints.close()
+    if train.stage in ("finetune", "pretrain"):
+        write_backbone(run_folder, backbone, best.trainable if best else state.trainable)
+    return run_folder
+
+
+def make_parameters(settings: Settings, runs, backbone: Backbone, vocabulary: Vocabulary, caches) -> tuple[dict, dict, Objective]:
+    """(trainable arrays by path, frozen arrays by path, objective) of a stage."""
+    train, distillation = settings.train, settings.distillation
+    parameters: dict = backbone.flat()
+    group_N = np.array([run.group for run in runs], np.int32)
+    teaching = train.encoder_teaching if train.stage == "pretrain" else 0.0
+    if train.stage in ("finetune", "pretrain"):
+        group_N = np.zeros(len(runs), np.int32)
+        # a copy: trained arrays are donated to the step, the backbone's own must stay usable
+        parameters = {path: jnp.array(array, jnp.float32, copy=True) for path, array in parameters.items()}
+        if teaching:
+            parameters["head/kernel"] = _teaching_head(backbone.config.d_model, caches, train)
+    else:
+        bank: PromptBank = plan.make_bank(runs, train, settings.prompt, backbone, vocabulary)
+        parameters |= {f"bank/{name}": jnp.asarray(array) for name, array in bank.trainable().items()}
+    trainable, frozen = split(parameters, STAGE_TABLES[train.stage])
+    distil = train.stage == "source" and distillation.weight > 0
+    if distil:
+        same_length = distillation.hidden_positions == "all" and distillation.hidden != "none"
+        prompts_NPD = plan.teacher_prompts(runs, train.teacher_dir, backbone, settings.prompt, same_length)
+        frozen["teacher/prompts"] = jnp.asarray(prompts_NPD)
+    seed = train.seed_list[0]
+    return trainable, frozen, Objective(backbone.config, group_N, distillation if distil else None, teaching, seed)
+
+
+def _teaching_head(width: int, caches, train: TrainSettings):
+    widths = {cache.embedding.shape[1] for cache in caches.values() if cache.embedding is not None}
+    if not widths:
+        message = f"TrainSettings.encoder_teaching = {train.encoder_teaching} needs rows with an 'embedding', and no task has any"
+        raise UserError(f"{message}; set it to 0.0 or name other tasks.")
+    rng = np.random.default_rng([train.seed_list[0], 0x68656164])
+    return jnp.asarray(rng.normal(0.0, width**-0.5, (width, widths.pop())), jnp.float32)
+
+
+def resume(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Best | None, int]:
+    """State to go on from: the newest checkpoint, or the given one at step 0."""
+    latest = checkpoints.latest_step()
+    if latest is None:
+        return state, None, 0
+    restored, best, meta = checkpoints.restore(latest, state._asdict(), has_best=True)
+    print(f"continuing from the checkpoint of step {latest}", file=sys.stderr)
+    return TrainState(**restored), best, int(meta["step"])
+
+
+def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict) -> dict:
+    """The content of run.json."""
+    counted = sum(int(np.prod(array.shape)) for array in trainable.values())
+    per_task = counted // len(runs) if any(path.startswith("bank/") for path in trainable) else counted
+    return {
+        "stage": settings.train.stage,
+        "tasks": list(dict.fromkeys(run.task for run in runs)),
+        "runs": [dataclasses.asdict(run) for run in runs],
+        "settings": settings.describe(),
+        "parameters": {
+            "trainable": counted,
+            "per_task": per_task,
+            "backbone": backbone.num_parameters,
+            "fraction_of_backbone": per_task / backbone.num_parameters,
+        },
+        "backbone": {"name": settings.train.backbone, "fingerprint": backbone.fingerprint, "parameters": backbone.num_parameters},
+        "vocabulary": {"path": backbone.vocabulary_path},
+        "devices": devices(),
+        "versions": versions(),
+    }
+
+
+def accounting(description: dict) -> str:
+    """One line: what trains, and how little of the backbone it is."""
+    numbers = description["parameters"]
+    share = f"{100 * numbers['fraction_of_backbone']:.3f} % of the backbone's {numbers['backbone']:,}"
+    runs = len(description["runs"])
+    return f"{description['stage']}: {numbers['trainable']:,} trainable parameters in {runs} runs; {numbers['per_task']:,} a task, {share}"
+
+
+def write_backbone(run_folder: Path, backbone: Backbone, trainable: dict) -> None:
+    """Writes the trained weights as a backbone folder ``backbone/`` of the run, for BACKBONE or conversion."""
+    flat = {f"backbone/{path}": np.asarray(array) for path, array in flatten_dict(backbone.params, sep="/").items()}
+    flat |= {path: np.asarray(array) for path, array in trainable.items() if path.startswith("backbone/")}
+    stripped = {path.removeprefix("backbone/"): array for path, array in flat.items()}
+    save_backbone(run_folder / "backbone", backbone.config, stripped, Path(backbone.vocabulary_path).read_bytes())
