@@ -1,0 +1,56 @@
+"""Tasks about names and numbers: CLDR's English names (Babel), spelled numbers (num2words)."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from tasks.embedded.materials import cldr_names, country_facts
+from tasks.embedded.splitting import balanced, half, limited, within
+
+LARGEST_NUMBER = 1999
+
+
+def name_kind(split: str) -> Iterator[dict]:
+    """A name -> what kind of thing it names."""
+    rows = [
+        {"name": name, "label": kind}
+        for kind, names in cldr_names().items()
+        for name in within(names, split, target=False)
+    ]
+    yield from balanced(rows, split, target=False)
+
+
+def country_match(split: str) -> Iterator[dict]:
+    """A country and a city, currency or language -> whether they belong together."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for country, name in country_facts():
+        owners[name].add(country)
+    facts = within(country_facts(), split, target=True, key=lambda fact: fact[0])
+    rows = []
+    for at, (country, name) in enumerate(facts):
+        belongs = at % 2 == 0
+        if not belongs:
+            others = (facts[(at + step) % len(facts)][1] for step in range(11, len(facts)))
+            name = next(other for other in others if country not in owners[other])
+        rows.append({"country": country, "name": name, "label": "yes" if belongs else "no"})
+    unique = {(row["country"], row["name"]): row for row in rows}
+    yield from balanced(list(unique.values()), split, target=True)
+
+
+def number_words(split: str) -> Iterator[dict]:
+    """A number in digits -> in words."""
+    yield from _spelled(split, "cardinal", target=False)
+
+
+def ordinal_words(split: str) -> Iterator[dict]:
+    """A number in digits -> the ordinal in words; other numbers than in `number_words`."""
+    yield from _spelled(split, "ordinal", target=True)
+
+
+def _spelled(split: str, form: str, target: bool) -> Iterator[dict]:
+    from num2words import num2words
+
+    numbers = [n for n in range(1, LARGEST_NUMBER + 1) if half(n) == int(target)]
+    rows = (
+        {"number": n, "words": num2words(n, to=form).replace(",", "")} for n in within(numbers, split, target)
+    )
+    yield from limited(list(rows), split, target)
