@@ -17,7 +17,7 @@ from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.formats.folder_writer import write_folder
 
-__all__ = ["LazyArray", "detect", "read_backbone", "restore", "write_backbone"]
+__all__ = ["LazyArray", "detect", "in_memory", "read_backbone", "restore", "write_backbone"]
 
 BYTES_VOCABULARY = 384  # ids of ByT5
 RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights

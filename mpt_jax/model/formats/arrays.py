@@ -11,6 +11,7 @@ import numpy as np
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats.files import Folder
 
+DIGEST_PARTS = 4  # of an array that is converted while its values are taken in
 BLOCK_BYTES = 4 * 2**20  # read and converted at once, above the array itself
 Index = tuple[slice, ...]
 FLOAT_TYPES = {
@@ -119,26 +120,51 @@ def restore(
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
     sharding: Callable[[str, tuple[int, ...]], Any] | None = None,
+    digest: Any = None,
 ) -> dict[str, Any]:
     """The nested dict of all arrays, read one after the other straight into `dtype` (None keeps the file's).
 
-    place(path, array) puts an array where it belongs; without it arrays stay numpy. sharding(path, shape)
-    gives a jax Sharding instead: each process then reads only the parts that its devices hold.
+    place(path, array) puts an array where it belongs; without it arrays stay numpy. sharding(path, shape) gives a
+    jax Sharding instead: each process then reads only the parts that its devices hold. digest (of hashlib) takes in
+    names, shapes and values as they are in the file, in the order of the sorted names; it makes every process read
+    every array. Above the arrays themselves, at most one of them is in host memory.
     """
-    return unflatten(
-        (path, _restore_one(path, lazy, dtype, place, sharding)) for path, lazy in arrays.items()
-    )
+    placed = {}
+    for path in sorted(arrays):
+        lazy = arrays[path]
+        if sharding is None:
+            array = _load(path, lazy, dtype, digest)
+            placed[path] = array if place is None else place(path, array)
+        else:
+            placed[path] = _sharded(path, lazy, dtype, sharding(path, lazy.shape), digest)
+    return unflatten((path, placed[path]) for path in arrays)
 
 
-def _restore_one(path, lazy, dtype, place, sharding):
-    if sharding is None:
-        array = lazy.load(dtype)
-        return array if place is None else place(path, array)
+def _load(path: str, lazy: LazyArray, dtype: Any, digest: Any) -> np.ndarray:
+    """An array in the wanted dtype; digest takes it in as it is in the file, in parts that need little more memory."""
+    if digest is None:
+        return lazy.load(dtype)
+    digest.update(f"{path}{lazy.shape}{lazy.dtype}".encode())
+    if dtype is None or lazy.dtype == dtype:
+        array = lazy.load()
+        digest.update(array.reshape(-1).view(np.uint8).data)
+        return array
+    out = np.empty(lazy.shape, dtype)
+    rows = -(-lazy.shape[0] // DIGEST_PARTS) if lazy.shape else 0
+    for start in range(0, lazy.shape[0], rows):
+        part = lazy.load(index=(slice(start, start + rows), *whole(lazy.shape[1:])))
+        digest.update(part.reshape(-1).view(np.uint8).data)
+        out[start : start + rows] = part
+    return out
+
+
+def _sharded(path: str, lazy: LazyArray, dtype: Any, target: Any, digest: Any) -> Any:
+    """A jax array with the given sharding; ready on return, or the host copies of several arrays would live at once."""
     import jax
 
-    target = sharding(path, lazy.shape)
-    if target.is_fully_addressable:
-        array = jax.device_put(lazy.load(dtype), target)
+    if digest is not None or target.is_fully_addressable:
+        array = _load(path, lazy, dtype, digest)
+        placed = jax.make_array_from_callback(lazy.shape, target, lambda index: array[index])
     else:
-        array = jax.make_array_from_callback(lazy.shape, target, lambda index: lazy.load(dtype, index))
-    return jax.block_until_ready(array)  # or the host copies of several arrays live at once
+        placed = jax.make_array_from_callback(lazy.shape, target, lambda index: lazy.load(dtype, index))
+    return jax.block_until_ready(placed)

@@ -1,0 +1,32 @@
+"""Checkpoints for the tests of formats: tiny random T5s, and the fixtures of the shared test data."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpt_jax.config import T5Config
+from mpt_jax.model.formats import names
+
+CHECKPOINTS = ("hf_t5_tiny", "t5x_v1_1_tiny_zarr/checkpoint_3", "t5x_tiny_msgpack/checkpoint_0")
+TINY = T5Config("custom", 48, 16, 2, 8, 24, 2, 3)
+TINY_V1_0 = T5Config("custom", 48, 16, 2, 8, 24, 2, 2, ("relu",), True)
+
+
+def data_folder(name: str) -> str:
+    """A path in the folder of test data, or a skipped test."""
+    folder = os.environ.get("MPT_DATA_DIR") or Path(__file__).resolve().parents[2] / "shared" / "data"
+    path = Path(folder) / name
+    if not path.exists():
+        pytest.skip(f"no {path}: set MPT_DATA_DIR to the folder of test data")
+    return str(path)
+
+
+def random_params(config: T5Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random float32 weights of a config by path."""
+    rng = np.random.default_rng(seed)
+    return {
+        entry.ours: rng.normal(0, 0.5, entry.shape).astype(np.float32) + (len(entry.shape) == 1)
+        for entry in names.entries(config)
+    }

@@ -1,0 +1,224 @@
+"""Backbones in and out: fixtures of other programs load, round trips keep every bit, arrays are restored one by one."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mpt_jax.config import T5_SIZES, T5Config
+from mpt_jax.errors import UserError
+from mpt_jax.model import formats
+from mpt_jax.model.backbone import parameter_shapes
+from mpt_jax.model.formats import names, safetensors, torch_file
+from mpt_jax.model.formats.files import Folder
+from fixture_folders import CHECKPOINTS, TINY, TINY_V1_0, data_folder, random_params
+
+WRITTEN = ("own", "hf", "t5x", "orbax")
+
+
+def bits(arrays) -> dict[str, bytes]:
+    return {path: lazy.load().tobytes() for path, lazy in arrays.items()}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_fixtures_load(name):
+    config, arrays, vocabulary = formats.read_backbone(data_folder(f"checkpoints/{name}"))
+    shapes = {path: lazy.shape for path, lazy in arrays.items()}
+    assert shapes == parameter_shapes(config)  # of our own network
+    assert (vocabulary is not None) == name.startswith("hf")
+    assert config.name == "custom"
+
+
+def test_shapes_of_the_table_are_those_of_the_network():
+    for config in T5_SIZES.values():
+        assert {entry.ours: entry.shape for entry in names.entries(config)} == parameter_shapes(config)
+        assert names.config_from_shapes(parameter_shapes(config), "x").name == config.name
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_round_trip_is_bitwise(name, kind, tmp_path):
+    config, arrays, vocabulary = formats.read_backbone(data_folder(f"checkpoints/{name}"))
+    formats.write_backbone("own", tmp_path / "ours", config, arrays, vocabulary)
+    ours_config, ours, ours_vocabulary = formats.read_backbone(tmp_path / "ours")
+    formats.write_backbone(kind, tmp_path / "back", ours_config, ours, ours_vocabulary)
+    back_config, back, _ = formats.read_backbone(tmp_path / "back")
+    assert ours_config == config
+    assert bits(back) == bits(arrays)
+    assert parameter_shapes(back_config) == parameter_shapes(config)
+
+
+def test_hugging_face_files_come_back_under_their_own_names(tmp_path):
+    source = Folder(data_folder("checkpoints/hf_t5_tiny"))
+    before = torch_file.read(source, "pytorch_model.bin")
+    formats.write_backbone("hf", tmp_path / "hf", *formats.read_backbone(source.path))
+    after, _ = safetensors.read(Folder(tmp_path / "hf"), "model.safetensors")
+    assert bits(after) == {name: bits(before)[name] for name in after}
+    aliases = {*names.EMBEDDING_ALIASES, "lm_head.weight"}
+    assert before.keys() - after.keys() <= aliases
+
+
+def test_t5x_reads_what_is_written(tmp_path):
+    """The index in the words of T5X (checkpoints.py, load_t5x_checkpoint), followed by hand with flax and TensorStore."""
+    import tensorstore as ts
+    from flax import serialization
+
+    params = random_params(TINY)
+    formats.write_backbone("t5x", tmp_path / "checkpoint_7", TINY, params)
+    index = serialization.msgpack_restore((tmp_path / "checkpoint_7" / "checkpoint").read_bytes())
+    assert index["version"] == 3
+    row = index["optimizer"]["target"]["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
+    row["kvstore"]["path"] = str(tmp_path / "checkpoint_7" / row["kvstore"]["path"])
+    array = ts.open(ts.Spec(row), open=True).result().read().result()
+    np.testing.assert_array_equal(array, params["encoder/layers_0/mlp/wi_0/kernel"])
+    scale = index["optimizer"]["target"]["encoder"]["encoder_norm"]["scale"]
+    np.testing.assert_array_equal(scale, params["encoder/encoder_norm/scale"])
+
+
+def test_optimiser_state_is_never_read(monkeypatch):
+    read, wanted = [], Folder.read
+    monkeypatch.setattr(
+        Folder, "read", lambda self, name, *ends: read.append(ends) or wanted(self, name, *ends)
+    )
+    path = data_folder("checkpoints/t5x_tiny_msgpack/checkpoint_0")
+    _, arrays, _ = formats.read_backbone(path)
+    formats.restore(arrays)
+    weights = sum(int(np.prod(lazy.shape)) * lazy.dtype.itemsize for lazy in arrays.values())
+    taken = sum(stop - start for start, stop in read)
+    assert weights <= taken <= weights + 1000
+    assert os.path.getsize(path) > 1.9 * weights
+
+
+def test_restore_converts_places_and_digests():
+    params = random_params(TINY)
+    lazy = {path: formats.in_memory(array) for path, array in params.items()}
+    digest, plain = hashlib.sha256(), hashlib.sha256()
+    placed = []
+    tree = formats.restore(
+        lazy, ml_dtypes.bfloat16, lambda path, array: placed.append(path) or array, digest=digest
+    )
+    formats.restore(lazy, digest=plain)
+    assert digest.hexdigest() == plain.hexdigest()
+    assert sorted(placed) == sorted(params)
+    wanted = params["token_embedder/embedding"].astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(tree["token_embedder"]["embedding"], wanted)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_parts_of_arrays_are_read_for_shards(kind, tmp_path):
+    params = random_params(TINY)
+    formats.write_backbone(kind, tmp_path / "x", TINY, params)
+    _, arrays, _ = formats.read_backbone(tmp_path / "x")
+    index = (slice(2, 7), slice(1, None))
+    for path in ("token_embedder/embedding", "decoder/logits_dense/kernel", "encoder/layers_1/mlp/wo/kernel"):
+        np.testing.assert_array_equal(arrays[path].load(index=index), params[path][index])
+        half = arrays[path].load(np.float16, index)
+        np.testing.assert_array_equal(half, params[path][index].astype(np.float16))
+
+
+def test_restores_to_a_mesh(tmp_path):
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    formats.write_backbone("hf", tmp_path / "x", TINY, random_params(TINY))
+    _, arrays, _ = formats.read_backbone(tmp_path / "x")
+    mesh = Mesh(np.array(jax.devices()[:1]), ("model",))
+    tree = formats.restore(
+        arrays,
+        sharding=lambda path, shape: NamedSharding(
+            mesh, PartitionSpec("model") if len(shape) == 2 else PartitionSpec()
+        ),
+    )
+    kernel = tree["decoder"]["logits_dense"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec("model")
+    np.testing.assert_array_equal(kernel, random_params(TINY)["decoder/logits_dense/kernel"])
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_V1_0])
+def test_sharded_hugging_face_files(config, tmp_path):
+    params = random_params(config)
+    formats.write_backbone("hf", tmp_path / "x", config, params)
+    folder = Folder(tmp_path / "x")
+    arrays, _ = safetensors.read(folder, "model.safetensors")
+    half, weight_map = len(arrays) // 2, {}
+    for number, part in enumerate((list(arrays)[:half], list(arrays)[half:]), start=1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        safetensors.write(folder.where(shard), {name: arrays[name] for name in part})
+        weight_map |= dict.fromkeys(part, shard)
+    (tmp_path / "x" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    os.remove(folder.where("model.safetensors"))
+    read_config, read, _ = formats.read_backbone(tmp_path / "x")
+    assert read_config == config
+    assert bits(read) == {path: array.tobytes() for path, array in params.items()}
+
+
+def test_the_safetensors_package_reads_our_files_and_we_its(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    arrays = {
+        "a": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "b": np.float16([1.5]),
+        "empty": np.zeros((0, 3)),
+    }
+    safetensors.write(
+        str(tmp_path / "ours.safetensors"), {k: formats.in_memory(v) for k, v in arrays.items()}, {"x": "y"}
+    )
+    save_file(arrays, tmp_path / "theirs.safetensors", {"x": "y"})
+    theirs = load_file(tmp_path / "ours.safetensors")
+    ours, metadata = safetensors.read(Folder(tmp_path), "theirs.safetensors")
+    assert metadata == {"x": "y"}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(theirs[name], array)
+        np.testing.assert_array_equal(ours[name].load(), array)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_torch_files_of_both_formats_without_torch(old, tmp_path):
+    torch = pytest.importorskip("torch")
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    tensors = {
+        "plain": base, "turned": base.T, "half": base.half(), "bfloat": base.bfloat16(), "part": base[2:],
+        "parameter": torch.nn.Parameter(base + 1), "scalar": torch.tensor(3.0),
+    }  # fmt: skip
+    torch.save(tensors, tmp_path / "x.bin", _use_new_zipfile_serialization=not old)
+    read = torch_file.read(Folder(tmp_path), "x.bin")
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(read[name].load(np.float32), tensor.detach().float().numpy())
+
+
+def test_a_model_directory_with_one_checkpoint_is_that_checkpoint():
+    whole = formats.read_backbone(data_folder("checkpoints/t5x_v1_1_tiny_zarr"))[1]
+    inner = formats.read_backbone(data_folder("checkpoints/t5x_v1_1_tiny_zarr/checkpoint_3"))[1]
+    assert bits(whole) == bits(inner)
+
+
+def test_several_checkpoints_are_a_choice(tmp_path):
+    for step in (1, 2):
+        formats.write_backbone("t5x", tmp_path / f"checkpoint_{step}", TINY, random_params(TINY))
+    with pytest.raises(UserError, match="checkpoint_1, checkpoint_2"):
+        formats.read_backbone(tmp_path)
+
+
+def test_byte_vocabulary_is_recognised(tmp_path):
+    config = T5Config("custom", 384, 16, 2, 8, 32, 2, 1)
+    for kind in WRITTEN:
+        formats.write_backbone(kind, tmp_path / kind, config, random_params(config), "bytes")
+        assert formats.read_backbone(tmp_path / kind)[2] == "bytes"
+
+
+def test_destination_is_whole_or_absent(tmp_path):
+    params = random_params(TINY)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("x")
+    with pytest.raises(UserError, match="there already"):
+        formats.write_backbone("hf", tmp_path / "taken", TINY, params)
+    broken = dict(params)
+    del broken["encoder/encoder_norm/scale"]
+    with pytest.raises(UserError, match="missing: encoder/encoder_norm/scale"):
+        formats.write_backbone("hf", tmp_path / "new", TINY, broken)
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["taken"]
