@@ -1,0 +1,176 @@
+"""Scores of tasks: every row of a split once, decoded greedily, put through the task's own postprocessing and scores."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import tasks
+from mpt_jax.data.batches import BatchSpec
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.infer import requests
+from mpt_jax.infer.requests import Model, Progress, Requests
+from mpt_jax.run_folder import write_json
+
+BATCH_SIZE = 64  # rows decoded together
+FOLDER = "eval"
+Scorer = Callable[[Sequence[dict], Sequence[str]], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRun:
+    """Rows to score: all of a token cache, or ``limit_rows`` drawn once and for all, answered with row ``bank_index`` of the bank.
+
+    ``max_tokens`` of an answer; 0 = the target length of the batch specification, or for a task with labels one token more than the
+    longest right answer, which tells every wrong answer from the right one.
+    """
+
+    cache: TokenCache
+    bank_index: int = 0
+    limit_rows: int = 0
+    max_tokens: int = 0
+    scorer: Scorer | None = None  # None: the task's own
+
+    def rows(self) -> np.ndarray:
+        """Numbers of the rows to score, ascending; the same ones in every run."""
+        if not 0 < self.limit_rows < self.cache.rows:
+            return np.arange(self.cache.rows)
+        return np.sort(np.random.default_rng(0).permutation(self.cache.rows)[: self.limit_rows])
+
+    def limit(self, spec: BatchSpec) -> int:
+        """Most tokens of an answer, EOS included."""
+        if self.max_tokens:
+            return self.max_tokens
+        task = tasks.TABLE.get(self.cache.name)
+        longest = int(self.cache.target_lengths.max(initial=0)) + 1
+        return min(longest, spec.target_length) if task is not None and task.labels else spec.target_length
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """Scores in percent by name, and the answers they came from, in the order of ``row_index``."""
+
+    task: str
+    split: str
+    bank_index: int
+    scores: dict[str, float]
+    predictions: list[str]
+    row_index: np.ndarray
+    cut_inputs: int
+
+
+def evaluate(
+    model: Model,
+    run: EvalRun,
+    vocabulary: Vocabulary,
+    spec: BatchSpec,
+    progress: Progress | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> EvalResult:
+    """Scores of one task."""
+    return evaluate_runs(model, [run], vocabulary, spec, progress, batch_size)[0]
+
+
+def evaluate_runs(
+    model: Model,
+    runs: Sequence[EvalRun],
+    vocabulary: Vocabulary,
+    spec: BatchSpec,
+    progress: Progress | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> list[EvalResult]:
+    """Scores of many (bank row, task) pairs. Rows of all of them share batches, each with its own prompt.
+
+    Lengths and buckets come from ``spec``, the number of rows decoded together from ``batch_size``.
+    Raises tasks.TaskError where a task has no scores.
+    """
+    scorers = [run.scorer or tasks.scorer(run.cache.name) for run in runs]
+    spec = dataclasses.replace(spec, micro_batch_size=batch_size)
+    rows = [run.rows() for run in runs]
+    inputs, task_id, limit = [], [], []
+    for run, index in zip(runs, rows, strict=True):
+        inputs += [run.cache.inputs(row) for row in index]
+        task_id += [run.bank_index] * len(index)
+        limit += [run.limit(spec)] * len(index)
+    answers = requests.decode(model, Requests(inputs, task_id, limit), spec, progress)
+    text_of = _remembered(vocabulary)
+    results, start = [], 0
+    for run, index, scorer in zip(runs, rows, scorers, strict=True):
+        predictions = [text_of(tokens) for tokens in answers[start : start + len(index)]]
+        start += len(index)
+        scores = scorer([run.cache.extra(row) for row in index], predictions)
+        cut = int(np.sum(run.cache.input_lengths[index] > spec.input_length))
+        results.append(EvalResult(run.cache.name, run.cache.split, run.bank_index, scores, predictions, index, cut))
+    return results
+
+
+def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:
+    """vocabulary.decode that turns each different answer into text once: a label task has few."""
+    known: dict[bytes, str] = {}
+
+    def text_of(tokens: np.ndarray) -> str:
+        key = tokens.tobytes()
+        if key not in known:
+            known[key] = vocabulary.decode(tokens)
+        return known[key]
+
+    return text_of
+
+
+def write_results(run_dir: str | Path, results: Sequence[EvalResult], run: dict, checkpoint: str) -> list[Path]:
+    """Writes ``eval/<task>.json`` for each task: mean and standard deviation (population) of each score over the task's runs, and each run.
+
+    ``run`` is the content of run.json. A file of the same task is replaced; '/' and ':' of a task's name become '_'.
+    """
+    folder = Path(run_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for task in dict.fromkeys(result.task for result in results):
+        found = [result for result in results if result.task == task]
+        path = folder / f"{task.replace('/', '_').replace(':', '_')}.json"
+        write_json(
+            path,
+            summary_of(found, run) | {"checkpoint": checkpoint, "time": time.strftime("%Y-%m-%dT%H:%M:%S")},
+        )
+        paths.append(path)
+    return paths
+
+
+def summary_of(results: Sequence[EvalResult], run: dict) -> dict:
+    """One task's results over its runs as JSON: ``scores`` and ``std`` by name, ``main_score``, ``runs`` with seed and rate of each."""
+    first = results[0]
+    described = run.get("runs") or []
+    names = list(first.scores)
+    values = {name: [result.scores[name] for result in results] for name in names}
+    rows = [
+        {
+            "run": result.bank_index,
+            **(described[result.bank_index] if result.bank_index < len(described) else {}),
+            "scores": result.scores,
+        }
+        for result in results
+    ]
+    return {
+        "task": first.task,
+        "split": first.split,
+        "rows": len(first.predictions),
+        "cut_inputs": first.cut_inputs,
+        "main_score": tasks.main_score(first.task),
+        "scores": {name: float(np.mean(values[name])) for name in names},
+        "std": {name: float(np.std(values[name])) for name in names},
+        "runs": rows,
+    }
+
+
+def table(summaries: Sequence[dict]) -> str:
+    """Markdown table of ``summary_of`` dicts: a line for each task and score."""
+    lines = ["| task | split | rows | runs | score | mean | std |", "|---|---|---:|---:|---|---:|---:|"]
+    for summary in summaries:
+        start = f"| {summary['task']} | {summary['split']} | {summary['rows']} | {len(summary['runs'])} |"
+        for name, mean in summary["scores"].items():
+            main = "**" if name == summary["main_score"] else ""
+            lines.append(f"{start} {main}{name}{main} | {mean:.2f} | {summary['std'][name]:.2f} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,164 @@
+"""Evaluation: every row once whatever the batch size, tasks and runs in shared batches, the files written."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import tasks
+from mpt_jax.config import T5Config
+from mpt_jax.data.batches import BatchSpec
+from mpt_jax.data.vocabulary import load_vocabulary
+from mpt_jax.infer import evaluate, requests
+from mpt_jax.infer.decode import greedy_decode
+from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
+from mpt_jax.infer.requests import Model, Requests
+from mpt_jax.model.prompt_bank import PromptBank
+from mpt_jax.model.prompted_t5 import init_backbone
+
+CONFIG = T5Config("tiny", 384, 16, 2, 8, 32, 1, 1)
+SPEC = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(16,), target_buckets=(8,))
+VOCABULARY = load_vocabulary("bytes")
+
+
+class MemoryCache:
+    """A token cache in memory."""
+
+    embedding = None
+
+    def __init__(self, name, texts, targets):
+        self.name, self.split, self.rows = name, "validation", len(texts)
+        self._rows = [{"inputs": text, "targets": target, "number": i} for i, (text, target) in enumerate(zip(texts, targets, strict=True))]
+        self._inputs = [requests.tokens_of(text, VOCABULARY) for text in texts]
+        self._targets = [requests.tokens_of(text, VOCABULARY) for text in targets]
+        self.input_lengths = np.array([len(x) for x in self._inputs], np.int32)
+        self.target_lengths = np.array([len(x) for x in self._targets], np.int32)
+
+    def inputs(self, row):
+        return self._inputs[row]
+
+    def targets(self, row):
+        return self._targets[row]
+
+    def extra(self, row):
+        return dict(self._rows[row])
+
+
+class Witness:
+    """A scorer that keeps what it was given."""
+
+    def __call__(self, rows, predictions):
+        self.rows, self.predictions = list(rows), list(predictions)
+        return {"accuracy": 100.0 * np.mean([row["targets"] == text for row, text in zip(rows, predictions, strict=True)])}
+
+
+@pytest.fixture(scope="module")
+def model():
+    rng = np.random.default_rng(0)
+    backbone = jax.tree.map(lambda array: 2.0 * array, jax.jit(init_backbone, static_argnums=0)(CONFIG, 0))
+    bank = PromptBank(3 * rng.normal(size=(3, 4, 16)).astype(np.float32), None, None, np.arange(3, dtype=np.int32))
+    return Model(CONFIG, backbone, bank)
+
+
+@pytest.fixture(scope="module")
+def cache():
+    rng = np.random.default_rng(3)
+    texts = ["".join(rng.choice(list("abcdefgh "), size=size)) for size in rng.integers(1, 40, 23)]
+    return MemoryCache("letters", texts, ["yes" if "a" in text else "no" for text in texts])
+
+
+def one_by_one(model, cache, bank_index, limit):
+    """Predictions of a cache, a row at a time."""
+    answers = []
+    for row in range(cache.rows):
+        tokens = cache.inputs(row)
+        if len(tokens) > SPEC.input_length:
+            tokens = np.append(tokens[: SPEC.input_length - 1], 1)
+        inputs_BL = np.pad(tokens, (0, SPEC.input_length - len(tokens)))[None]
+        prompt_BPD = model.bank.shared_GPD[bank_index][None]
+        answers.append(VOCABULARY.decode(np.asarray(greedy_decode(CONFIG, model.params, prompt_BPD, inputs_BL, limit))[0]))
+    return answers
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_every_row_once_whatever_the_batch_size(model, cache, batch_size):
+    witness, seen = Witness(), []
+    progress = lambda done, total: seen.append((done, total))  # noqa: E731
+    result = evaluate.evaluate(model, EvalRun(cache, 1, scorer=witness), VOCABULARY, SPEC, progress, batch_size)
+    assert [row["number"] for row in witness.rows] == list(range(23))
+    assert result.predictions == witness.predictions == one_by_one(model, cache, 1, 12)
+    assert result.cut_inputs == np.sum(cache.input_lengths > 24) > 0
+    assert seen[-1] == (23, 23)
+
+
+def test_runs_share_batches_and_keep_their_prompts(model, cache):
+    other = MemoryCache("other", ["abc", "de fg", "h"], ["no", "no", "yes"])
+    runs = [
+        EvalRun(cache, 2, scorer=Witness()),
+        EvalRun(other, 0, scorer=Witness()),
+        EvalRun(cache, 0, scorer=Witness()),
+    ]
+    for run, result in zip(runs, evaluate_runs(model, runs, VOCABULARY, SPEC), strict=True):
+        assert result.predictions == one_by_one(model, run.cache, run.bank_index, 12)
+        assert (result.task, result.bank_index) == (run.cache.name, run.bank_index)
+
+
+def test_limit_rows_are_the_same_ones_each_time(model, cache):
+    runs = [EvalRun(cache, index, limit_rows=9, scorer=Witness()) for index in (0, 1)]
+    first, second = evaluate_runs(model, runs, VOCABULARY, SPEC)
+    np.testing.assert_array_equal(first.row_index, second.row_index)
+    assert len(set(first.row_index)) == 9
+    assert [row["number"] for row in runs[0].scorer.rows] == list(first.row_index)
+    assert len(evaluate_runs(model, [EvalRun(cache, 0, limit_rows=99, scorer=Witness())], VOCABULARY, SPEC)[0].predictions) == 23
+
+
+def test_answers_of_a_label_task_are_limited_by_its_labels(cache, monkeypatch):
+    task = tasks.Task("letters", "generated", ("validation",), labels=("yes", "no"), generate=lambda split: [], version="1")
+    monkeypatch.setitem(tasks.TABLE, "letters", task)
+    assert EvalRun(cache).limit(SPEC) == len("yes") + 2
+    monkeypatch.delitem(tasks.TABLE, "letters")
+    assert EvalRun(cache).limit(SPEC) == 12
+    assert EvalRun(cache, max_tokens=3).limit(SPEC) == 3
+
+
+def test_short_and_long_answers_in_one_call(model, cache):
+    limits = np.where(np.arange(cache.rows) % 2 == 0, 3, 12)
+    given = Requests([cache.inputs(row) for row in range(cache.rows)], np.zeros(cache.rows), limits)
+    for row, tokens in enumerate(requests.decode(model, given, SPEC)):
+        full = np.asarray(one_row(model, cache, row))
+        np.testing.assert_array_equal(tokens[: limits[row]], full[: limits[row]])
+        assert not tokens[limits[row] :].any()
+
+
+def one_row(model, cache, row):
+    alone = Requests([cache.inputs(row)], [0], [12])
+    return requests.decode(model, alone, SPEC)[0]
+
+
+def test_scores_of_targets_and_labels_agree(model, cache):
+    labels = ("yes", "no", "perhaps")
+    labels_CT = requests.label_tokens(labels, VOCABULARY)
+    inputs = [cache.inputs(row) for row in range(cache.rows)]
+    zeros = np.zeros(cache.rows)
+    each = requests.score_each_label(model, Requests(inputs, zeros + 1, zeros), labels_CT, SPEC)
+    for number, label in enumerate(labels):
+        targets = [requests.tokens_of(label, VOCABULARY)] * cache.rows
+        given = requests.score_given(model, Requests(inputs, zeros + 1, zeros, targets), SPEC)
+        np.testing.assert_allclose(each[:, number], given, atol=1e-4)
+
+
+def test_files_of_results(model, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "main_score", lambda name: "accuracy")
+    runs = [EvalRun(cache, index, scorer=Witness()) for index in (0, 1)]
+    results = evaluate_runs(model, runs, VOCABULARY, SPEC)
+    run = {"runs": [{"task": "letters", "seed": 7}, {"task": "letters", "seed": 8}]}
+    (path,) = evaluate.write_results(tmp_path, results, run, "best")
+    written = json.loads(path.read_text())
+    assert path == tmp_path / "eval" / "letters.json"
+    assert written["rows"] == 23 and written["main_score"] == "accuracy"
+    assert [row["seed"] for row in written["runs"]] == [7, 8]
+    values = [result.scores["accuracy"] for result in results]
+    assert written["scores"]["accuracy"] == pytest.approx(np.mean(values))
+    assert written["std"]["accuracy"] == pytest.approx(np.std(values))
+    assert "| letters | validation | 23 | 2 | **accuracy** |" in evaluate.table([written])
