@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -62,6 +63,11 @@ class TokenCache:
         """The row's own fields and, where the task kept them, the texts `inputs` and `targets`."""
         offsets = self._arrays["extra_offsets"]
         return json.loads(self._extra[offsets[row] : offsets[row + 1]].tobytes())
+
+
+def cache_folder(setting: str = "") -> Path:
+    """Folder of the token caches: the setting (CACHE_DIR), the environment's MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
+    return Path(setting or os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
 
 
 def open_cache(

@@ -1,0 +1,124 @@
+"""What the commands eval, infer, cache and tasks do, from settings to the text they print."""
+
+from collections.abc import Iterator, Sequence
+
+import tasks
+from mpt_jax.config import DataSettings, EvalSettings
+from mpt_jax.data.batches import BatchSpec
+from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
+from mpt_jax.errors import UserError
+from mpt_jax.infer import evaluate, rows
+from mpt_jax.infer.evaluate import EvalRun
+from mpt_jax.infer.predictor import Predictor, load
+from mpt_jax.metrics import ProgressLine
+from mpt_jax.model import formats
+from mpt_jax.model.backbone import backbone_folder
+
+DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at most
+
+
+def _load(settings: EvalSettings, data: DataSettings) -> Predictor:
+    """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS was set to others."""
+    given = data.feature_lengths if data.feature_lengths != DataSettings().feature_lengths else None
+    return load(settings.model_dir, settings.checkpoint, feature_lengths=given)
+
+
+def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -> str:
+    """Scores the named tasks (default: all of the run), writes ``eval/<task>.json`` in the run folder, returns a Markdown table.
+
+    A task with several seeds is scored with each; of several learning rates those that did best on the dev split in training.
+    """
+    predictor = _load(settings, data)
+    chosen = tuple(names) or predictor.tasks
+    bank_rows = {name: predictor.bank_rows(name) for name in chosen}
+    folder = cache_folder(data.cache_dir)
+    caches = {name: open_cache(name, settings.split, predictor.vocabulary, folder) for name in chosen}
+    runs = [EvalRun(caches[name], n, settings.max_rows) for name in chosen for n in bank_rows[name]]
+    spec = predictor.spec
+    with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:
+        tell = lambda done, total: progress.update(done)  # noqa: E731
+        results = evaluate.evaluate_runs(predictor.model, runs, predictor.vocabulary, spec, tell, settings.batch_size)
+    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint)
+    summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
+    lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
+    return f"{evaluate.table(summaries)}\n{lengths}; written: {', '.join(map(str, paths))}\n"
+
+
+def run_infer(settings: EvalSettings, data: DataSettings, names: Sequence[str], source: str, output: str, score: bool = False) -> str:
+    """Answers each row of a JSONL file (or TASK:SPLIT) into another file; returns one line that says so."""
+    if len(names) > 1:
+        raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
+    predictor = _load(settings, data)
+    count = rows.infer(predictor, source, output, names[0] if names else None, score)
+    return f"{count} rows written to {output}\n"
+
+
+def _vocabulary(backbone: str, vocabulary: str) -> Vocabulary:
+    """The vocabulary of a backbone, without reading its weights."""
+    own = vocabulary or formats.read_backbone(backbone_folder(backbone))[2]
+    if not own:
+        raise UserError(f"BACKBONE = {backbone!r} brings no vocabulary; name one: --gin.VOCABULARY=\"'spiece.model'\".")
+    return load_vocabulary(own)
+
+
+def run_cache(
+    backbone: str, data: DataSettings, names: Sequence[str], splits: str, overwrite: bool = False, vocabulary: str = ""
+) -> Iterator[str]:
+    """Writes the token caches of tasks that are missing or stale (all with ``overwrite``); a line for each."""
+    loaded, folder = _vocabulary(backbone, vocabulary), cache_folder(data.cache_dir)
+    for name in names:
+        for split in filter(None, (part.strip() for part in splits.split(","))):
+            cache = open_cache(name, split, loaded, folder, overwrite=overwrite)
+            tokens = int(cache.input_lengths.sum()), int(cache.target_lengths.sum())
+            cut = int((cache.input_lengths > data.input_length).sum())
+            counts = f"{tokens[0]:,} input and {tokens[1]:,} target tokens"
+            yield f"{name} {split}: {cache.rows:,} rows, {counts}, {cut:,} inputs longer than {data.input_length}: {cache.folder}"
+
+
+def list_tasks() -> str:
+    """All tasks that are registered, one a line."""
+    lines = [("task", "group", "splits", "scores", "what it is")]
+    for name, task in sorted(tasks.TABLE.items(), key=lambda item: (item[1].group, item[0])):
+        about = task.description or (", ".join(task.labels) if task.labels else task.template or task.kind)
+        lines.append((name, task.group, " ".join(task.splits), " ".join(task.scores), about))
+    lines += [(name, "seqio", "", "", "") for name in tasks.seqio_tasks.names()[0] if name not in tasks.TABLE]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join(_cells(line, widths) for line in lines)
+
+
+def _cells(line: Sequence[str], widths: Sequence[int]) -> str:
+    start = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False))
+    return f"{start}  {line[-1]}".rstrip()[:160]
+
+
+def show_task(name: str, backbone: str, data: DataSettings, shown: int = 3, vocabulary: str = "") -> str:
+    """One task: origin, template, labels, scores, and for each split rows, lengths in tokens, cuts and label counts; a few rows."""
+    (name,) = tasks.expand([name])
+    encode = _vocabulary(backbone, vocabulary).encode
+    found = tasks.describe(name, encode, data.feature_lengths, DESCRIBED_ROWS, shown)
+    lines = [f"{found['name']} ({found['kind']}, {found['group']})  {found['description']}".rstrip()]
+    for key in ("template", "target"):
+        if found[key]:
+            lines.append(f"{key}: {found[key]}")
+    if found["labels"]:
+        lines.append(f"labels: {', '.join(found['labels'])}")
+    lines.append(f"scores: {', '.join(found['scores'])} (selects: {found['main_score']})")
+    for split, measured in found["splits"].items():
+        lines += ["", f"{split}: {found['source'].get(split, '')}", *_split_lines(measured)]
+    for number, row in enumerate(found["examples"]):
+        lines += ["", f"row {number}", f"  inputs:  {row.get('inputs', row.get('inputs_tokens'))}"]
+        lines.append(f"  targets: {row.get('targets', row.get('targets_tokens'))}")
+    return "\n".join(lines)
+
+
+def _split_lines(measured: dict) -> list[str]:
+    more = "" if measured["complete"] else " read (there are more)"
+    lines = [f"  {measured['rows']:,} rows{more}"]
+    for feature in ("inputs", "targets"):
+        sizes = measured[feature]
+        cut = f"; {sizes['cut']:,} get cut at {sizes['limit']}" if sizes["limit"] else ""
+        lines.append(f"  {feature}: median {sizes['median']:g}, 95 % {sizes['p95']:g}, longest {sizes['max']} tokens{cut}")
+    if measured["labels"]:
+        lines.append("  " + ", ".join(f"{label} {count:,}" for label, count in measured["labels"].items()))
+    return lines

@@ -1,0 +1,59 @@
+"""What metrics.jsonl tells of a run: curves, and each bank row's best score on the dev split."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tasks
+from mpt_jax.metrics import read_metrics
+
+PLACE = ("step", "split", "task", "run")  # what a line says besides numbers
+
+
+def selecting_score(task: str, names: Iterable[str]) -> str:
+    """Name of the score that selects checkpoints of a task; by its name alone where the task is not registered here."""
+    names = list(names)
+    if task in tasks.TABLE and not tasks.TABLE[task].tokens:
+        return tasks.main_score(task)
+    return "average" if "average" in names or not names else names[0]
+
+
+def curves(lines: Sequence[dict], split: str) -> dict[tuple[str | None, int | None, str], list[tuple[int, float]]]:
+    """(task, run, name of the number) -> [(step, value), ...] of one split, in the order written."""
+    found: dict[tuple[str | None, int | None, str], list[tuple[int, float]]] = {}
+    for line in lines:
+        if line["split"] != split:
+            continue
+        for name, value in line.items():
+            if name not in PLACE and isinstance(value, int | float) and not isinstance(value, bool):
+                found.setdefault((line["task"], line["run"], name), []).append((line["step"], float(value)))
+    return found
+
+
+def dev_curves(lines: Sequence[dict]) -> dict[tuple[str, int], list[tuple[int, float]]]:
+    """(task, run) -> [(step, selecting score), ...]."""
+    by_name = curves(lines, "dev")
+    names: dict[tuple, list[str]] = {}
+    for task, run, name in by_name:
+        names.setdefault((task, run), []).append(name)
+    chosen = {key: selecting_score(key[0], found) for key, found in names.items()}
+    return {key: by_name[*key, name] for key, name in chosen.items() if (*key, name) in by_name}
+
+
+def best_dev(run_dir: str | Path) -> dict[int, float]:
+    """Bank row -> its best selecting score on the dev split in training; empty where nothing was scored."""
+    return {run: max(value for _, value in points) for (_, run), points in dev_curves(read_metrics(run_dir)).items()}
+
+
+def chosen_settings(rows: Sequence[dict], numbers: Sequence[int], best: dict[int, float]) -> list[int]:
+    """Bank rows of a task whose learning rates did best on the dev split, on the mean over seeds; all where rates do not differ.
+
+    rows: ``runs`` of run.json. numbers: the task's bank rows. best: ``best_dev``.
+    """
+    by_rates: dict[tuple, list[int]] = {}
+    for n in numbers:
+        rates = (rows[n].get("learning_rate"), rows[n].get("factor_learning_rate"))
+        by_rates.setdefault(rates, []).append(n)
+    groups = list(by_rates.values())
+    if len(groups) == 1 or not all(n in best for n in numbers):
+        return list(numbers)
+    return max(groups, key=lambda group: sum(best[n] for n in group) / len(group))
