@@ -1,5 +1,6 @@
 """Datasets as tasks: the table, SeqIO registration, scores. Importing loads no TensorFlow, SeqIO or JAX."""
 
+from tasks import embedded  # adds the quickstart's tasks to the table
 from tasks.description import describe
 from tasks.files import csv, jsonl, tsv
 from tasks.registration import examples, expand, import_module, register
@@ -16,6 +17,7 @@ __all__ = [
     "add",
     "csv",
     "describe",
+    "embedded",
     "examples",
     "expand",
     "import_module",

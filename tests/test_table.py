@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.table import Task, TaskError, add, check_split, template_fields, unknown_name
+from tasks.table import TABLE, Task, TaskError, add, check_split, template_fields, unknown_name
 
 GOOD = Task(
     "t", "file", ("train",), "x: {a}", labels=("no", "yes"), files={"train": "/t.jsonl"}, format="jsonl"
@@ -96,3 +96,7 @@ def test_unknown_name_gives_the_nearest():
 def test_unknown_split():
     with pytest.raises(TaskError, match="task 't' has no split 'test'; it has train, validation"):
         check_split("t", "test", ("train", "validation"))
+
+
+def test_embedded_tasks_are_there_on_import():
+    assert {"source", "target"} <= {task.group for task in TABLE.values()}
