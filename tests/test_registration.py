@@ -119,12 +119,17 @@ def test_expand(registry, trees):
     feature = registry.Feature(registry.ByteVocabulary())
     for name in ("one", "two"):
         registry.TaskRegistry.add(
-            name, source=registry.TextLineDataSource({"train": "x"}), output_features={"targets": feature}
+            name,
+            source=registry.TextLineDataSource({"train": "x"}),
+            output_features={"inputs": feature, "targets": feature},
         )
     registry.MixtureRegistry.add("both", ["one", "two"], default_rate=1.0)
     assert tasks.expand(["two", "both", "trees"]) == ("two", "one", "trees")
     assert tasks.expand("both") == ("one", "two")
     assert tasks.expand(["elsewhere", "one"], cached={"elsewhere"}) == ("elsewhere", "one")
+    tasks.register("trees", registry.ByteVocabulary())  # SeqIO wants a mixture's tasks registered first
+    registry.MixtureRegistry.add("wood", ["trees", "both"], default_rate=1.0)
+    assert tasks.expand(["wood"]) == ("one", "trees", "two")
     with pytest.raises(tasks.TaskError, match="unknown task 'bot': the nearest names are both"):
         tasks.expand(["one", "bot"])
 
