@@ -102,6 +102,73 @@ def test_cache_of_an_ordinary_seqio_task(seqio_task, vocabulary, tmp_path):
         open_cache("ordinary_toy", "test", vocabulary, tmp_path)
 
 
+@pytest.mark.parametrize("extra", ["plain", "ragged"])
+def test_features_of_every_shape_are_kept(extra, vocabulary, tmp_path):
+    seqio = pytest.importorskip("seqio")
+    import tensorflow as tf
+
+    def example(row):
+        fields = {
+            "id": row, "share": float(row), "name": f"n{row}", "yes": row % 2 == 0, "pair": [row, row + 1],
+            "spans": [[row]] * (row + 1), "words": ["a"] * row, "inner": {"deep": ["b"] * row, "one": row},
+        }  # fmt: skip
+        return {"inputs": [3] * (row + 1), "targets": [4] * row} | fields
+
+    def dataset(split, shuffle_files, seed=None):
+        shapes = {
+            "inputs": tf.TensorSpec([None], tf.int32), "targets": tf.TensorSpec([None], tf.int32),
+            "id": tf.TensorSpec([], tf.int64), "share": tf.TensorSpec([], tf.float32),
+            "name": tf.TensorSpec([], tf.string), "yes": tf.TensorSpec([], tf.bool),
+            "pair": tf.TensorSpec([2], tf.int32), "spans": tf.TensorSpec([None, 1], tf.int32),
+            "words": tf.TensorSpec([None], tf.string),
+            "inner": {"deep": tf.TensorSpec([None], tf.string), "one": tf.TensorSpec([], tf.int32)},
+        }  # fmt: skip
+        rows = tf.data.Dataset.from_generator(lambda: map(example, range(300)), output_signature=shapes)
+        if extra == "plain":
+            return rows
+        return rows.map(lambda row: row | {"ragged": tf.ragged.stack([row["inputs"], row["targets"]])})
+
+    feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=False)
+    features = {"inputs": feature, "targets": feature}
+    source = seqio.FunctionDataSource(dataset, splits=["train"])
+    seqio.TaskRegistry.add(f"shapes_{extra}", source, features, preprocessors=[], metric_fns=[])
+    cache = open_cache(f"shapes_{extra}", "train", vocabulary, tmp_path)
+    seqio.TaskRegistry.remove(f"shapes_{extra}")
+    assert cache.rows == 300
+    for row in (0, 1, 2, 255, 256, 299):
+        expected = example(row)
+        if extra == "ragged":
+            expected["ragged"] = [expected["inputs"], expected["targets"]]
+        assert cache.inputs(row).tolist() == expected.pop("inputs")
+        assert cache.targets(row).tolist() == expected.pop("targets")
+        assert cache.extra(row) == expected
+
+
+def test_random_preprocessors_are_seeded(vocabulary, tmp_path):
+    seqio = pytest.importorskip("seqio")
+    import tensorflow as tf
+
+    (tmp_path / "lines.txt").write_text("the dog\n" * 20)
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def number(line, seed):
+        drawn = tf.random.stateless_uniform([], seed, 0, 1000, tf.int32)
+        return {"inputs": tf.strings.join([line, " ", tf.strings.as_string(drawn)]), "targets": line}
+
+    feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
+    seqio.TaskRegistry.add(
+        "random_numbers",
+        seqio.TextLineDataSource({"train": str(tmp_path / "lines.txt")}),
+        {"inputs": feature, "targets": feature},
+        preprocessors=[number, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        metric_fns=[],
+    )
+    caches = [write_cache("random_numbers", "train", vocabulary, tmp_path / "cache") for _ in range(2)]
+    seqio.TaskRegistry.remove("random_numbers")
+    assert len({caches[0].extra(row)["inputs"] for row in range(20)}) > 10
+    assert caches[0].fingerprint == caches[1].fingerprint
+
+
 def test_a_seqio_task_in_another_vocabulary_is_refused(seqio_task, vocabulary, tmp_path):
     for other in (byte_vocabulary(), load_vocabulary(piece_file(), 50)):
         with pytest.raises(UserError, match="another vocabulary.*register the task"):
@@ -213,6 +280,16 @@ def test_a_killed_writing_leaves_the_old_cache(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, key, str(good.folder)], env=environment(), check=False)
     assert done.returncode == -9
     assert read_cache(good.folder).inputs(0).tolist() == [5, 1]
+
+
+def test_the_cache_of_a_faster_process_stays(tmp_path, monkeypatch):
+    good = token_cache(tmp_path, [([5, 1], [6, 1])])
+    replace = os.replace
+    # The other process finishes between this one's two moves: its folder is in the way of the second.
+    monkeypatch.setattr(os, "replace", lambda old, new: None if old == good.folder else replace(old, new))
+    again = token_cache(tmp_path, [([5, 1], [6, 1])])
+    assert again.fingerprint == good.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
 def test_rows_that_cannot_be_trained_on_are_named(tmp_path):

@@ -202,14 +202,16 @@ class _StepSource:
 
 def _drawn_rows(streams: Sequence[Stream], step: int, spec: BatchSpec) -> _Rows:
     """The rows of all streams at `step`, stream after stream."""
-    caches, cache_parts, row_parts, task_parts = [], [], [], []
+    caches: list[TokenCache] = []
+    cache_parts, row_parts, task_parts = [], [], []
     for stream in streams:
         index_B, row_B = draw(stream, step)
         cache_parts.append(index_B + len(caches))
         row_parts.append(row_B)
         task_parts.append(np.asarray(stream.bank_index, np.int32)[index_B])
         caches.extend(stream.caches)
-    return _lengths(caches, *map(np.concatenate, (cache_parts, row_parts, task_parts)), spec)
+    cache_B, row_B, task_id_B = map(np.concatenate, (cache_parts, row_parts, task_parts))
+    return _lengths(caches, cache_B, row_B, task_id_B, spec)
 
 
 def _lengths(
@@ -230,22 +232,17 @@ def _lengths(
 
 def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     """One micro-batch of the rows numbered `chosen`, zero-padded to the smallest buckets that fit."""
-    inputs_BL = np.zeros(
-        (spec.micro_batch_size, _bucket(rows.input_length_B[chosen], spec.input_buckets)), np.int32
-    )
-    targets_BT = np.zeros(
-        (spec.micro_batch_size, _bucket(rows.target_length_B[chosen], spec.target_buckets)), np.int32
-    )
-    task_id_B = np.zeros(spec.micro_batch_size, np.int32)
+    size = spec.micro_batch_size
+    inputs_BL = np.zeros((size, _bucket(rows.input_length_B[chosen], spec.input_buckets)), np.int32)
+    targets_BT = np.zeros((size, _bucket(rows.target_length_B[chosen], spec.target_buckets)), np.int32)
+    task_id_B = np.zeros(size, np.int32)
     task_id_B[: len(chosen)] = rows.task_id_B[chosen]
     micro = {"inputs_BL": inputs_BL, "targets_BT": targets_BT, "task_id_B": task_id_B}
     widths = {cache.embedding.shape[1] for cache in rows.caches if cache.embedding is not None}
     if len(widths) > 1:
-        raise UserError(
-            f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder for all"
-        )
+        raise UserError(f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder")
     if widths:
-        micro["embedding_BE"] = np.zeros((spec.micro_batch_size, *widths), np.float32)
+        micro["embedding_BE"] = np.zeros((size, *widths), np.float32)
     for place, example in enumerate(chosen):
         cache, row = rows.caches[rows.cache_B[example]], rows.row_B[example]
         _fill(inputs_BL[place], cache.inputs(row), spec.input_length)

@@ -66,7 +66,7 @@ class TokenCache:
 
 
 def cache_folder(setting: str = "") -> Path:
-    """Folder of the token caches: the setting (CACHE_DIR), the environment's MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
+    """Folder of the token caches: setting CACHE_DIR, else the variable MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
     return Path(setting or os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
 
 

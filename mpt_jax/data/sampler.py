@@ -37,12 +37,12 @@ class Stream:
     batch_size: int
     mixing: str = "proportional"
     cap: int = 2**18
-    subset: tuple[np.ndarray | None, ...] | None = None
+    subset: tuple[np.ndarray | None, ...] = ()
     _memo: _Memo = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.caches)
-        if self.subset is None:
+        if not self.subset:
             object.__setattr__(self, "subset", (None,) * count)
         if not count:
             raise UserError("a stream needs at least one task")
@@ -50,9 +50,9 @@ class Stream:
             raise UserError(
                 f"{count} tasks, {len(self.bank_index)} bank_index, {len(self.subset)} subset: must agree"
             )
-        for setting, value in (("seed", self.seed + 1), ("batch_size", self.batch_size), ("cap", self.cap)):
-            if value < 1:
-                raise UserError(f"{setting} = {value - (setting == 'seed')} is too small")
+        for setting, least in (("seed", 0), ("batch_size", 1), ("cap", 1)):
+            if getattr(self, setting) < least:
+                raise UserError(f"{setting} = {getattr(self, setting)}: must be {least} or more")
         if self.mixing not in MIXINGS:
             raise UserError(f"mixing = {self.mixing!r}: choose one of {', '.join(MIXINGS)}")
         for cache, rows in zip(self.caches, self.subset, strict=True):

@@ -133,7 +133,7 @@ def _load_pieces(path: str, content: bytes, extra_ids: int):
     from sentencepiece import sentencepiece_model_pb2
 
     try:
-        model = sentencepiece_model_pb2.ModelProto.FromString(content)
+        model = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
     except DecodeError as error:
         raise UserError(f"vocabulary {path!r} is no SentencePiece model, or damaged ({error})") from error
     if any("<extra_id_0>" in piece.piece for piece in model.pieces) and extra_ids:
