@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tasks.errors import TaskError
 
 WORD = re.compile(r"[a-z]{3,12}")
-SENTENCE = re.compile(r"[A-Z][a-z]+(?: [A-Za-z][a-z'-]*,?)+\.")
+SENTENCE = re.compile(r"[A-Z][a-z]{1,15}(?: [A-Za-z][a-z'-]{0,15},?)+\.")
 DOCSTRING = re.compile(r'"""(.+?)"""', re.DOTALL)
 # Folders whose docstrings are no prose about the package: tests, copies of other projects, tables.
 LEFT_OUT = frozenset(
@@ -169,35 +169,10 @@ def cldr_names() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def cities() -> dict[str, str]:
-    """Places that name a time zone -> code of their territory."""
+def cities() -> tuple[str, ...]:
+    """Places that name a time zone."""
     from babel.core import get_global
 
     regions = ("Africa", "America", "Asia", "Australia", "Europe", "Pacific")
-    zones = sorted(get_global("zone_territories").items())
-    return {
-        zone.split("/")[-1].replace("_", " "): code for zone, code in zones if zone.split("/")[0] in regions
-    }
-
-
-@cache
-def country_facts() -> tuple[tuple[str, str], ...]:
-    """(country, name of its currency, official language or a city in it), each as CLDR has it."""
-    from babel import Locale
-    from babel.core import get_global
-
-    locale = Locale("en")
-    money_of, languages_of = get_global("territory_currencies"), get_global("territory_languages")
-    found = set()
-    for code, country in locale.territories.items():
-        if not re.fullmatch("[A-Z]{2}", code) or not country.isascii():
-            continue
-        tender = [money for money, _, until, _ in money_of.get(code, ()) if until is None][:1]
-        spoken = [
-            key for key, facts in languages_of.get(code, {}).items() if facts["official_status"] == "official"
-        ]
-        names = [city for city, where in cities().items() if where == code]
-        names += [locale.currencies.get(money) for money in tender]
-        names += [locale.languages.get(language) for language in spoken]
-        found.update((country, name) for name in names if name and name != country)
-    return tuple(sorted(found))
+    zones = (zone for zone in get_global("zone_territories") if zone.split("/")[0] in regions)
+    return tuple(sorted({zone.split("/")[-1].replace("_", " ") for zone in zones}))

@@ -1,9 +1,8 @@
 """Tasks about names and numbers: CLDR's English names (Babel), spelled numbers (num2words)."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 
-from tasks.embedded.materials import cldr_names, country_facts
+from tasks.embedded.materials import cldr_names
 from tasks.embedded.splitting import balanced, half, limited, within
 
 LARGEST_NUMBER = 1999
@@ -17,23 +16,6 @@ def name_kind(split: str) -> Iterator[dict]:
         for name in within(names, split, target=False)
     ]
     yield from balanced(rows, split, target=False)
-
-
-def country_match(split: str) -> Iterator[dict]:
-    """A country and a city, currency or language -> whether they belong together."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for country, name in country_facts():
-        owners[name].add(country)
-    facts = within(country_facts(), split, target=True, key=lambda fact: fact[0])
-    rows = []
-    for at, (country, name) in enumerate(facts):
-        belongs = at % 2 == 0
-        if not belongs:
-            others = (facts[(at + step) % len(facts)][1] for step in range(11, len(facts)))
-            name = next(other for other in others if country not in owners[other])
-        rows.append({"country": country, "name": name, "label": "yes" if belongs else "no"})
-    unique = {(row["country"], row["name"]): row for row in rows}
-    yield from balanced(list(unique.values()), split, target=True)
 
 
 def number_words(split: str) -> Iterator[dict]:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
 from tasks.embedded.materials import docstrings, is_plain, sentences
-from tasks.embedded.splitting import balanced, digest, half, rotated, shuffled, within
+from tasks.embedded.splitting import balanced, half, rotated, shuffled, within
 
 SCIENCE = ("numpy", "scipy", "sklearn", "matplotlib")
 
-PROSE_START = re.compile(r"[A-Z][a-z]*(?: [a-zA-Z'`(),;.-]+){7,11}")
+PROSE_START = re.compile(r"[A-Z][a-z]*(?: [a-zA-Z'`(),;.-]+){6,9}")
 
 # First folders of a file's path inside its package -> what its sentences are about.
 SCIENCE_TOPICS = {
@@ -31,15 +31,11 @@ SCIENCE_TOPICS = {
     ("matplotlib", ""): "drawing",
 }
 STANDARD_TOPICS = {
-    "mail": ("email", "mailbox", "imaplib", "smtplib", "poplib", "mailcap", "mimetypes"),
-    "network": ("http", "socket", "socketserver", "urllib", "ssl", "ftplib", "wsgiref", "xmlrpc", "nntplib",
-                "telnetlib", "ipaddress", "selectors"),
     "files": ("pathlib", "shutil", "os", "tarfile", "zipfile", "tempfile", "glob", "fileinput", "posixpath",
               "ntpath", "filecmp", "gzip", "bz2", "lzma", "_pyio", "genericpath", "zipapp"),
+    "mail": ("email", "mailbox", "imaplib", "smtplib", "poplib"),
+    "numbers": ("_pydecimal", "fractions", "statistics", "random", "numbers", "colorsys"),
     "windows": ("tkinter", "turtle", "curses"),
-    "tests": ("unittest", "doctest", "bdb", "pdb", "trace", "cProfile", "timeit", "pstats"),
-    "numbers": ("_pydecimal", "fractions", "statistics", "random", "numbers", "colorsys", "heapq", "bisect"),
-    "tasks": ("asyncio", "threading", "multiprocessing", "concurrent", "queue", "sched"),
 }  # fmt: skip
 
 
@@ -98,13 +94,13 @@ def summary_match(split: str) -> Iterator[dict]:
 
 @cache
 def summaries() -> tuple[tuple[str, str], ...]:
-    """(first line, first 12 words of the next paragraph), each line and each text once."""
+    """(first line, first 10 words of the next paragraph), each line and each text once."""
     lines: dict[str, str] = {}
     for package in SCIENCE:
         for docstring in docstrings(package):
             if len(docstring.paragraphs) > 1 and is_plain(docstring.paragraphs[0]):
                 first, second = docstring.paragraphs[:2]
-                text = " ".join(second.split()[:12])
+                text = " ".join(second.split()[:10])
                 if PROSE_START.fullmatch(text):
                     lines.setdefault(first, text)
     texts = {text: line for line, text in sorted(lines.items())}
@@ -117,9 +113,9 @@ def word_order(split: str) -> Iterator[dict]:
 
 
 def turned_words(split: str) -> Iterator[dict]:
-    """A sentence of the standard library, as written or with four words reversed -> acceptable or not."""
+    """A sentence of the standard library, as written or its middle backwards -> acceptable or not."""
     texts = set(all_sentences(["python"])) - science_sentences()
-    yield from _order_rows(texts, turned_middle, split, target=True)
+    yield from _order_rows(texts, turned_inner, split, target=True)
 
 
 def _order_rows(
@@ -140,6 +136,31 @@ def shuffled_words(words: list[str]) -> list[str]:
     return [word for _, word in shuffled(enumerate(words), " ".join(words))]
 
 
-def turned_middle(words: list[str]) -> list[str]:
-    start = 1 + digest("start", " ".join(words)) % max(1, len(words) - 5)
-    return words[:start] + words[start : start + 4][::-1] + words[start + 4 :]
+def turned_inner(words: list[str]) -> list[str]:
+    return words[:1] + words[-2:0:-1] + words[-1:]
+
+
+def same_text(split: str) -> Iterator[dict]:
+    """Two sentences of the standard library -> whether they are of one docstring."""
+    pairs = within(neighbours(), split, target=True, key=lambda pair: pair[0])
+    rows = []
+    for own, other in zip(pairs, rotated(pairs, 5), strict=True):
+        rows.append({"first": own[0], "second": own[1], "label": "yes"})
+        if own[2] != other[2]:
+            rows.append({"first": own[0], "second": other[1], "label": "no"})
+    yield from balanced(rows, split, target=True)
+
+
+@cache
+def neighbours() -> tuple[tuple[str, str, str], ...]:
+    """(short plain sentence, the next one of its docstring, module); each sentence is in one pair only."""
+    used: set[str] = set()
+    pairs = []
+    for docstring in docstrings("python"):
+        short = (text for text in sentences(docstring) if len(text.split()) <= 13)
+        fresh = [text for text in short if text not in used and text not in science_sentences()]
+        for first, second in zip(fresh[::2], fresh[1::2], strict=False):
+            if first != second:
+                used |= {first, second}
+                pairs.append((first, second, docstring.path[0]))
+    return tuple(pairs)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from functools import cache
 
-from tasks.embedded.materials import Sense, frequencies, inflections, parts_of_speech, senses, valences
-from tasks.embedded.splitting import balanced, digest, half, limited, rotated, shuffled, within
+from tasks.embedded.materials import frequencies, inflections, parts_of_speech, senses, valences
+from tasks.embedded.splitting import balanced, half, limited, within
 
 WORD_CLASSES = {"NN": "noun", "VB": "verb", "JJ": "adjective", "RB": "adverb"}
 
@@ -29,15 +29,14 @@ def rated_words() -> set[str]:
 
 def word_class(split: str) -> Iterator[dict]:
     """A word -> its part of speech, where only one is common."""
-    rows = [{"word": w, "label": c} for w, c in one_class_words().items() if c != "noun" or half(w) == 0]
-    yield from balanced(
-        within(rows, split, target=False, key=lambda row: family(row["word"])), split, target=False
-    )
+    words = [word for word, kind in one_class_words().items() if kind != "noun" or half(word) == 0]
+    chosen = within(words, split, target=False, key=family)
+    yield from balanced([{"word": w, "label": one_class_words()[w]} for w in chosen], split, target=False)
 
 
 @cache
 def one_class_words() -> dict[str, str]:
-    """Common words -> noun, verb, adjective or adverb; verbs that inflect as nouns and the like are left out."""
+    """Common words -> noun, verb, adjective or adverb; words that inflect as two of them left out."""
     verbs, nouns = inflections("verb"), inflections("noun")
     twofold = {"noun": verbs, "verb": nouns, "adjective": nouns, "adverb": {}}
     classes = {word: WORD_CLASSES.get(tag, "") for word, tag in parts_of_speech().items() if is_common(word)}
@@ -58,11 +57,8 @@ def plural(split: str) -> Iterator[dict]:
     """A noun -> its plural, where that differs; nouns that no source asks about."""
     asked = rated_words()
     nouns = {noun: forms[0] for noun, forms in inflections("noun").items() if forms[0] not in ("", noun)}
-    ours = [
-        w
-        for w, c in one_class_words().items()
-        if c == "noun" and half(w) == 1 and w in nouns and w not in asked
-    ]
+    halved = [word for word, kind in one_class_words().items() if kind == "noun" and half(word) == 1]
+    ours = [noun for noun in halved if noun in nouns and noun not in asked]
     rows = [{"word": noun, "plural": nouns[noun]} for noun in within(ours, split, target=True)]
     yield from limited(rows, split, target=True)
 
@@ -82,27 +78,3 @@ def definition_valence(split: str) -> Iterator[dict]:
         for text in within(clear, split, target=True)
     ]
     yield from balanced(rows, split, target=True)
-
-
-def definition_match(split: str) -> Iterator[dict]:
-    """A word and a definition -> whether it is the word's; each word and definition in one split only."""
-    pairs = within(one_sense_each(), split, target=True, key=lambda sense: sense.word)
-    rows = []
-    for own, other in zip(pairs, rotated(pairs, 7), strict=True):
-        belongs = half(own.word) == 0
-        if not belongs and own.word[:3] == other.word[:3]:
-            continue
-        definition = own.definition if belongs else other.definition
-        rows.append({"word": own.word, "definition": definition, "label": "yes" if belongs else "no"})
-    yield from balanced(rows, split, target=True)
-
-
-def one_sense_each() -> list[Sense]:
-    """For every word one sense, such that no definition is used twice."""
-    used: set[str] = set()
-    chosen: dict[str, Sense] = {}
-    for sense in shuffled(senses(), "sense"):
-        if sense.word not in chosen and sense.definition not in used:
-            chosen[sense.word] = sense
-            used.add(sense.definition)
-    return sorted(chosen.values(), key=lambda sense: digest(sense.word))
