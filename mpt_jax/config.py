@@ -265,6 +265,7 @@ class TrainSettings:
     model_dir: str
     backbone: str = "nano"
     dtype: str = "float32"  # of computation and of the frozen weights
+    vocabulary: str = ""  # for a backbone that brings none: a SentencePiece model, a tokenizer.json, or 'bytes'
     teacher_dir: str = ""
     source_dir: str = ""
     train_steps: int = 1000

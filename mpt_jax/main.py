@@ -21,6 +21,7 @@ from mpt_jax.config import (
     TaskSettings,
     TrainSettings,
 )
+from mpt_jax.data.cache import cache_folder
 from mpt_jax.errors import UserError
 
 SETTINGS = {
@@ -123,7 +124,8 @@ def command_cache(arguments: argparse.Namespace) -> int:
     """Writes token caches."""
     from mpt_jax.infer.commands import run_cache
 
-    for line in run_cache(configured(TrainSettings).backbone, configured(DataSettings), task_names(), arguments.splits, arguments.overwrite):
+    train = configured(TrainSettings)
+    for line in run_cache(train.backbone, configured(DataSettings), task_names(), arguments.splits, arguments.overwrite, train.vocabulary):
         print(line)
     return 0
 
@@ -134,7 +136,8 @@ def command_tasks(arguments: argparse.Namespace) -> int:
 
     task_names(required=False)
     if arguments.name:
-        print(show_task(arguments.name, gin.query_parameter("BACKBONE/macro.value"), configured(DataSettings), arguments.rows))
+        train = configured(TrainSettings)
+        print(show_task(arguments.name, train.backbone, configured(DataSettings), arguments.rows, train.vocabulary))
     else:
         print(list_tasks())
     return 0
@@ -217,9 +220,19 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def _prepare() -> None:
+    """Process-wide settings, before JAX starts: compiled programs are kept on disk; TensorFlow stays quiet where tasks need it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; prints a UserError as one line and returns 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow, where tasks are cached, tells of CPU flags otherwise
+    _prepare()
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.gin_default is not None:

@@ -6,11 +6,12 @@ from tasks.files import csv, jsonl, tsv
 from tasks.registration import examples, expand, import_module, register
 from tasks.rendering import inputs_text
 from tasks.scoring import main_score, scorer
-from tasks.seqio_tasks import row_of_example
+from tasks.seqio_tasks import ROW_FIELD, row_of_example
 from tasks.sources import ingredients, rows
 from tasks.table import TABLE, Task, TaskError, add
 
 __all__ = [
+    "ROW_FIELD",
     "TABLE",
     "Task",
     "TaskError",

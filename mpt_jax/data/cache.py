@@ -99,7 +99,7 @@ def open_cache(
 def write_cache(
     name: str, split: str, vocabulary: Vocabulary, cache_dir: str | Path, progress: Progress | None = None
 ) -> TokenCache:
-    """Runs SeqIO over a task split and writes its cache, replacing one with the same key.
+    """Tokenises a task split and writes its cache, replacing one with the same key.
 
     `progress` is told the rows done. Atomic: a kill at any moment leaves the old cache or none. Raises
     UserError for rows that cannot be trained on.
@@ -109,7 +109,7 @@ def write_cache(
     key = cache_key(name, split, vocabulary)
     folder = _split_folder(name, split, Path(cache_dir)) / key_name(key)
     cache_writer.write(
-        key, cache_writer.seqio_examples(name, split, vocabulary), vocabulary, folder, progress
+        key, cache_writer.examples_of(name, split, vocabulary), vocabulary, folder, progress
     )
     return read_cache(folder)
 

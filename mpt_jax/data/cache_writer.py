@@ -17,7 +17,7 @@ import numpy as np
 
 import tasks
 from mpt_jax.data.cache import Progress, file_checksum
-from mpt_jax.data.vocabulary import PAD_ID, Vocabulary, seqio_vocabulary
+from mpt_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,28 @@ def write(
         _install(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def examples_of(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
+    """All examples of a task split in source order: from the table directly, or by SeqIO where only it knows the task."""
+    if name in tasks.TABLE:
+        return table_examples(name, split, vocabulary)
+    return seqio_examples(name, split, vocabulary)
+
+
+def table_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
+    """Examples of a task of the table, the same as SeqIO makes of it: without TensorFlow, some 20 times as fast."""
+    task = tasks.TABLE[name]
+    for row in tasks.rows(name, split):
+        fields = dict(row)
+        example = {"embedding": fields.pop("embedding")} if task.embedding_size else {}
+        for feature in FEATURES:
+            if task.tokens:
+                example[feature] = fields.pop(f"{feature}_tokens")
+            else:
+                example[feature] = [*vocabulary.encode(fields[feature]), EOS_ID]
+                example[f"{feature}_pretokenized"] = fields.pop(feature)
+        yield example | {tasks.ROW_FIELD: json.dumps(fields, ensure_ascii=False)}
 
 
 def seqio_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:

@@ -1,7 +1,7 @@
 """From settings to a trained run folder: tasks and caches, backbone, bank, teachers, step, loop."""
 
 import dataclasses
-import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,17 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
-from mpt_jax.data.cache import TokenCache, open_cache
+from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.metrics import MetricsWriter
-from mpt_jax.model.backbone import Backbone, load_backbone, save_backbone
+from mpt_jax.model import formats
+from mpt_jax.model.backbone import Backbone, load_backbone
+from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.prompt_bank import PromptBank
 from mpt_jax.run_folder import devices, open_run_folder, versions
 from mpt_jax.train import plan
@@ -57,17 +58,12 @@ class Scene(NamedTuple):
 MakeEvaluate = Callable[[Scene], Evaluate]
 
 
-def cache_folder(data: DataSettings) -> Path:
-    """Folder of the token caches: the setting, the environment's MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
-    return Path(data.cache_dir or os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
-
-
 def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEvaluate, config_gin: str = "") -> Path:
     """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend."""
     train = settings.train
-    backbone = load_backbone(train.backbone, train.dtype)
+    backbone = load_backbone(train.backbone, train.dtype, train.vocabulary)
     vocabulary = load_vocabulary(backbone.vocabulary_path)
-    folder = cache_folder(settings.data)
+    folder = cache_folder(settings.data.cache_dir)
     caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
     dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
     runs = plan.draw_few_shot(plan.plan_runs(train, settings.prompt, settings.optimizer, tasks), caches, settings.data)
@@ -183,7 +179,8 @@ def accounting(description: dict) -> str:
 
 def write_backbone(run_folder: Path, backbone: Backbone, trainable: dict) -> None:
     """Writes the trained weights as a backbone folder ``backbone/`` of the run, for BACKBONE or conversion."""
-    flat = {f"backbone/{path}": np.asarray(array) for path, array in flatten_dict(backbone.params, sep="/").items()}
-    flat |= {path: np.asarray(array) for path, array in trainable.items() if path.startswith("backbone/")}
-    stripped = {path.removeprefix("backbone/"): array for path, array in flat.items()}
-    save_backbone(run_folder / "backbone", backbone.config, stripped, Path(backbone.vocabulary_path).read_bytes())
+    trained = {path.removeprefix("backbone/"): array for path, array in trainable.items() if path.startswith("backbone/")}
+    folder = run_folder / "backbone"
+    if folder.exists():
+        shutil.rmtree(folder)
+    formats.write_backbone("own", str(folder), backbone.config, flatten(backbone.params) | trained, backbone.vocabulary_path)
