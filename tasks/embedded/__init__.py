@@ -7,7 +7,7 @@ from tasks.embedded import facts, names, prose, words
 from tasks.embedded.splitting import SPLITS
 from tasks.table import Task, add
 
-VERSION = "2"  # of the generators; the packages' versions are recorded beside it
+VERSION = "3"  # of the generators; the packages' versions are recorded beside it
 
 VALENCE = ("negative", "positive")
 ANSWER = ("no", "yes")

@@ -22,9 +22,9 @@ from tasks.errors import TaskError
 WORD = re.compile(r"[a-z]{3,12}")
 SENTENCE = re.compile(r"[A-Z][a-z]{1,15}(?: [A-Za-z][a-z'-]{0,15},?)+\.")
 DOCSTRING = re.compile(r'"""(.+?)"""', re.DOTALL)
-# Folders whose docstrings are no prose about the package: tests, copies of other projects, tables.
+# Folders and files whose docstrings are no prose about the package: tests, copies of other projects, rot13.
 LEFT_OUT = frozenset(
-    "tests test testing _vendor externals site-packages idlelib lib2to3 turtledemo ensurepip pydoc_data"
+    "tests test testing _vendor externals site-packages idlelib lib2to3 this.py turtledemo ensurepip pydoc_data"
     " __pycache__ __phello__ distutils _lib extern f2py".split()
 )
 LARGEST_FILE = 600_000  # bytes; larger ones are tables
@@ -129,7 +129,7 @@ def _python_files(folder: Path) -> Iterator[Path]:
         if path.is_dir():
             if path.name not in LEFT_OUT:
                 yield from _python_files(path)
-        elif path.suffix == ".py" and path.stat().st_size <= LARGEST_FILE:
+        elif path.suffix == ".py" and path.name not in LEFT_OUT and path.stat().st_size <= LARGEST_FILE:
             yield path
 
 
