@@ -161,4 +161,5 @@ def test_files_of_results(model, cache, tmp_path, monkeypatch):
     values = [result.scores["accuracy"] for result in results]
     assert written["scores"]["accuracy"] == pytest.approx(np.mean(values))
     assert written["std"]["accuracy"] == pytest.approx(np.std(values))
+    assert evaluate.majority(cache, cache, Witness())["accuracy"] >= 50.0
     assert "| letters | validation | 23 | 2 | **accuracy** |" in evaluate.table([written])

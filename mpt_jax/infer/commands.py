@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import tasks
 from mpt_jax.config import DataSettings, EvalSettings
-from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError

@@ -1,5 +1,6 @@
 """Scores of tasks: every row of a split once, decoded greedily, put through the task's own postprocessing and scores."""
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from mpt_jax.run_folder import write_json
 
 BATCH_SIZE = 64  # rows decoded together
 FOLDER = "eval"
+DESCRIBED = ("seed", "learning_rate", "factor_learning_rate")
 Scorer = Callable[[Sequence[dict], Sequence[str]], dict[str, float]]
 
 
@@ -142,17 +144,9 @@ def write_results(run_dir: str | Path, results: Sequence[EvalResult], run: dict,
 def summary_of(results: Sequence[EvalResult], run: dict) -> dict:
     """One task's results over its runs as JSON: ``scores`` and ``std`` by name, ``main_score``, ``runs`` with seed and rate of each."""
     first = results[0]
-    described = run.get("runs") or []
     names = list(first.scores)
     values = {name: [result.scores[name] for result in results] for name in names}
-    rows = [
-        {
-            "run": result.bank_index,
-            **(described[result.bank_index] if result.bank_index < len(described) else {}),
-            "scores": result.scores,
-        }
-        for result in results
-    ]
+    rows = [{"run": r.bank_index, **_described(run, r), "scores": r.scores} for r in results]
     return {
         "task": first.task,
         "split": first.split,
@@ -163,6 +157,21 @@ def summary_of(results: Sequence[EvalResult], run: dict) -> dict:
         "std": {name: float(np.std(values[name])) for name in names},
         "runs": rows,
     }
+
+
+def _described(run: dict, result: EvalResult) -> dict:
+    """Seed and learning rates of the bank row, as far as run.json knows it for this task."""
+    rows = run.get("runs", [])
+    row = rows[result.bank_index] if result.bank_index < len(rows) else {}
+    return {key: row[key] for key in DESCRIBED if key in row} if row.get("task") == result.task else {}
+
+
+def majority(train: TokenCache, cache: TokenCache, scorer: Scorer | None = None) -> dict[str, float]:
+    """Scores of ``cache`` if every answer is the most frequent target text of ``train``."""
+    target_text = tasks.scoring.target_text
+    counts = collections.Counter(target_text(train.extra(row)) for row in range(train.rows))
+    rows = [cache.extra(row) for row in range(cache.rows)]
+    return (scorer or tasks.scorer(cache.name))(rows, [counts.most_common(1)[0][0]] * len(rows))
 
 
 def table(summaries: Sequence[dict]) -> str:

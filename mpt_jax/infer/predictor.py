@@ -37,12 +37,12 @@ class Predictor:
         self._best = dict(best or {})
 
     def bank_rows(self, task: str | None = None) -> list[int]:
-        """Bank rows of a task, those with the best learning rates; [0] for a run that trained a backbone.
+        """Bank rows of a task, those with the best learning rates; one row for a run that trained a backbone.
 
         Raises UserError for a task that the run does not hold, or where none is named and it holds several.
         """
         if self.model.bank is None:
-            return [0]
+            return [n for n, row in enumerate(self.run["runs"]) if row["task"] == task][:1] or [0]
         if task is None and len(self.tasks) > 1:
             raise UserError(f"this run holds several tasks: name one of {', '.join(self.tasks)} as `task`.")
         task = self.tasks[0] if task is None else task

@@ -16,16 +16,12 @@ def make_evaluate(scene) -> Callable[[dict], Sequence[tuple[dict[str, float], fl
     """Evaluator of a training run (``scene``: train.run.Scene): trainable tree -> for each run (scores, the one that selects)."""
     settings = scene.settings
     spec = BatchSpec(settings.data.input_length, settings.data.target_length, 1)
-    runs = [
-        EvalRun(scene.dev_caches[run.task], n, settings.train.eval_rows) for n, run in enumerate(scene.runs)
-    ]
+    runs = [EvalRun(scene.dev_caches[run.task], n, settings.train.eval_rows) for n, run in enumerate(scene.runs)]
 
     def evaluate(trainable: dict) -> list[tuple[dict[str, float], float]]:
         tree = unflatten_dict({**scene.frozen, **trainable}, sep="/")
         bank = bank_from(tree["bank"], np.asarray(scene.group_N)) if "bank" in tree else None
-        results = evaluate_runs(
-            Model(scene.backbone.config, tree["backbone"], bank), runs, scene.vocabulary, spec
-        )
+        results = evaluate_runs(Model(scene.backbone.config, tree["backbone"], bank), runs, scene.vocabulary, spec)
         return [(result.scores, result.scores[tasks.main_score(result.task)]) for result in results]
 
     return evaluate

@@ -1,0 +1,284 @@
+"""One or many run folders in; a table, a picture and one HTML page out."""
+
+import base64
+import dataclasses
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mpt_jax.checkpoint import read_run_json
+from mpt_jax.errors import UserError
+from mpt_jax.infer import evaluate, figures
+from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
+from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
+from mpt_jax.metrics import read_metrics
+
+IN_TRAINING = "dev, best in training"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A task's selecting score under one run folder: mean and standard deviation over its seeds, in percent."""
+
+    name: str
+    mean: float
+    std: float
+    runs: int
+    split: str  # of the evaluation, or IN_TRAINING where there was none
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says of itself."""
+
+    name: str
+    folder: Path
+    run: dict
+    lines: list[dict]
+    scores: dict[str, Score]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks of the run, in its order."""
+        return list(self.run["tasks"])
+
+
+def read_run(folder: str | Path, name: str = "") -> RunRecord:
+    """Reads run.json, metrics.jsonl and eval/*.json. Raises UserError for a folder without run.json or a damaged file."""
+    folder = Path(folder)
+    run, lines = read_run_json(folder), read_metrics(folder)
+    scores = _scores_in_training(folder, run, lines)
+    for path in sorted((folder / evaluate.FOLDER).glob("*.json")):
+        try:
+            found = json.loads(path.read_text())
+            key = found["main_score"]
+            score = Score(key, found["scores"][key], found["std"][key], len(found["runs"]), found["split"])
+        except (json.JSONDecodeError, KeyError) as error:
+            raise UserError(f"{str(path)!r} is damaged ({error}); write it again with `mpt-jax eval`.") from error
+        scores[found["task"]] = score
+    return RunRecord(name or folder.resolve().name, folder, run, lines, scores)
+
+
+def _scores_in_training(folder: Path, run: dict, lines: Sequence[dict]) -> dict[str, Score]:
+    """Best dev scores of each task's seeds, under the learning rates that did best."""
+    best, rows, scores = best_dev(folder), run["runs"], {}
+    for task in run["tasks"]:
+        numbers = [n for n, row in enumerate(rows) if row["task"] == task and n in best]
+        if not numbers:
+            continue
+        values = [best[n] for n in chosen_settings(rows, numbers, best)]
+        names = dict.fromkeys(key for line in lines if line["split"] == "dev" and line["task"] == task for key in line)
+        name = selecting_score(task, [key for key in names if key not in ("step", "split", "task", "run")])
+        scores[task] = Score(name, float(np.mean(values)), float(np.std(values)), len(values), IN_TRAINING)
+    return scores
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
+    """Records named by their folders; where two folders have one name, with as much of the path as tells them apart."""
+    if not folders:
+        raise UserError("report needs at least one run folder.")
+    parts = [Path(folder).resolve().parts for folder in folders]
+    depth = 1
+    while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return [read_run(folder, "/".join(part[-depth:])) for folder, part in zip(folders, parts, strict=True)]
+
+
+def all_tasks(records: Sequence[RunRecord]) -> list[str]:
+    """Tasks that have a score or were trained, in the order met."""
+    return list(dict.fromkeys(task for record in records for task in (*record.tasks, *record.scores)))
+
+
+def score_rows(records: Sequence[RunRecord]) -> list[list[str]]:
+    """Cells of the table tasks x run folders, header first; the last line is the mean over tasks that every folder has."""
+    rows = [["task", "score", *(record.name for record in records)]]
+    for task in all_tasks(records):
+        scores = [record.scores.get(task) for record in records]
+        names = dict.fromkeys(score.name for score in scores if score)
+        rows.append([task, " / ".join(names), *(_cell(score) for score in scores)])
+    shared = [task for task in all_tasks(records) if all(task in record.scores for record in records)]
+    if len(shared) > 1:
+        means = [f"{np.mean([record.scores[task].mean for task in shared]):.1f}" for record in records]
+        rows.append([f"mean of {len(shared)}", "", *means])
+    return rows
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    spread = f" ± {score.std:.1f}" if score.runs > 1 else ""
+    return f"{score.mean:.1f}{spread}" + (" †" if score.split == IN_TRAINING else "")
+
+
+def notes(records: Sequence[RunRecord]) -> str:
+    """What the cells mean."""
+    splits = sorted({score.split for record in records for score in record.scores.values() if score.split != IN_TRAINING})
+    text = "Scores in percent; ± one standard deviation over seeds."
+    if splits:
+        text += f" Split: {', '.join(splits)}."
+    if any(score.split == IN_TRAINING for record in records for score in record.scores.values()):
+        text += " † best score on the dev split in training, by which the checkpoint was chosen: `mpt-jax eval` gives the others."
+    return text
+
+
+def run_rows(records: Sequence[RunRecord]) -> list[list[str]]:
+    """Cells of the table of run folders, header first."""
+    rows = [["run", "stage", "tasks", "seeds", "steps", "trained a task", "of the backbone", "backbone"]]
+    for record in records:
+        run = record.run
+        numbers, train = run["parameters"], run["settings"]["train"]
+        seeds = dict.fromkeys(str(row["seed"]) for row in run["runs"])
+        last = max((line["step"] for line in record.lines), default=0)
+        steps = f"{last:,}" if last >= train["train_steps"] else f"{last:,} of {train['train_steps']:,}"
+        share = f"{100 * numbers['fraction_of_backbone']:.3g} %"
+        backbone = f"{run['backbone']['name']} ({run['backbone']['parameters'] / 1e6:.1f} M)"
+        counts = [str(len(run["tasks"])), ", ".join(seeds), steps, f"{numbers['per_task']:,}", share]
+        rows.append([record.name, run["stage"], *counts, backbone])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """A Markdown table; the columns after the first ``text_columns`` are set right."""
+    align = ["---" if column < text_columns else "---:" for column in range(len(rows[0]))]
+    cells = [rows[0], align, *rows[1:]]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in cells)
+
+
+def loss_lines(records: Sequence[RunRecord]) -> list[Line]:
+    """Training loss by step: a line for each task of one run folder, or for each of several folders."""
+    found = {record.name: _points(curves(record.lines, "train"), "loss") for record in records}
+    return _lines(records, found)
+
+
+def dev_lines(records: Sequence[RunRecord]) -> list[Line]:
+    """Selecting score on the dev split by step, as loss_lines."""
+    return _lines(records, {record.name: dev_curves(record.lines) for record in records})
+
+
+def _points(by_name: dict, wanted: str) -> dict[tuple, list]:
+    return {(task, run): points for (task, run, name), points in by_name.items() if name == wanted and task is not None}
+
+
+def _lines(records: Sequence[RunRecord], found: dict[str, dict[tuple, list]]) -> list[Line]:
+    if len(records) > 1:
+        return [_mean_of_tasks(record.name, found[record.name]) for record in records if found[record.name]]
+    (by_task,) = found.values()
+    tasks = dict.fromkeys(task for task, _ in by_task)
+    return [line_over_runs(task, [points for (other, _), points in by_task.items() if other == task]) for task in tasks]
+
+
+def _mean_of_tasks(label: str, by_task: dict[tuple, list]) -> Line:
+    """The mean over tasks and seeds, without a band: tasks differ by what they are."""
+    line = line_over_runs(label, list(by_task.values()))
+    return Line(label, line.step, line.mean, line.mean, line.mean)
+
+
+def bars(records: Sequence[RunRecord]) -> tuple[list[str], list[Bars]]:
+    """(tasks, a group of bars for each run folder); tasks without any score are left out."""
+    tasks = [task for task in all_tasks(records) if any(task in record.scores for record in records)]
+    none = Score("", float("nan"), 0.0, 0, "")
+    groups = []
+    for record in records:
+        scores = [record.scores.get(task, none) for task in tasks]
+        groups.append(Bars(record.name, [score.mean for score in scores], [score.std for score in scores]))
+    return tasks, groups
+
+
+def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
+    """Writes table.md, report.png and report.html (self-contained) to ``output_dir``. Returns their paths.
+
+    Raises UserError for a folder that is no run folder.
+    """
+    records = read_runs(run_dirs)
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    scores, runs = score_rows(records), run_rows(records)
+    table, picture, page = (output_dir / name for name in ("table.md", "report.png", "report.html"))
+    table.write_text(f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}", encoding="utf-8")
+    figures.draw_report(picture, loss_lines(records), dev_lines(records), *bars(records))
+    page.write_text(_page(records, scores, runs, picture), encoding="utf-8")
+    return [table, picture, page]
+
+
+def quickstart_table(summary: dict) -> str:
+    """Markdown tables of the quickstart's summary.json: target tasks with their mean, then source tasks."""
+    methods = [key for key, _ in figures.METHODS]
+    rows = [["new task", *(label for _, label in figures.METHODS)]]
+    for task, found in summary["target"].items():
+        rows.append([task, *(_mean_cell(found[key]) for key in methods)])
+    rows.append(["**mean**", *(f"**{summary['target_mean'][key]:.1f}**" for key in methods)])
+    sources = [["source task", *(label for _, label in figures.SOURCE_METHODS)]]
+    for task, found in summary["source"].items():
+        sources.append([task, *(_mean_cell(found[key]) for key, _ in figures.SOURCE_METHODS)])
+    numbers, backbone = summary["parameters"], summary["backbone"]
+    share = f"{100 * numbers['fraction_of_backbone']:.3g} %"
+    about = f"{numbers['per_task']:,} parameters trained a task, {share} of the backbone {backbone['name']} "
+    about += f"({backbone['parameters']:,}); {summary['seconds']:.0f} s in all."
+    return f"{markdown(rows, 1)}\nScores in percent, ± one standard deviation over seeds. {about}\n\n{markdown(sources, 1)}"
+
+
+def _mean_cell(value: float | dict) -> str:
+    mean, std = mean_and_std(value)
+    return f"{mean:.1f} ± {std:.1f}" if isinstance(value, dict) else f"{mean:.1f}"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2.5rem auto; padding: 0 1.25rem; }}
+h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
+.quiet {{ color: #666; font-size: .9rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .35rem .8rem; border-bottom: 1px solid #e3e3e3; text-align: right; white-space: nowrap; }}
+th {{ border-bottom: 2px solid #bbb; font-weight: 600; }}
+th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }}
+tr.mean td {{ font-weight: 600; border-top: 2px solid #bbb; }}
+img {{ max-width: 100%; height: auto; }}
+pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.4; }}
+summary {{ cursor: pointer; font-weight: 600; margin: .6rem 0; }}
+</style></head><body>
+<h1>{title}</h1><p class="quiet">{subtitle}</p>
+<h2>Scores</h2><div class="wide">{scores}</div><p class="quiet">{notes}</p>
+<h2>Curves and bars</h2><img alt="Training loss, dev scores and scores by task" src="data:image/png;base64,{picture}">
+<h2>Runs</h2><div class="wide">{runs}</div>
+<h2>How they were made</h2>{details}
+</body></html>
+"""
+
+
+def _page(records: Sequence[RunRecord], scores, runs, picture: Path) -> str:
+    names = ", ".join(record.name for record in records)
+    return PAGE.format(
+        title=html.escape(f"Report: {names}"),
+        subtitle=html.escape(f"{len(records)} run folder{'s' if len(records) > 1 else ''}, {len(all_tasks(records))} tasks"),
+        scores=_html_table(scores),
+        notes=html.escape(notes(records)),
+        picture=base64.b64encode(picture.read_bytes()).decode(),
+        runs=_html_table(runs),
+        details="".join(_details(records)),
+    )
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    line = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)  # noqa: E731
+    body = "".join(f"<tr{_class(row)}>{line(row, 'td')}</tr>" for row in rows[1:])
+    return f"<table><thead><tr>{line(rows[0], 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _class(row: Sequence[str]) -> str:
+    return ' class="mean"' if row[0].startswith("mean of ") else ""
+
+
+def _details(records: Sequence[RunRecord]) -> Iterable[str]:
+    """For each run folder its gin configuration and the versions that computed it, folded away."""
+    for record in records:
+        config = record.folder / "config.gin"
+        gin = config.read_text(encoding="utf-8") if config.is_file() else "config.gin is missing"
+        about = {key: record.run[key] for key in ("devices", "versions", "backbone", "parameters") if key in record.run}
+        text = html.escape(f"{json.dumps(about, indent=2)}\n\n{gin}")
+        yield f"<details><summary>{html.escape(record.name)}</summary><pre>{text}</pre></details>"

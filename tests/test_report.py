@@ -1,0 +1,156 @@
+"""Reports: what tables say, pictures and pages are written, curves are averaged right."""
+
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+from mpt_jax.errors import UserError
+from mpt_jax.infer import evaluate, figures, history, report
+
+SUMMARY = {
+    "seconds": 250.0,
+    "backbone": {"name": "nano", "parameters": 7_000_000, "fingerprint": "0"},
+    "parameters": {"per_task": 212, "fraction_of_backbone": 3e-5},
+    "source": {"order": {"majority": 50.0, "teacher": 80.0, "mpt": 78.25}},
+    "target": {
+        "rhyme": {"majority": 50.0, "prompt_tuning": {"mean": 60.0, "std": 5.0}, "mpt": {"mean": 70.5, "std": 2.0}},
+        "plural": {"majority": 1.0, "prompt_tuning": {"mean": 20.0, "std": 3.0}, "mpt": {"mean": 40.0, "std": 1.0}},
+    },
+    "target_mean": {"majority": 25.5, "prompt_tuning": 40.0, "mpt": 55.25},
+}
+
+
+def write_run(folder, tasks=("sst2", "mrpc"), seeds=(1, 2), rates=(0.3,), offset=0.0):
+    """A run folder as training leaves it, with dev score 50 + task + 10 * seed + offset at its best."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"task": task, "seed": seed, "group": 0, "learning_rate": rate, "factor_learning_rate": rate}
+        for rate in rates
+        for seed in seeds
+        for task in tasks
+    ]
+    run = {
+        "stage": "teacher",
+        "tasks": list(tasks),
+        "runs": rows,
+        "settings": {"train": {"train_steps": 20}},
+        "parameters": {"per_task": 1920, "fraction_of_backbone": 2.9e-4},
+        "backbone": {"name": "nano", "parameters": 6_700_000, "fingerprint": "0"},
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "config.gin").write_text("TRAIN_STEPS = 20  # <b>")
+    lines = []
+    for step in (10, 20):
+        for n, row in enumerate(rows):
+            place = {"step": step, "task": row["task"], "run": n}
+            lines.append({**place, "split": "train", "loss": 5.0 - step / 10 + n, "finite": True})
+            score = 50.0 + tasks.index(row["task"]) + 10 * row["seed"] + offset - row["learning_rate"] - (20 - step)
+            lines.append({**place, "split": "dev", "accuracy": score, "invalid": 3.0})
+        lines.append({"step": step, "split": "train", "task": None, "run": None, "examples": 64})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 30, "spl')  # cut by a kill
+    return folder
+
+
+def write_eval(folder, task, mean, std):
+    (folder / evaluate.FOLDER).mkdir(exist_ok=True)
+    found = {"task": task, "split": "test", "main_score": "f1", "scores": {"f1": mean, "invalid": 0.0}}
+    (folder / evaluate.FOLDER / f"{task}.json").write_text(json.dumps({**found, "std": {"f1": std}, "runs": [{}, {}]}))
+
+
+class Page(html.parser.HTMLParser):
+    """Counts tags and checks that they close."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.sources = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_evaluations_replace_scores_of_training(tmp_path):
+    folder = write_run(tmp_path / "a")
+    write_eval(folder, "mrpc", 81.25, 1.5)
+    (record,) = report.read_runs([folder])
+    assert record.scores["mrpc"] == report.Score("f1", 81.25, 1.5, 2, "test")
+    in_training = record.scores["sst2"]
+    assert (in_training.name, in_training.runs, in_training.split) == ("accuracy", 2, report.IN_TRAINING)
+    assert in_training.mean == pytest.approx(np.mean([59.7, 69.7])) and in_training.std == pytest.approx(5.0)
+    rows = report.score_rows([record])
+    assert rows[1] == ["sst2", "accuracy", "64.7 ± 5.0 †"]
+    assert rows[2] == ["mrpc", "f1", "81.2 ± 1.5"]
+    assert rows[3] == ["mean of 2", "", f"{(64.7 + 81.25) / 2:.1f}"]
+
+
+def test_learning_rates_are_chosen_on_the_dev_split(tmp_path):
+    folder = write_run(tmp_path / "a", tasks=("sst2",), rates=(5.0, 0.3, 9.0))
+    (record,) = report.read_runs([folder])
+    assert record.scores["sst2"].mean == pytest.approx(np.mean([59.7, 69.7]))
+    assert history.chosen_settings(record.run["runs"], [0, 2], history.best_dev(folder)) == [2]
+
+
+def test_files_of_many_runs(tmp_path):
+    folders = [write_run(tmp_path / side / "rte", offset=offset) for side, offset in (("one", 0.0), ("two", 9.0))]
+    folders.append(write_run(tmp_path / "other", tasks=("cola",), seeds=(7,)))
+    table, picture, page = report.report(folders, tmp_path / "out")
+    text = table.read_text()
+    assert "| task | score | one/rte | two/rte |" in text and "| cola | accuracy | – | – |" in text
+    assert "mean of" not in text  # no task is in all three
+    assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 10_000
+    parser = Page()
+    parser.feed(page.read_text())
+    assert not parser.open and parser.tags.count("table") == 2 and parser.tags.count("details") == 3
+    assert all(source.startswith("data:") for source in parser.sources)  # opens without a network
+    assert "&lt;b&gt;" in page.read_text()
+
+
+def test_a_run_without_any_metrics(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "metrics.jsonl").unlink()
+    table, picture, _ = report.report([folder], folder)
+    assert "| sst2 |  | – |" in table.read_text() and picture.is_file()
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(UserError, match=r"is no run folder"):
+        report.report([tmp_path], tmp_path)
+    folder = write_run(tmp_path / "a")
+    (folder / "eval").mkdir()
+    (folder / "eval" / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json' is damaged"):
+        report.report([folder], folder)
+
+
+def test_a_line_over_runs():
+    line = figures.line_over_runs("x", [[(10, 1.0), (20, 2.0)], [(10, 3.0)]])
+    np.testing.assert_allclose(line.step, [10, 20])
+    np.testing.assert_allclose(line.mean, [2.0, 2.0])
+    np.testing.assert_allclose(line.low, [1.0, 2.0])
+    np.testing.assert_allclose(line.high, [3.0, 2.0])
+    long = figures.line_over_runs("x", [[(step, float(step)) for step in range(1000)]])
+    assert len(long.step) == figures.MOST_POINTS
+    np.testing.assert_allclose(long.mean, long.step)
+
+
+def test_more_tasks_than_colours(tmp_path):
+    names = [f"task_{number}" for number in range(30)]
+    lines = [figures.line_over_runs(name, [[(1, 1.0), (2, 2.0)]]) for name in names]
+    groups = [figures.Bars("run", [50.0] * 29 + [float("nan")], [0.0] * 30), figures.Bars("other", [-5.0] * 30, [1.0] * 30)]
+    assert figures.draw_report(tmp_path / "x.png", lines, lines, names, groups).stat().st_size > 10_000
+
+
+def test_the_quickstart_page(tmp_path):
+    text = report.quickstart_table(SUMMARY)
+    assert "| rhyme | 50.0 | 60.0 ± 5.0 | 70.5 ± 2.0 |" in text
+    assert "| **mean** | **25.5** | **40.0** | **55.2** |" in text and "| order | 50.0 | 80.0 | 78.2 |" in text
+    assert "212 parameters" in text and "250 s" in text
+    assert figures.draw_quickstart(SUMMARY, tmp_path / "q.png").stat().st_size > 10_000
