@@ -24,8 +24,8 @@ SENTENCE = re.compile(r"[A-Z][a-z]{1,15}(?: [A-Za-z][a-z'-]{0,15},?)+\.")
 DOCSTRING = re.compile(r'"""(.+?)"""', re.DOTALL)
 # Folders and files whose docstrings are no prose about the package: tests, copies of other projects, rot13.
 LEFT_OUT = frozenset(
-    "tests test testing _vendor externals site-packages idlelib lib2to3 this.py turtledemo ensurepip pydoc_data"
-    " __pycache__ __phello__ distutils _lib extern f2py".split()
+    "tests test testing _vendor externals site-packages idlelib lib2to3 this.py turtledemo ensurepip"
+    " pydoc_data __pycache__ __phello__ distutils _lib extern f2py".split()
 )
 LARGEST_FILE = 600_000  # bytes; larger ones are tables
 
