@@ -65,14 +65,10 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
 
     bank, run = load_bank(run_dir)
     if bank is None:
-        raise UserError(
-            f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own."
-        )
+        raise UserError(f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own.")
     rows = [dict(row) for row in run["runs"]]
     counts = {task: sum(row["task"] == task for row in rows) for task in {row["task"] for row in rows}}
-    labels = tuple(
-        row["task"] if counts[row["task"]] == 1 else f"{row['task']}#{n}" for n, row in enumerate(rows)
-    )
+    labels = tuple(row["task"] if counts[row["task"]] == 1 else f"{row['task']}#{n}" for n, row in enumerate(rows))
     for n, scores in _scores(run_dir).items():
         if n < len(rows):
             rows[n]["scores"] = scores
@@ -84,9 +80,7 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
         "runs": rows,
         **{key: run[key] for key in kept if key in run},
     }
-    factors = (
-        None if array is None else np.asarray(array, np.float32) for array in (bank.cols_NPR, bank.rows_NRD)
-    )
+    factors = (None if array is None else np.asarray(array, np.float32) for array in (bank.cols_NPR, bank.rows_NRD))
     return prompts.PromptFile(
         np.asarray(bank.shared_GPD, np.float32),
         *factors,
@@ -115,9 +109,7 @@ def _row(held: prompts.PromptFile, task: str) -> int:
         return held.task_names.index(task)
     several = [label for label in held.task_names if label.rpartition("#")[0] == task]
     if several:
-        raise UserError(
-            f"--task {task!r} was trained {len(several)} times; give one of {_described(held, several)}."
-        )
+        raise UserError(f"--task {task!r} was trained {len(several)} times; give one of {_described(held, several)}.")
     raise UserError(f"--task {task!r} is not among the tasks of the source: {', '.join(held.task_names)}.")
 
 

@@ -10,7 +10,7 @@ from mpt_jax.config import T5Config
 from mpt_jax.model.formats import names
 
 CHECKPOINTS = ("hf_t5_tiny", "t5x_v1_1_tiny_zarr/checkpoint_3", "t5x_tiny_msgpack/checkpoint_0")
-TINY = T5Config("custom", 48, 16, 2, 8, 24, 2, 3)
+TINY = T5Config("custom", 48, 16, 2, 8, 24, 3, 2)
 TINY_V1_0 = T5Config("custom", 48, 16, 2, 8, 24, 2, 2, ("relu",), True)
 
 
@@ -27,6 +27,6 @@ def random_params(config: T5Config, seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 weights of a config by path."""
     rng = np.random.default_rng(seed)
     return {
-        entry.ours: rng.normal(0, 0.5, entry.shape).astype(np.float32) + (len(entry.shape) == 1)
+        entry.ours: rng.normal(0, 0.25, entry.shape).astype(np.float32) + (len(entry.shape) == 1)
         for entry in names.entries(config)
     }

@@ -1,23 +1,31 @@
 """Backbones in and out: fixtures of other programs load, round trips keep every bit, arrays are restored one by one."""
 
+import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from fixture_folders import CHECKPOINTS, TINY, TINY_V1_0, data_folder, random_params
 
 from mpt_jax.config import T5_SIZES, T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
-from mpt_jax.model.backbone import parameter_shapes
 from mpt_jax.model.formats import names, safetensors, torch_file
+from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.formats.files import Folder
-from fixture_folders import CHECKPOINTS, TINY, TINY_V1_0, data_folder, random_params
+from mpt_jax.model.prompted_t5 import init_backbone
 
 WRITTEN = ("own", "hf", "t5x", "orbax")
+
+
+def parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    """Shapes that our network asks for."""
+    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(lambda: init_backbone(config, 0))).items()}
 
 
 def bits(arrays) -> dict[str, bytes]:
@@ -33,10 +41,15 @@ def test_fixtures_load(name):
     assert config.name == "custom"
 
 
-def test_shapes_of_the_table_are_those_of_the_network():
-    for config in T5_SIZES.values():
-        assert {entry.ours: entry.shape for entry in names.entries(config)} == parameter_shapes(config)
-        assert names.config_from_shapes(parameter_shapes(config), "x").name == config.name
+@pytest.mark.parametrize("name", ["nano", "t5_small", "byt5_small"])
+def test_shapes_of_the_table_are_those_of_the_network(name):
+    assert {entry.ours: entry.shape for entry in names.entries(T5_SIZES[name])} == parameter_shapes(T5_SIZES[name])
+
+
+def test_sizes_are_recognised_by_their_shapes():
+    for name, config in T5_SIZES.items():
+        shapes = {entry.ours: entry.shape for entry in names.entries(config)}
+        assert names.config_from_shapes(shapes, "x") == dataclasses.replace(config, name=name)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -81,9 +94,7 @@ def test_t5x_reads_what_is_written(tmp_path):
 
 def test_optimiser_state_is_never_read(monkeypatch):
     read, wanted = [], Folder.read
-    monkeypatch.setattr(
-        Folder, "read", lambda self, name, *ends: read.append(ends) or wanted(self, name, *ends)
-    )
+    monkeypatch.setattr(Folder, "read", lambda self, name, *ends: read.append(ends) or wanted(self, name, *ends))
     path = data_folder("checkpoints/t5x_tiny_msgpack/checkpoint_0")
     _, arrays, _ = formats.read_backbone(path)
     formats.restore(arrays)
@@ -98,9 +109,7 @@ def test_restore_converts_places_and_digests():
     lazy = {path: formats.in_memory(array) for path, array in params.items()}
     digest, plain = hashlib.sha256(), hashlib.sha256()
     placed = []
-    tree = formats.restore(
-        lazy, ml_dtypes.bfloat16, lambda path, array: placed.append(path) or array, digest=digest
-    )
+    tree = formats.restore(lazy, ml_dtypes.bfloat16, lambda path, array: placed.append(path) or array, digest=digest)
     formats.restore(lazy, digest=plain)
     assert digest.hexdigest() == plain.hexdigest()
     assert sorted(placed) == sorted(params)
@@ -121,7 +130,6 @@ def test_parts_of_arrays_are_read_for_shards(kind, tmp_path):
 
 
 def test_restores_to_a_mesh(tmp_path):
-    import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     formats.write_backbone("hf", tmp_path / "x", TINY, random_params(TINY))

@@ -64,8 +64,7 @@ def write_backbone(
     missing, left over or of a wrong shape, or if dest is there already.
     """
     arrays = {
-        path: leaf if isinstance(leaf, LazyArray) else in_memory(leaf, path)
-        for path, leaf in flatten(params).items()
+        path: leaf if isinstance(leaf, LazyArray) else in_memory(leaf, path) for path, leaf in flatten(params).items()
     }
     arrays = names.match(config, arrays, False, "The backbone to write")
     writers: dict[str, Callable[[str], None]] = {

@@ -46,9 +46,7 @@ class LazyArray:
 
     def transposed(self) -> "LazyArray":
         """The same array with its axes reversed."""
-        return LazyArray(
-            self.shape[::-1], self.dtype, self.source, lambda out, index: self.fill(out.T, index[::-1])
-        )
+        return LazyArray(self.shape[::-1], self.dtype, self.source, lambda out, index: self.fill(out.T, index[::-1]))
 
 
 def whole(shape: tuple[int, ...]) -> Index:
@@ -65,9 +63,7 @@ def in_memory(array: Any, source: str = "memory") -> LazyArray:
     return LazyArray(tuple(array.shape), np.dtype(array.dtype), source, fill)
 
 
-def raw(
-    folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[int, ...], source: str
-) -> LazyArray:
+def raw(folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[int, ...], source: str) -> LazyArray:
     """Row-major numbers at a byte offset of a file, read in blocks of rows."""
     row_shape = shape[1:]
     row_bytes = math.prod(row_shape) * dtype.itemsize

@@ -62,9 +62,6 @@ def _tasks(prompts: PromptFile) -> list[str]:
     rows = ["| n | task | seed | learning rate | scores |", "|---|---|---|---|---|"]
     for n, task in enumerate(prompts.task_names):
         run: Mapping[str, Any] = runs[n] if n < len(runs) else {}
-        scores = (
-            ", ".join(f"{name} {value:.2f}" for name, value in run.get("scores", {}).items())
-            or "not recorded"
-        )
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in run.get("scores", {}).items()) or "not recorded"
         rows.append(f"| {n} | {task} | {run.get('seed', '')} | {run.get('learning_rate', '')} | {scores} |")
     return rows

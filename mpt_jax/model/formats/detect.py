@@ -35,8 +35,7 @@ def detect(path: str) -> tuple[str, str]:
         if "model_type" in settings:
             return "huggingface", path
         raise UserError(
-            f"{folder.where('config.json')} is neither Hugging Face's (model_type: {', '.join(MODEL_TYPES)}) "
-            "nor ours."
+            f"{folder.where('config.json')} is neither Hugging Face's (model_type: {', '.join(MODEL_TYPES)}) nor ours."
         )
     if t5x.orbax_folder(folder) is not None:
         return "orbax", path
@@ -56,9 +55,7 @@ def _file(path: str) -> str:
 def _model_directory(folder: Folder) -> tuple[str, str]:
     steps = t5x.steps(folder)
     if len(steps) > 1:
-        raise UserError(
-            f"{folder.path} holds {len(steps)} checkpoints; give one of them: {', '.join(steps)}."
-        )
+        raise UserError(f"{folder.path} holds {len(steps)} checkpoints; give one of them: {', '.join(steps)}.")
     if not steps:
         listing = ", ".join(folder.names()[:12]) or "nothing"
         raise UserError(

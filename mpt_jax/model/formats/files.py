@@ -8,12 +8,10 @@ import tensorstore as ts
 from mpt_jax.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs"
-REMOTE_SECONDS = (
-    60.0  # for the small first look at a remote folder; a wrong bucket or no network must not hang
-)
+REMOTE_SECONDS = 60.0  # for the small first look at a remote folder; a wrong bucket or no network must not hang
 
 
-def is_remote(path: str) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
     """True for a path that only TensorStore can open."""
     return str(path).startswith("gs://")
 
@@ -38,9 +36,10 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = str(path).rstrip("/") or "/"
+        remote = is_remote(path)
+        self.path = str(path) if str(path) == "gs://" else str(path).rstrip("/") or "/"
         self._store = None
-        if is_remote(self.path):
+        if remote:
             self._store = ts.KvStore.open(kvstore_spec(self.path)).result()
         elif not os.path.isdir(self.path):
             raise UserError(f"Folder {self.path} does not exist.")

@@ -23,9 +23,7 @@ def write_folder(dest: str, write: Callable[[str], None]) -> list[str]:
             os.rmdir(dest)
         os.rename(temporary, dest)
     except OSError as error:
-        raise UserError(
-            f"{dest} cannot be written: {error.strerror or error}. Give another --output."
-        ) from error
+        raise UserError(f"{dest} cannot be written: {error.strerror or error}. Give another --output.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return sorted(os.path.join(root, name) for root, _, files in os.walk(dest) for name in files)

@@ -57,14 +57,10 @@ def _weights(folder: Folder) -> dict[str, LazyArray]:
 
 
 def _file(folder: Folder, name: str) -> dict[str, LazyArray]:
-    arrays = (
-        safetensors.read(folder, name)[0] if name.endswith(".safetensors") else torch_file.read(folder, name)
-    )
+    arrays = safetensors.read(folder, name)[0] if name.endswith(".safetensors") else torch_file.read(folder, name)
     for key, lazy in arrays.items():
         if lazy.dtype not in FLOAT_TYPES.values():
-            raise UserError(
-                f"{lazy.source} ({key}) has type {lazy.dtype}; weights may be {', '.join(FLOAT_TYPES)}."
-            )
+            raise UserError(f"{lazy.source} ({key}) has type {lazy.dtype}; weights may be {', '.join(FLOAT_TYPES)}.")
     return arrays
 
 
@@ -73,15 +69,11 @@ def _shards(folder: Folder, index_name: str) -> dict[str, LazyArray]:
     arrays: dict[str, LazyArray] = {}
     for name in sorted(set(shard_of.values())):
         if os.path.basename(name) != name:
-            raise UserError(
-                f"{folder.where(index_name)} names the shard {name!r}, which is not in the folder itself."
-            )
+            raise UserError(f"{folder.where(index_name)} names the shard {name!r}, which is not in the folder itself.")
         shard = _file(folder, name)
         absent = {key for key, where in shard_of.items() if where == name} - shard.keys()
         if absent:
-            raise UserError(
-                f"{folder.where(name)} lacks {names.listed(absent)}, which {index_name} places there."
-            )
+            raise UserError(f"{folder.where(name)} lacks {names.listed(absent)}, which {index_name} places there.")
         arrays.update({key: lazy for key, lazy in shard.items() if shard_of.get(key) == name})
     return arrays
 
@@ -90,15 +82,12 @@ def _merge_embeddings(folder: Folder, arrays: dict[str, LazyArray]) -> LazyArray
     """Leaves one shared embedding in `arrays`. Raises UserError if the file has two that differ."""
     present = [name for name in names.EMBEDDING_ALIASES if name in arrays]
     if not present:
-        raise UserError(
-            f"{folder.path} has no shared embedding; looked for {', '.join(names.EMBEDDING_ALIASES)}."
-        )
+        raise UserError(f"{folder.path} has no shared embedding; looked for {', '.join(names.EMBEDDING_ALIASES)}.")
     first = arrays[present[0]]
     for name in present[1:]:
         if not _equal(first, arrays[name]):
             raise UserError(
-                f"{folder.path}: {present[0]} and {name} differ; encoder and decoder must share one "
-                "embedding."
+                f"{folder.path}: {present[0]} and {name} differ; encoder and decoder must share one embedding."
             )
     for name in present:
         del arrays[name]
@@ -206,9 +195,7 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
     safetensors.write(os.path.join(folder, "model.safetensors"), named, {"format": "pt"})
     dtype = next(iter(named.values())).dtype.name
     _write_json(folder, "config.json", settings_of(config, dtype))
-    _write_json(
-        folder, "generation_config.json", {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-    )
+    _write_json(folder, "generation_config.json", {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
     if vocabulary == "bytes":
         _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125})
     elif vocabulary and os.path.basename(vocabulary) == "tokenizer.json":

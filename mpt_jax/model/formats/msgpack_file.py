@@ -139,9 +139,7 @@ class _Walk:
         offset = self.step_over(count)
         source = f"{self.folder.where(self.name)}: {path}"
         if kind != "bin" or count != math.prod(shape) * dtype.itemsize or self.file.tell() != start + length:
-            raise UserError(
-                f"{source}: shape {shape} of {dtype} does not fill its {count} bytes; the file is damaged."
-            )
+            raise UserError(f"{source}: shape {shape} of {dtype} does not fill its {count} bytes; the file is damaged.")
         return raw(self.folder, self.name, offset, dtype, shape, source)
 
     def _dtype(self, path: str) -> np.dtype:
@@ -149,9 +147,7 @@ class _Walk:
         name = self.take(length).decode() if kind in ("str", "bin") else str(length)
         known = {**FLOAT_TYPES, **INTEGER_TYPES}
         if name not in known:
-            raise UserError(
-                f"{self.folder.where(self.name)}: {path} has type {name}; known: {', '.join(known)}."
-            )
+            raise UserError(f"{self.folder.where(self.name)}: {path} has type {name}; known: {', '.join(known)}.")
         return known[name]
 
 
@@ -169,9 +165,7 @@ def _join_chunks(path: str, node: dict[str, Any]) -> LazyArray:
         out[...] = flat.reshape(shape)[index]
 
     if sum(piece.shape[0] for piece in pieces) != math.prod(shape):
-        raise UserError(
-            f"{pieces[0].source}: the pieces of {path} do not make up shape {shape}; the file is damaged."
-        )
+        raise UserError(f"{pieces[0].source}: the pieces of {path} do not make up shape {shape}; the file is damaged.")
     return LazyArray(shape, pieces[0].dtype, pieces[0].source, fill)
 
 
@@ -187,7 +181,5 @@ def read(folder: Folder, name: str) -> dict[str, Any]:
         with open(folder.where(name), "rb") as file:
             tree = _Walk(folder, name, file, folder.size(name)).value("")
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{folder.where(name)} is no checkpoint: it holds a {type(tree).__name__}, not a map."
-        )
+        raise UserError(f"{folder.where(name)} is no checkpoint: it holds a {type(tree).__name__}, not a map.")
     return tree

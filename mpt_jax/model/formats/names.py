@@ -156,9 +156,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
-def match(
-    config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, source: str
-) -> dict[str, LazyArray]:
+def match(config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, source: str) -> dict[str, LazyArray]:
     """The arrays of a file under our names, turned where the table says so, in the table's order.
 
     arrays: by the file's names (Hugging Face's, or ours). Raises UserError that lists every missing,
@@ -181,14 +179,10 @@ def match(
                 arrays[name].shape,
                 entry.shape[::-1] if huggingface and entry.turned else entry.shape,
             )
-            problems.append(
-                f"{name} has shape {shape}, not {expected}{_vocabulary_hint(config, entry, lazy.shape)}"
-            )
+            problems.append(f"{name} has shape {shape}, not {expected}{_vocabulary_hint(config, entry, lazy.shape)}")
         found[entry.ours] = lazy
     if problems:
-        raise UserError(
-            f"{source} is no {_words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + "."
-        )
+        raise UserError(f"{source} is no {_words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + ".")
     return found
 
 
@@ -249,9 +243,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
     prefix = f"{stack}/layers_"
-    return 1 + max(
-        (int(path[len(prefix) :].split("/")[0]) for path in shapes if path.startswith(prefix)), default=-1
-    )
+    return 1 + max((int(path[len(prefix) :].split("/")[0]) for path in shapes if path.startswith(prefix)), default=-1)
 
 
 def named(config: T5Config) -> T5Config:

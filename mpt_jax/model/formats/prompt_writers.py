@@ -12,7 +12,7 @@ from mpt_jax.model.formats import safetensors
 from mpt_jax.model.formats.arrays import in_memory
 from mpt_jax.model.formats.card import card
 from mpt_jax.model.formats.folder_writer import write_folder
-from mpt_jax.model.formats.prompts import MULTITASK, SINGLE, PromptFile
+from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SINGLE, PromptFile
 
 FORMATS = ("peft", "peft_single", "npz", "npy")
 
@@ -113,12 +113,11 @@ def _single(folder: str, prompts: PromptFile) -> None:
     _adapter(folder, SINGLE, prompts, settings, {"prompt_embeddings": prompts.compose()[0]})
 
 
-def _adapter(
-    folder: str, kind: str, prompts: PromptFile, settings: Mapping, arrays: Mapping[str, np.ndarray]
-) -> None:
+def _adapter(folder: str, kind: str, prompts: PromptFile, settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
     """adapter_config.json, adapter_model.safetensors and README.md, as `save_pretrained` of PEFT names them.
 
-    PEFT fills in what is null from the model; it warns of task_names and mpt_jax, which it does not know.
+    PEFT fills in what is null from the model, and says that it ignores task_names. What else is known of the prompts
+    is in the metadata of the safetensors file.
     """
     length, width = prompts.shared_GPD.shape[1:]
     backbone = prompts.metadata.get("backbone", {})
@@ -135,12 +134,12 @@ def _adapter(
         "token_dim": int(width),
         **settings,
         "task_names": list(prompts.task_names),
-        "mpt_jax": {"backbone": backbone, "stage": prompts.metadata.get("stage")},
     }
     with open(os.path.join(folder, "adapter_config.json"), "w", encoding="utf-8") as file:
         json.dump(full, file, indent=2)
         file.write("\n")
+    metadata = {"format": "pt", METADATA: json.dumps({"task_names": prompts.task_names, **prompts.metadata})}
     lazy = {name: in_memory(np.asarray(array, np.float32), name) for name, array in arrays.items()}
-    safetensors.write(os.path.join(folder, "adapter_model.safetensors"), lazy, {"format": "pt"})
+    safetensors.write(os.path.join(folder, "adapter_model.safetensors"), lazy, metadata)
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
         file.write(card("peft", prompts))

@@ -21,6 +21,7 @@ from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.formats.huggingface import read_json
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+METADATA = "mpt_jax"  # entry of a safetensors file's metadata: JSON with what is known of the prompts
 SINGLE, MULTITASK = "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"
 ENCODER_PROMPT = "encoder/prompt/prompt/prompt"  # prompt_tuning/scripts/extract_variable.py
 BANK_ARRAYS = ("shared_GPD", "cols_NPR", "rows_NRD", "group_N")
@@ -97,9 +98,7 @@ class PromptFile:
 def plain(prompts_NPD: np.ndarray, task_names: Sequence[str], metadata: Mapping[str, Any]) -> PromptFile:
     """Prompts (N, P, D) without factors, each its own group."""
     group_N = np.arange(len(prompts_NPD), dtype=np.int32)
-    return PromptFile(
-        _float32(prompts_NPD, "prompts"), None, None, group_N, tuple(task_names), dict(metadata)
-    )
+    return PromptFile(_float32(prompts_NPD, str(metadata.get("source", "The prompt array"))), None, None, group_N, tuple(task_names), dict(metadata))
 
 
 def _float32(array: np.ndarray, where: str) -> np.ndarray:
@@ -184,9 +183,7 @@ def _read_npz(path: str) -> PromptFile:
     prompts = {name: array for name, array in arrays.items() if array.ndim == 2}
     if not prompts or len({array.shape for array in prompts.values()}) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise UserError(
-            f"{path} must hold prompts (length, width) of one shape; it has {shapes or 'nothing'}."
-        )
+        raise UserError(f"{path} must hold prompts (length, width) of one shape; it has {shapes or 'nothing'}.")
     return plain(np.stack(list(prompts.values())), list(prompts), {"source": path})
 
 
@@ -195,21 +192,20 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
     where, kind = folder.where("adapter_config.json"), settings.get("peft_type")
     if kind not in (SINGLE, MULTITASK):
         raise UserError(f"{where}: peft_type {kind!r} is no prompt; {SINGLE} and {MULTITASK} are.")
-    weights = _adapter_weights(folder, settings)
+    weights, told = _adapter_weights(folder)
     shared_PD = _tensor(weights, "prompt_embeddings", folder)
     length, width = settings.get("num_virtual_tokens"), settings.get("token_dim") or shared_PD.shape[-1]
-    parts = settings.get("num_transformer_submodules") or (
-        2 if settings.get("task_type") == "SEQ_2_SEQ_LM" else 1
-    )
+    parts = settings.get("num_transformer_submodules") or (2 if settings.get("task_type") == "SEQ_2_SEQ_LM" else 1)
     length = length or len(shared_PD) // parts
     if shared_PD.shape != (length * parts, width):
         raise UserError(
             f"{folder.path}: prompt_embeddings has shape {shared_PD.shape}; adapter_config.json says "
             f"{(length * parts, width)} (num_virtual_tokens x num_transformer_submodules, token_dim)."
         )
-    metadata = {key: settings[key] for key in ("base_model_name_or_path", "mpt_jax") if settings.get(key)}
-    metadata = {"source": folder.path, **metadata.pop("mpt_jax", {}), **metadata}
-    listed = settings.get("task_names")
+    base = settings.get("base_model_name_or_path")
+    metadata = {**({"base_model_name_or_path": base} if base else {}), **told, "source": folder.path}
+    listed = settings.get("task_names") or metadata.pop("task_names", None)
+    metadata.pop("task_names", None)
     if kind == SINGLE:  # PEFT's forward and generate both use the encoder's part alone
         return plain(shared_PD[None, :length], listed or [os.path.basename(folder.path)], metadata)
     if parts != 1 and not drop_decoder_half:
@@ -226,17 +222,19 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
     return PromptFile(shared_PD[None, :length], cols[:, :length], rows, group_N, task_names, metadata)
 
 
-def _adapter_weights(folder: Folder, settings: Mapping[str, Any]) -> dict[str, LazyArray]:
-    for name in ADAPTER_WEIGHTS:
-        if folder.exists(name):
-            return (
-                safetensors.read(folder, name)[0]
-                if name.endswith(".safetensors")
-                else torch_file.read(folder, name)
-            )
-    raise UserError(
-        f"{folder.path} has an adapter_config.json but no weights; looked for {', '.join(ADAPTER_WEIGHTS)}."
-    )
+def _adapter_weights(folder: Folder) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    """Arrays of an adapter, and what this package wrote about them."""
+    safe, torch = ADAPTER_WEIGHTS
+    if folder.exists(safe):
+        weights, metadata = safetensors.read(folder, safe)
+        try:
+            told = json.loads(metadata.get(METADATA, "{}"))
+        except ValueError as error:
+            raise UserError(f"{folder.where(safe)}: its metadata {METADATA} is no JSON ({error}).") from error
+        return weights, told
+    if folder.exists(torch):
+        return torch_file.read(folder, torch), {}
+    raise UserError(f"{folder.path} has an adapter_config.json but no weights; looked for {safe} and {torch}.")
 
 
 def _tensor(weights: Mapping[str, LazyArray], name: str, folder: Folder) -> np.ndarray:

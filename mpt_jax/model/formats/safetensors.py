@@ -36,9 +36,7 @@ def read_header(folder: Folder, name: str) -> tuple[dict, int]:
     try:
         header = json.loads(folder.read(name, 8, 8 + length))
     except ValueError as error:
-        raise UserError(
-            f"{folder.where(name)} is no safetensors file: its header is not JSON ({error})."
-        ) from error
+        raise UserError(f"{folder.where(name)} is no safetensors file: its header is not JSON ({error}).") from error
     if not isinstance(header, dict):
         raise UserError(f"{folder.where(name)} is no safetensors file: its header is no JSON object.")
     return header, 8 + length
@@ -64,8 +62,7 @@ def read(folder: Folder, name: str) -> tuple[dict[str, LazyArray], dict[str, str
             raise UserError(f"{source} has type {kind}; known types: {', '.join(TYPES)}.")
         if min(shape, default=0) < 0 or start < 0 or stop - start != math.prod(shape) * TYPES[kind].itemsize:
             raise UserError(
-                f"{source}: shape {shape} of {kind} does not fill bytes {start} to {stop}; the header is "
-                "damaged."
+                f"{source}: shape {shape} of {kind} does not fill bytes {start} to {stop}; the header is damaged."
             )
         arrays[key] = raw(folder, name, data + start, TYPES[kind], shape, source)
         last = max(last, data + stop)
@@ -90,9 +87,7 @@ def write(path: str, arrays: Mapping[str, LazyArray], metadata: Mapping[str, str
     offset = 0
     for name, lazy in arrays.items():
         if lazy.dtype not in NAMES:
-            raise UserError(
-                f"{name} has type {lazy.dtype}; safetensors files written here hold {', '.join(TYPES)}."
-            )
+            raise UserError(f"{name} has type {lazy.dtype}; safetensors files written here hold {', '.join(TYPES)}.")
         stop = offset + math.prod(lazy.shape) * lazy.dtype.itemsize
         header[name] = {"dtype": NAMES[lazy.dtype], "shape": list(lazy.shape), "data_offsets": [offset, stop]}
         offset = stop

@@ -91,9 +91,7 @@ def _array_name(folder: Folder, path: str, row: Mapping[str, Any]) -> str:
         row = row["base"]
     name = str(row["kvstore"].get("path") or row.get("path", "")).rstrip("/").split("/")[-1]
     if row["driver"] != "zarr" or not name or name.startswith("."):
-        raise UserError(
-            f"{folder.path}: the index describes {path} by {dict(row)!r}; a zarr array's name is needed."
-        )
+        raise UserError(f"{folder.path}: the index describes {path} by {dict(row)!r}; a zarr array's name is needed.")
     return name
 
 
@@ -132,11 +130,7 @@ def read_orbax(folder: Folder) -> dict[str, LazyArray]:
 
 def steps(folder: Folder) -> list[str]:
     """Names of the checkpoints in a T5X model directory (checkpoint_3, ...), the latest last."""
-    names = [
-        name
-        for name in folder.names()
-        if name.startswith("checkpoint_") and name[len("checkpoint_") :].isdigit()
-    ]
+    names = [name for name in folder.names() if name.startswith("checkpoint_") and name[len("checkpoint_") :].isdigit()]
     return sorted(names, key=lambda name: int(name[len("checkpoint_") :]))
 
 

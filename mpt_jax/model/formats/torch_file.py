@@ -98,16 +98,12 @@ class _Machine:
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 if count > MAX_OPCODES:
-                    raise UserError(
-                        f"{self.where} has more than {MAX_OPCODES} opcodes: it is no file of weights."
-                    )
+                    raise UserError(f"{self.where} has more than {MAX_OPCODES} opcodes: it is no file of weights.")
                 self._step(opcode.name, argument)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(
-                f"{self.where} is damaged: its table of tensors cannot be read ({error})."
-            ) from error
+            raise UserError(f"{self.where} is damaged: its table of tensors cannot be read ({error}).") from error
         raise UserError(f"{self.where} is damaged: its table of tensors does not end.")
 
     def _step(self, name: str, argument: Any) -> None:
@@ -169,9 +165,7 @@ class _Machine:
         return values
 
     def _to_mark(self) -> list[Any]:
-        place = (
-            len(self.stack) - 1 - next(i for i, value in enumerate(reversed(self.stack)) if value is _MARK)
-        )
+        place = len(self.stack) - 1 - next(i for i, value in enumerate(reversed(self.stack)) if value is _MARK)
         values = self.stack[place + 1 :]
         del self.stack[place:]
         return values
@@ -228,16 +222,12 @@ def _read_zip(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]
     try:
         with zipfile.ZipFile(where) as archive:
             infos = archive.infolist()
-            tables = [
-                info for info in infos if info.filename.endswith("/data.pkl") or info.filename == "data.pkl"
-            ]
+            tables = [info for info in infos if info.filename.endswith("/data.pkl") or info.filename == "data.pkl"]
             if len(tables) != 1:
                 raise UserError(f"{where} is a zip file with {len(tables)} data.pkl; a torch file has one.")
             root = tables[0].filename[: -len("data.pkl")]
             if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-                raise UserError(
-                    f"{where} was written on a big-endian machine; save it again on a little-endian one."
-                )
+                raise UserError(f"{where} was written on a big-endian machine; save it again on a little-endian one.")
             table = _Machine(where).run(io.BytesIO(archive.read(tables[0])))
     except zipfile.BadZipFile as error:
         raise UserError(f"{where} is truncated or damaged ({error}). Copy or download it again.") from error
@@ -274,9 +264,7 @@ def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]
             count = int.from_bytes(file.read(8), "little")
             start, length = file.tell(), count * itemsizes.get(str(key), 4)
             if start + length > end:
-                raise UserError(
-                    f"{where} is truncated: storage {key} ends at byte {start + length} of {end}."
-                )
+                raise UserError(f"{where} is truncated: storage {key} ends at byte {start + length} of {end}.")
             offsets[str(key)] = (start, length)
             file.seek(start + length)
     return table, offsets
@@ -290,9 +278,7 @@ def _tensors(value: Any):
             yield from _tensors(part)
 
 
-def _lazy(
-    folder: Folder, name: str, key: str, tensor: _Tensor, offsets: dict[str, tuple[int, int]]
-) -> LazyArray:
+def _lazy(folder: Folder, name: str, key: str, tensor: _Tensor, offsets: dict[str, tuple[int, int]]) -> LazyArray:
     """A tensor as a LazyArray; row-major or transposed (as converted from Flax), the only layouts weights
     have."""
     source = f"{folder.where(name)}: {key}"
@@ -301,17 +287,13 @@ def _lazy(
     start, length = offsets[tensor.storage.key]
     itemsize = tensor.storage.dtype.itemsize
     if (tensor.offset + math.prod(tensor.shape)) * itemsize > length:
-        raise UserError(
-            f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {length // itemsize}."
-        )
+        raise UserError(f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {length // itemsize}.")
     offset = start + tensor.offset * itemsize
     if _same_layout(tensor.shape, tensor.strides):
         return raw(folder, name, offset, tensor.storage.dtype, tensor.shape, source)
     if _same_layout(tensor.shape[::-1], tensor.strides[::-1]):
         return raw(folder, name, offset, tensor.storage.dtype, tensor.shape[::-1], source).transposed()
-    raise UserError(
-        f"{source} has strides {tensor.strides} for shape {tensor.shape}; save it with .contiguous()."
-    )
+    raise UserError(f"{source} has strides {tensor.strides} for shape {tensor.shape}; save it with .contiguous().")
 
 
 def _same_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -26,8 +26,7 @@ def _open(spec: dict, source: str, **options: Any) -> ts.TensorStore:
     except (ValueError, OSError, TimeoutError) as error:
         if "NOT_FOUND" in str(error):
             raise UserError(
-                f"{source} is missing: the checkpoint names it, but it has no files. Copy the checkpoint "
-                "again."
+                f"{source} is missing: the checkpoint names it, but it has no files. Copy the checkpoint again."
             ) from error
         raise UserError(f"{source} cannot be opened: {error}") from error
 

@@ -1,0 +1,163 @@
+"""Prompts in and out: nothing changes on the way, labels and scores travel along, wrong requests are named."""
+
+import json
+
+import numpy as np
+import pytest
+from fixture_folders import TINY, data_folder, random_params
+
+from mpt_jax.checkpoint import Checkpoints
+from mpt_jax.convert import convert
+from mpt_jax.errors import UserError
+from mpt_jax.model import formats
+from mpt_jax.model.formats import prompt_writers, prompts
+from mpt_jax.model.formats.prompts import PromptFile
+from mpt_jax.model.prompt_bank import PromptBank, compose_all
+
+REAL = ("sst2", "mrpc", "rte")
+SCORES = {"accuracy": 87.5}
+
+
+def bank(num_groups: int = 1, rank: int = 2, seed: int = 0) -> PromptFile:
+    """Three tasks, P = 4, D = 6; rank 0 has no factors and a group for each task."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    groups = 3 if rank == 0 else num_groups
+    factors = (draw(3, 4, rank), draw(3, rank, 6)) if rank else (None, None)
+    metadata = {
+        "stage": "source",
+        "backbone": {"name": "nano", "fingerprint": "0123456789abcdef"},
+        "settings": {"train_steps": 7},
+        "runs": [{"task": name, "seed": 42, "learning_rate": 0.3, "scores": SCORES} for name in "abc"],
+    }
+    return PromptFile(draw(groups, 4, 6), *factors, np.arange(3, dtype=np.int32) % groups, tuple("abc"), metadata)
+
+
+def same(ours: PromptFile, theirs: PromptFile) -> None:
+    for name in ("shared_GPD", "cols_NPR", "rows_NRD", "group_N"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.task_names == theirs.task_names
+
+
+def test_compose_is_that_of_the_model():
+    held = bank(2)
+    model = compose_all(PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N))
+    np.testing.assert_allclose(held.compose(), model, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_prompts_come_out_unchanged(name, tmp_path):
+    path = data_folder(f"prompts/t5_1_1_lm100k_base/{name}.npy")
+    wanted = np.load(path)
+    held = prompts.read(path, width=768)
+    assert held.shared_GPD.shape == (1, 100, 768) and held.task_names == (name,)
+    for to in ("npz", "peft_single", "peft", "npy"):  # each from what the one before wrote
+        written = convert(path, to, str(tmp_path / to))
+        path = written[0] if to in ("npz", "npy") else str(tmp_path / to)
+    np.testing.assert_array_equal(np.load(path), wanted)
+
+
+@pytest.mark.parametrize("groups, rank", [(1, 2), (3, 1), (2, 1), (3, 0)])
+def test_npz_holds_the_whole_bank(groups, rank, tmp_path):
+    held = bank(groups, rank)
+    prompt_writers.write("npz", str(tmp_path / "bank"), held)
+    back = prompts.read(tmp_path / "bank.npz", width=6)
+    same(held, back)
+    assert back.metadata == held.metadata
+
+
+def test_a_multitask_adapter_lists_its_tasks_and_carries_a_card(tmp_path):
+    held = bank()
+    prompt_writers.write("peft", str(tmp_path / "x"), held)
+    settings = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
+    assert settings["task_names"] == list("abc")
+    assert settings["peft_type"] == "MULTITASK_PROMPT_TUNING" and settings["num_transformer_submodules"] == 1
+    card = (tmp_path / "x" / "README.md").read_text()
+    for fact in ("0123456789abcdef", "accuracy 87.50", '"train_steps": 7', 'base_model: "nano"', "a, b, c"):
+        assert fact in card
+    back = prompts.read(tmp_path / "x")
+    same(held, back)
+    assert back.metadata["runs"] == held.metadata["runs"]
+
+
+def test_one_adapter_or_file_for_each_task(tmp_path):
+    held = bank(3)
+    for kind, suffix in (("peft_single", ""), ("npy", ".npy")):
+        prompt_writers.write(kind, str(tmp_path / kind), held)
+        for n, task in enumerate(held.task_names):
+            back = prompts.read(tmp_path / kind / f"{task}{suffix}")
+            np.testing.assert_array_equal(back.compose()[0], held.compose()[n])
+
+
+def test_several_shared_prompts_do_not_fit_one_adapter(tmp_path):
+    with pytest.raises(UserError, match="3 shared prompts for 3 tasks.*--task.*--to peft_single"):
+        prompt_writers.write("peft", str(tmp_path / "x"), bank(3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_variable_of_t5x(tmp_path):
+    params = random_params(TINY)
+    arrays = {path: formats.in_memory(array) for path, array in params.items()}
+    prompt_PD = np.random.default_rng(0).normal(size=(5, TINY.d_model)).astype(np.float32)
+    arrays[prompts.ENCODER_PROMPT] = formats.in_memory(prompt_PD)
+    for number, write in enumerate((formats.t5x.write_native, formats.t5x.write_orbax)):
+        folder = tmp_path / f"checkpoint_{number}"
+        folder.mkdir()
+        write(str(folder), arrays)
+        np.testing.assert_array_equal(prompts.read(folder, TINY.d_model).compose()[0], prompt_PD)
+        assert formats.read_backbone(folder)[1].keys() == params.keys()  # and it is a backbone, too
+        convert(str(folder), "npy", str(tmp_path / f"out{number}"))
+        np.testing.assert_array_equal(np.load(tmp_path / f"out{number}.npy"), prompt_PD)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run as training leaves it: two tasks, task `a` with two seeds."""
+    rows = [{"task": task, "seed": seed, "group": n, "learning_rate": 0.3} for n, (task, seed) in enumerate([("a", 1), ("b", 1), ("a", 2)])]
+    held = bank(3)
+    folder = tmp_path / "run"
+    (folder / "eval").mkdir(parents=True)
+    description = {"stage": "target", "runs": rows, "backbone": {"name": "nano", "fingerprint": "f" * 16}}
+    (folder / "run.json").write_text(json.dumps(description))
+    (folder / "eval" / "a.json").write_text(json.dumps({"runs": [{"run": 0, "scores": SCORES}, {"run": 2, "scores": {"accuracy": 90.0}}]}))
+    trainable = {"bank/shared": held.shared_GPD, "bank/cols": held.cols_NPR, "bank/rows": held.rows_NRD}
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, {"trainable": trainable}, None, {})
+    checkpoints.close()
+    return folder, held
+
+
+def test_a_run_folder(run_folder, tmp_path):
+    folder, held = run_folder
+    convert(str(folder), "npz", str(tmp_path / "bank.npz"))
+    back = prompts.read(tmp_path / "bank.npz")
+    np.testing.assert_array_equal(back.compose(), held.compose())
+    assert back.task_names == ("a#0", "b", "a#2")
+    convert(str(folder), "peft", str(tmp_path / "b"), task="b")
+    np.testing.assert_array_equal(prompts.read(tmp_path / "b").compose()[0], held.compose()[1])
+    convert(str(folder), "npy", str(tmp_path / "a"), task="a#2")
+    assert "accuracy 90.00" in (tmp_path / "a.md").read_text()
+    with pytest.raises(UserError, match=r"trained 2 times; give one of a#0 \(seed 1.*a#2 \(seed 2.*accuracy 90.00"):
+        convert(str(folder), "npy", str(tmp_path / "c"), task="a")
+    with pytest.raises(UserError, match="'z' is not among the tasks of the source: a#0, b, a#2"):
+        convert(str(folder), "npy", str(tmp_path / "c"), task="z")
+
+
+@pytest.mark.parametrize(
+    "to, task, message",
+    [("pt", None, "none of t5x"), ("hf", "a", "chooses a prompt"), ("hf", None, "holds prompts"), ("npy", "b", "not among")],
+)
+def test_requests_that_make_no_sense(to, task, message, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 4), np.float32))
+    with pytest.raises(UserError, match=message):
+        convert(str(tmp_path / "a.npy"), to, str(tmp_path / "out"), task)
+
+
+def test_a_backbone_by_its_path(tmp_path):
+    formats.write_backbone("own", tmp_path / "own", TINY, random_params(TINY))
+    for to in ("hf", "t5x", "orbax", "own"):
+        written = convert(str(tmp_path / "own"), to, str(tmp_path / f"out_{to}"))
+        assert written and all((tmp_path / path).exists() for path in written)
+        assert formats.read_backbone(tmp_path / f"out_{to}")[1].keys() == random_params(TINY).keys()
+    with pytest.raises(UserError, match="neither a shipped backbone"):
+        convert("no_such_thing", "hf", str(tmp_path / "x"))
