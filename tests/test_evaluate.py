@@ -18,7 +18,8 @@ from mpt_jax.model.prompt_bank import PromptBank
 from mpt_jax.model.prompted_t5 import init_backbone
 
 CONFIG = T5Config("tiny", 384, 16, 2, 8, 32, 1, 1)
-SPEC = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(16,), target_buckets=(8,))
+SPEC = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(24,), target_buckets=(12,))
+BUCKETED = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(16,), target_buckets=(8,))
 VOCABULARY = load_vocabulary("bytes")
 
 
@@ -81,11 +82,11 @@ def one_by_one(model, cache, bank_index, limit):
     return answers
 
 
-@pytest.mark.parametrize("batch_size", [7, 64])
-def test_every_row_once_whatever_the_batch_size(model, cache, batch_size):
+@pytest.mark.parametrize(("batch_size", "spec"), [(7, BUCKETED), (64, SPEC)])
+def test_every_row_once_whatever_the_batch_size(model, cache, batch_size, spec):
     witness, seen = Witness(), []
     progress = lambda done, total: seen.append((done, total))  # noqa: E731
-    result = evaluate.evaluate(model, EvalRun(cache, 1, scorer=witness), VOCABULARY, SPEC, progress, batch_size)
+    result = evaluate.evaluate(model, EvalRun(cache, 1, scorer=witness), VOCABULARY, spec, progress, batch_size)
     assert [row["number"] for row in witness.rows] == list(range(23))
     assert result.predictions == witness.predictions == one_by_one(model, cache, 1, 12)
     assert result.cut_inputs == np.sum(cache.input_lengths > 24) > 0

@@ -98,12 +98,13 @@ def test_scores_are_log_probabilities_of_the_forward_pass(run_dir, prompts):
     predictor = mpt_jax.load(run_dir)
     inputs, targets = ["a film", "good"], ["no", "yes!"]
     logp = predictor.score(inputs, targets, task="mrpc")
-    for text, target, value in zip(inputs, targets, logp, strict=True):
-        tokens, wanted = (requests.tokens_of(part, predictor.vocabulary) for part in (text, target))
-        prompt_BPD = prompts["best"][1][None]
-        logits_TV = forward(predictor.model.config, predictor.model.params, prompt_BPD, tokens[None], wanted[None]).logits_BTV[0]
-        expected = jax.nn.log_softmax(logits_TV)[np.arange(len(wanted)), wanted].sum()
-        assert value == pytest.approx(float(expected), abs=1e-3)
+    padded = [requests.label_tokens(texts, predictor.vocabulary) for texts in (inputs, targets)]
+    prompt_BPD = np.repeat(prompts["best"][1][None], 2, axis=0)
+    outputs = jax.jit(forward, static_argnums=0)(predictor.model.config, predictor.model.params, prompt_BPD, *padded)
+    logp_BTV = jax.nn.log_softmax(outputs.logits_BTV)
+    for place, (target, value) in enumerate(zip(targets, logp, strict=True)):
+        wanted = requests.tokens_of(target, predictor.vocabulary)
+        assert value == pytest.approx(float(logp_BTV[place, np.arange(len(wanted)), wanted].sum()), abs=1e-3)
 
 
 def test_one_text_or_many_get_the_same_answers(run_dir):

@@ -137,7 +137,7 @@ def test_a_line_over_runs():
     np.testing.assert_allclose(line.low, [1.0, 2.0])
     np.testing.assert_allclose(line.high, [3.0, 2.0])
     long = figures.line_over_runs("x", [[(step, float(step)) for step in range(1000)]])
-    assert len(long.step) == figures.MOST_POINTS
+    assert figures.MOST_POINTS // 2 < len(long.step) <= figures.MOST_POINTS
     np.testing.assert_allclose(long.mean, long.step)
 
 

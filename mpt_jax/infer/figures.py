@@ -78,7 +78,8 @@ def line_over_runs(label: str, runs: Sequence[Sequence[tuple[int, float]]]) -> L
     values = [np.array(points[int(step)]) for step in steps]
     rows = np.array([(v.mean(), v.min(), v.max()) for v in values]).reshape(-1, 3)
     if len(steps) > MOST_POINTS:
-        bins = np.array_split(np.arange(len(steps)), MOST_POINTS)
+        size = -(-len(steps) // MOST_POINTS)
+        bins = [slice(start, start + size) for start in range(0, len(steps), size)]
         steps = np.array([steps[part].mean() for part in bins])
         rows = np.array([rows[part].mean(axis=0) for part in bins])
     return Line(label, steps, *rows.T)
