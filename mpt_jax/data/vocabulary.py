@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpt_jax.data import tokenizer_json
 from mpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,15 +55,30 @@ class Vocabulary(abc.ABC):
 class SentencePieceVocabulary(Vocabulary):
     """A SentencePiece model plus `<extra_id_0>` (the last id) and so on downwards, as in SeqIO."""
 
-    def __init__(self, path: str, extra_ids: int):
-        content = _read(path)
+    def __init__(self, path: str, extra_ids: int | None):
+        content, own_sentinels = _read_model(path)
+        extra_ids = own_sentinels if extra_ids is None else extra_ids
         super().__init__(path, extra_ids, content)
+        self._content = content
         self._pieces = _load_pieces(path, content, extra_ids)
         self._size = self._pieces.GetPieceSize()
 
     @property
     def size(self) -> int:
         return self._size
+
+    def model_file(self) -> str:
+        """A file with the SentencePiece model: `path`, or one in the cache folder that a tokenizer.json is turned into."""
+        if Path(self.path).name != tokenizer_json.NAME:
+            return self.path
+        cache = Path(os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
+        file = cache / "vocabularies" / f"{self.fingerprint}.model"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(self._content)
+            temporary.replace(file)
+        return str(file)
 
     def encode(self, text: str) -> list[int]:
         return self._pieces.EncodeAsIds(text)
@@ -89,9 +106,9 @@ class ByteVocabulary(Vocabulary):
 
 
 def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabulary:
-    """The vocabulary in `path`: a SentencePiece file, a folder with `spiece.model`, or "bytes".
+    """The vocabulary in `path`: a SentencePiece file, a Hugging Face tokenizer.json, a folder with either, or "bytes".
 
-    `extra_ids`: number of sentinels; None is 100 (T5), 125 for "bytes" (ByT5); 0 where the file has its own.
+    `extra_ids`: number of sentinels; None is 100 (T5), 125 for "bytes" (ByT5), what a tokenizer.json has.
     Raises UserError if the file is missing or damaged, or if its padding and end of sequence are not 0 and 1.
     """
     if extra_ids is not None and extra_ids < 0:
@@ -100,8 +117,9 @@ def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabular
         return ByteVocabulary(BYTE_SENTINELS if extra_ids is None else extra_ids)
     file = Path(path)
     if file.is_dir():
-        file = file / "spiece.model"
-    return SentencePieceVocabulary(str(file), SENTINELS if extra_ids is None else extra_ids)
+        spiece, converted = file / "spiece.model", file / tokenizer_json.NAME
+        file = converted if converted.exists() and not spiece.exists() else spiece
+    return SentencePieceVocabulary(str(file), extra_ids)
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
@@ -110,7 +128,8 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
 
     if isinstance(vocabulary, ByteVocabulary):
         return seqio.ByteVocabulary(vocabulary.extra_ids)
-    return seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
+    assert isinstance(vocabulary, SentencePieceVocabulary)
+    return seqio.SentencePieceVocabulary(vocabulary.model_file(), vocabulary.extra_ids)
 
 
 def _until_eos(ids: Iterable[int]) -> list[int]:
@@ -124,6 +143,13 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"vocabulary {path!r} cannot be read ({error}): name a local file") from error
+
+
+def _read_model(path: str) -> tuple[bytes, int]:
+    """A serialised SentencePiece model and the number of sentinels to add to it."""
+    if Path(path).name == tokenizer_json.NAME:
+        return tokenizer_json.sentencepiece_model(path)
+    return _read(path), SENTINELS
 
 
 def _load_pieces(path: str, content: bytes, extra_ids: int):

@@ -8,7 +8,7 @@ import tensorstore as ts
 from mpt_jax.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs"
-REMOTE_SECONDS = 60.0  # for the small first look at a remote folder; a wrong bucket or no network must not hang
+REMOTE_SECONDS = 30.0  # for the small first look at a remote folder; a wrong bucket or no network must not hang
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -55,8 +55,9 @@ class Folder:
         try:
             return future.result(timeout=REMOTE_SECONDS)
         except (ValueError, OSError, TimeoutError) as error:
+            reason = str(error) or f"no answer in {REMOTE_SECONDS:.0f} s"
             raise UserError(
-                f"Cannot read {self.path}: {error or f'no answer in {REMOTE_SECONDS:.0f} s'}. Check the "
+                f"Cannot read {self.path}: {reason}. Check the "
                 "network and the "
                 "credentials (gcloud auth application-default login), or copy the folder here and give its "
                 "local path."

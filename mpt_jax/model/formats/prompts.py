@@ -98,7 +98,8 @@ class PromptFile:
 def plain(prompts_NPD: np.ndarray, task_names: Sequence[str], metadata: Mapping[str, Any]) -> PromptFile:
     """Prompts (N, P, D) without factors, each its own group."""
     group_N = np.arange(len(prompts_NPD), dtype=np.int32)
-    return PromptFile(_float32(prompts_NPD, str(metadata.get("source", "The prompt array"))), None, None, group_N, tuple(task_names), dict(metadata))
+    where = str(metadata.get("source", "The prompt array"))
+    return PromptFile(_float32(prompts_NPD, where), None, None, group_N, tuple(task_names), dict(metadata))
 
 
 def _float32(array: np.ndarray, where: str) -> np.ndarray:
