@@ -1,11 +1,9 @@
 """Frozen backbones by name or folder: configuration, weights by T5X's names, vocabulary, fingerprint."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
@@ -59,13 +57,5 @@ def load_backbone(name: str, dtype: str = "float32", vocabulary: str = "") -> Ba
         message = f"BACKBONE = {name!r} brings no vocabulary; name its SentencePiece model"
         raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
     digests: dict[str, bytes] = {}
-
-    def place(path: str, array: np.ndarray):
-        digest = hashlib.sha256(f"{path}{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-        digests[path] = digest.digest()
-        return jnp.asarray(array, dtype)
-
-    params = formats.restore(arrays, None, place)
-    fingerprint = hashlib.sha256(b"".join(digests[path] for path in sorted(digests))).hexdigest()[:16]
-    return Backbone(config.name, dataclasses.replace(config, dtype=dtype), params, vocabulary, fingerprint)
+    params = formats.restore(arrays, dtype, lambda _, array: jnp.asarray(array), digests=digests)
+    return Backbone(config.name, dataclasses.replace(config, dtype=dtype), params, vocabulary, formats.fingerprint(digests))

@@ -12,12 +12,12 @@ from typing import Any
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import huggingface, names, own, t5x
-from mpt_jax.model.formats.arrays import LazyArray, flatten, in_memory, restore
+from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.formats.folder_writer import write_folder
 
-__all__ = ["LazyArray", "detect", "in_memory", "read_backbone", "restore", "write_backbone"]
+__all__ = ["LazyArray", "detect", "fingerprint", "in_memory", "read_backbone", "restore", "write_backbone"]
 
 BYTES_VOCABULARY = 384  # ids of ByT5
 RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights

@@ -1,6 +1,10 @@
 """Arrays of a checkpoint that are not read yet, and restoring them one by one."""
 
+import collections
+import concurrent.futures
 import dataclasses
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,6 +15,7 @@ import numpy as np
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats.files import Folder
 
+READERS = 4  # arrays read at once, within the memory of the largest
 DIGEST_PARTS = 4  # of an array that is converted while its values are taken in
 BLOCK_BYTES = 4 * 2**20  # read and converted at once, above the array itself
 Index = tuple[slice, ...]
@@ -71,14 +76,16 @@ def raw(folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[in
 
     def fill(out: np.ndarray, index: Index) -> None:
         rows = index[0] if index else slice(0, 1)
+        columns = index[1:]
+        if out.dtype == dtype and out.flags.c_contiguous and out.shape[1:] == row_shape:
+            folder.read_into(name, offset + rows.start * row_bytes, out)
+            return
+        buffer = np.empty((min(rows_at_once, max(rows.stop - rows.start, 0)), *row_shape), dtype)
         for start in range(rows.start, rows.stop, rows_at_once):
-            stop = min(start + rows_at_once, rows.stop)
-            data = folder.read(name, offset + start * row_bytes, offset + stop * row_bytes)
-            block = np.frombuffer(data, dtype).reshape((stop - start, *row_shape))
-            if index:
-                out[start - rows.start : stop - rows.start] = block[(slice(None), *index[1:])]
-            else:
-                out[...] = block.reshape(())
+            block = buffer[: min(rows_at_once, rows.stop - start)]
+            folder.read_into(name, offset + start * row_bytes, block)
+            place = slice(start - rows.start, start - rows.start + len(block)) if index else ...
+            out[place] = block[(slice(None), *columns)] if index else block[0]
 
     return LazyArray(shape, dtype, source, fill)
 
@@ -116,51 +123,75 @@ def restore(
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
     sharding: Callable[[str, tuple[int, ...]], Any] | None = None,
-    digest: Any = None,
+    digests: dict[str, bytes] | None = None,
 ) -> dict[str, Any]:
-    """The nested dict of all arrays, read one after the other straight into `dtype` (None keeps the file's).
+    """The nested dict of all arrays, read straight into `dtype` (None keeps the file's).
 
     place(path, array) puts an array where it belongs; without it arrays stay numpy. sharding(path, shape) gives a
-    jax Sharding instead: each process then reads only the parts that its devices hold. digest (of hashlib) takes in
-    names, shapes and values as they are in the file, in the order of the sorted names; it makes every process read
-    every array. Above the arrays themselves, at most one of them is in host memory.
+    jax Sharding instead: each process then reads only the parts that its devices hold. digests: filled with a SHA-256
+    of each array's name, shape and values as they are in the file, for `fingerprint`; every process then reads every
+    array. Above the arrays themselves, host memory holds no more than the largest one: small arrays are read ahead.
     """
+    fetch = functools.partial(_fetch, dtype=dtype, sharding=sharding, digests=digests)
+    itemsize = None if dtype is None else np.dtype(dtype).itemsize
+    sizes = {path: math.prod(lazy.shape) * (itemsize or lazy.dtype.itemsize) for path, lazy in arrays.items()}
+    limit = max(sizes.values(), default=0)
+    waiting: collections.deque[tuple[str, concurrent.futures.Future]] = collections.deque()
     placed = {}
-    for path in sorted(arrays):
-        lazy = arrays[path]
-        if sharding is None:
-            array = _load(path, lazy, dtype, digest)
-            placed[path] = array if place is None else place(path, array)
-        else:
-            placed[path] = _sharded(path, lazy, dtype, sharding(path, lazy.shape), digest)
+
+    def take() -> None:
+        path, future = waiting.popleft()
+        placed[path] = _place(path, future.result(), place)
+
+    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+        for path, lazy in arrays.items():
+            while waiting and sizes[path] + sum(sizes[name] for name, _ in waiting) > limit:
+                take()
+            waiting.append((path, readers.submit(fetch, path, lazy)))
+        while waiting:
+            take()
     return unflatten((path, placed[path]) for path in arrays)
 
 
-def _load(path: str, lazy: LazyArray, dtype: Any, digest: Any) -> np.ndarray:
-    """An array in the wanted dtype; digest takes it in as it is in the file, in parts that need little more memory."""
-    if digest is None:
-        return lazy.load(dtype)
-    digest.update(f"{path}{lazy.shape}{lazy.dtype}".encode())
-    if dtype is None or lazy.dtype == dtype:
-        array = lazy.load()
-        digest.update(array.reshape(-1).view(np.uint8).data)
-        return array
-    out = np.empty(lazy.shape, dtype)
-    rows = -(-lazy.shape[0] // DIGEST_PARTS) if lazy.shape else 0
-    for start in range(0, lazy.shape[0], rows):
-        part = lazy.load(index=(slice(start, start + rows), *whole(lazy.shape[1:])))
-        digest.update(part.reshape(-1).view(np.uint8).data)
-        out[start : start + rows] = part
-    return out
+def fingerprint(digests: Mapping[str, bytes]) -> str:
+    """16 hexadecimal digits that stand for all arrays of a backbone, the same in every format."""
+    return hashlib.sha256(b"".join(digests[path] for path in sorted(digests))).hexdigest()[:16]
 
 
-def _sharded(path: str, lazy: LazyArray, dtype: Any, target: Any, digest: Any) -> Any:
-    """A jax array with the given sharding; ready on return, or the host copies of several arrays would live at once."""
+def _place(path: str, array: Any, place: Callable[[str, np.ndarray], Any] | None) -> Any:
+    """Calls place and waits for a jax array to be there, so that the host's copy is given back before the next."""
+    placed = array if place is None else place(path, array)
+    return placed.block_until_ready() if hasattr(placed, "block_until_ready") else placed
+
+
+def _fetch(path: str, lazy: LazyArray, dtype: Any, sharding: Any, digests: dict[str, bytes] | None) -> Any:
+    """An array in the wanted dtype: numpy, or a jax array with the given sharding."""
+    if sharding is None:
+        return _load(path, lazy, dtype, digests)
     import jax
 
-    if digest is not None or target.is_fully_addressable:
-        array = _load(path, lazy, dtype, digest)
-        placed = jax.make_array_from_callback(lazy.shape, target, lambda index: array[index])
+    target = sharding(path, lazy.shape)
+    if digests is None and not target.is_fully_addressable:
+        return jax.make_array_from_callback(lazy.shape, target, lambda index: lazy.load(dtype, index))
+    array = _load(path, lazy, dtype, digests)
+    return jax.make_array_from_callback(lazy.shape, target, lambda index: array[index])
+
+
+def _load(path: str, lazy: LazyArray, dtype: Any, digests: dict[str, bytes] | None) -> np.ndarray:
+    """An array in the wanted dtype; one that is converted is read in parts, so that its digest needs little memory."""
+    if digests is None:
+        return lazy.load(dtype)
+    digest = hashlib.sha256(f"{path}{lazy.shape}{lazy.dtype}".encode())
+    if dtype is None or lazy.dtype == dtype or not lazy.shape:
+        array = lazy.load()
+        digest.update(array.reshape(-1).view(np.uint8).data)
+        array = array if dtype is None else array.astype(dtype, copy=False)
     else:
-        placed = jax.make_array_from_callback(lazy.shape, target, lambda index: lazy.load(dtype, index))
-    return jax.block_until_ready(placed)
+        array = np.empty(lazy.shape, dtype)
+        rows = max(1, -(-lazy.shape[0] // DIGEST_PARTS))
+        for start in range(0, lazy.shape[0], rows):
+            part = lazy.load(index=(slice(start, start + rows), *whole(lazy.shape[1:])))
+            digest.update(part.reshape(-1).view(np.uint8).data)
+            array[start : start + rows] = part
+    digests[path] = digest.digest()
+    return array

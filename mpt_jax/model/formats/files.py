@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import numpy as np
 import tensorstore as ts
 
 from mpt_jax.errors import UserError
@@ -101,12 +102,29 @@ class Folder:
                 file.seek(start)
                 data = file.read() if stop is None else file.read(stop - start)
         if stop is not None and len(data) != stop - start:
-            end = start + len(data)
-            raise UserError(
-                f"{self.where(name)} is truncated: bytes {start} to {stop} are needed, it ends at {end}. "
-                "Copy or download it again."
-            )
+            raise self._truncated(name, start, stop, start + len(data))
         return data
+
+    def read_into(self, name: str, start: int, array: np.ndarray) -> None:
+        """Fills a C-contiguous array with the bytes from start on. Raises UserError if the file ends before that."""
+        view = array.reshape(-1).view(np.uint8)
+        if self._store is not None:
+            view[...] = np.frombuffer(self.read(name, start, start + view.size), np.uint8)
+            return
+        got = 0
+        with open(self.where(name), "rb", buffering=0) as file:
+            file.seek(start)
+            while got < view.size:
+                count = file.readinto(view[got:].data)
+                if not count:
+                    raise self._truncated(name, start, start + view.size, start + got)
+                got += count
+
+    def _truncated(self, name: str, start: int, stop: int, end: int) -> UserError:
+        return UserError(
+            f"{self.where(name)} is truncated: bytes {start} to {stop} are needed, it ends at {end}. "
+            "Copy or download it again."
+        )
 
     def start(self, name: str, count: int) -> bytes:
         """The first bytes of a file, at most count. Raises UserError if it is a Git LFS pointer."""
