@@ -1,5 +1,6 @@
 """Evaluation: every row once whatever the batch size, tasks and runs in shared batches, the files written."""
 
+import dataclasses
 import json
 
 import jax
@@ -86,7 +87,9 @@ def one_by_one(model, cache, bank_index, limit):
 def test_every_row_once_whatever_the_batch_size(model, cache, batch_size, spec):
     witness, seen = Witness(), []
     progress = lambda done, total: seen.append((done, total))  # noqa: E731
-    result = evaluate.evaluate(model, EvalRun(cache, 1, scorer=witness), VOCABULARY, spec, progress, batch_size)
+    result = evaluate.evaluate(
+        model, EvalRun(cache, 1, scorer=witness), VOCABULARY, dataclasses.replace(spec, micro_batch_size=batch_size), progress
+    )
     assert [row["number"] for row in witness.rows] == list(range(23))
     assert result.predictions == witness.predictions == one_by_one(model, cache, 1, 12)
     assert result.cut_inputs == np.sum(cache.input_lengths > 24) > 0

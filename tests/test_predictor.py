@@ -154,6 +154,14 @@ def test_rows_in_and_out(run_dir, tmp_path, sst2):
     assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
 
 
+def test_an_output_that_cannot_be_written(run_dir, tmp_path):
+    (tmp_path / "file").write_text("x")
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"inputs": "a"}\n')
+    with pytest.raises(UserError, match="--output .* cannot be written"):
+        rows.infer(mpt_jax.load(run_dir), str(source), tmp_path / "file" / "out.jsonl", "sst2")
+
+
 def test_each_row_may_name_its_task(run_dir, tmp_path):
     predictor = mpt_jax.load(run_dir)
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

@@ -20,7 +20,7 @@ DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at
 def _load(settings: EvalSettings, data: DataSettings) -> Predictor:
     """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS was set to others."""
     given = data.feature_lengths if data.feature_lengths != DataSettings().feature_lengths else None
-    return load(settings.model_dir, settings.checkpoint, feature_lengths=given)
+    return load(settings.model_dir, settings.checkpoint, feature_lengths=given, batch_size=settings.batch_size)
 
 
 def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -> str:
@@ -37,7 +37,7 @@ def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -
     spec = predictor.spec
     with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:
         tell = lambda done, total: progress.update(done)  # noqa: E731
-        results = evaluate.evaluate_runs(predictor.model, runs, predictor.vocabulary, spec, tell, settings.batch_size)
+        results = evaluate.evaluate_runs(predictor.model, runs, predictor.vocabulary, spec, tell)
     paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"

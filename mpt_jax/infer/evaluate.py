@@ -16,7 +16,7 @@ from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Progress, Requests
 from mpt_jax.run_folder import write_json
 
-BATCH_SIZE = 64  # rows decoded together
+BATCH_SIZE = 64  # rows decoded together, where nothing else is said
 FOLDER = "eval"
 DESCRIBED = ("seed", "learning_rate", "factor_learning_rate")
 Scorer = Callable[[Sequence[dict], Sequence[str]], dict[str, float]]
@@ -70,10 +70,9 @@ def evaluate(
     vocabulary: Vocabulary,
     spec: BatchSpec,
     progress: Progress | None = None,
-    batch_size: int = BATCH_SIZE,
 ) -> EvalResult:
     """Scores of one task."""
-    return evaluate_runs(model, [run], vocabulary, spec, progress, batch_size)[0]
+    return evaluate_runs(model, [run], vocabulary, spec, progress)[0]
 
 
 def evaluate_runs(
@@ -82,15 +81,13 @@ def evaluate_runs(
     vocabulary: Vocabulary,
     spec: BatchSpec,
     progress: Progress | None = None,
-    batch_size: int = BATCH_SIZE,
 ) -> list[EvalResult]:
     """Scores of many (bank row, task) pairs. Rows of all of them share batches, each with its own prompt.
 
-    Lengths and buckets come from ``spec``, the number of rows decoded together from ``batch_size``.
+    ``spec``: see requests.inference_spec.
     Raises tasks.TaskError where a task has no scores.
     """
     scorers = [run.scorer or tasks.scorer(run.cache.name) for run in runs]
-    spec = dataclasses.replace(spec, micro_batch_size=batch_size)
     rows = [run.rows() for run in runs]
     inputs, task_id, limit = [], [], []
     for run, index in zip(runs, rows, strict=True):

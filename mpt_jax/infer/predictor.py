@@ -3,6 +3,7 @@
 B examples, P prompt positions, D model width, C labels.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mpt_jax.infer.requests import Model, Progress, Requests
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.prompt_bank import compose
 
-BATCH_SIZE = 32  # rows answered together
+BATCH_SIZE = 64  # rows answered together
 
 
 class Predictor:
@@ -125,9 +126,8 @@ class Predictor:
 
     def _spec(self, rows: int) -> BatchSpec:
         """Batches no larger than needed: a call with one text is not padded to a full batch."""
-        size = min(BATCH_SIZE, 1 << max(rows - 1, 0).bit_length())
-        spec = self.spec
-        return BatchSpec(spec.input_length, spec.target_length, size, spec.input_buckets, spec.target_buckets)
+        size = min(self.spec.micro_batch_size, 1 << max(rows - 1, 0).bit_length())
+        return dataclasses.replace(self.spec, micro_batch_size=size)
 
     def _requests(self, texts: Sequence[str], bank_row: int, limit: int, targets=None) -> Requests:
         if isinstance(texts, str):
@@ -139,11 +139,18 @@ class Predictor:
         return Requests(tokens, [bank_row] * len(tokens), [limit] * len(tokens), targets)
 
 
-def load(run_dir: str | Path, checkpoint: str = "best", backbone: str = "", feature_lengths: Mapping[str, int] | None = None) -> Predictor:
+def load(
+    run_dir: str | Path,
+    checkpoint: str = "best",
+    backbone: str = "",
+    feature_lengths: Mapping[str, int] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Predictor:
     """A run folder ready to answer. checkpoint: 'best' on the dev split | 'last'.
 
     ``backbone`` replaces a folder that has moved since training; its weights must be the same. ``feature_lengths`` (tokens) default
-    to those of training. Raises UserError for a folder that is no run, is damaged, or belongs to other weights.
+    to those of training; ``batch_size`` rows are answered together. Raises UserError for a folder that is
+    no run, is damaged, or belongs to other weights.
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")
@@ -159,7 +166,7 @@ def load(run_dir: str | Path, checkpoint: str = "best", backbone: str = "", feat
         trained, _ = load_trainable(run_dir, checkpoint)
         params = _with_trained(params, trained)
     lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
-    spec = BatchSpec(lengths["inputs"], lengths["targets"], BATCH_SIZE)
+    spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     vocabulary = load_vocabulary(loaded.vocabulary_path)
     return Predictor(Model(loaded.config, params, bank), vocabulary, run, spec, best_dev(run_dir))
 

@@ -19,6 +19,8 @@ from mpt_jax.model.prompt_bank import PromptBank
 
 Progress = Callable[[int, int], None]  # told (rows done, rows in all)
 SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so that short ones need not wait for them
+# of inputs: fewer than in training, since on 2 CPU cores a program compiles as long as 4 batches of the nano backbone run
+INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024)
 IN_FLIGHT = 2  # batches handed to the device ahead of the one being read
 
 
@@ -67,6 +69,11 @@ class Requests:
     def cut(self, spec: BatchSpec) -> int:
         """Number of inputs longer than the limit."""
         return int(np.sum(self.input_lengths > spec.input_length))
+
+
+def inference_spec(input_length: int, target_length: int, batch_size: int) -> BatchSpec:
+    """Batches of ``batch_size`` rows with INPUT_BUCKETS; lengths in tokens, EOS included."""
+    return BatchSpec(input_length, target_length, batch_size, INPUT_BUCKETS)
 
 
 def tokens_of(text: str, vocabulary: Vocabulary) -> np.ndarray:

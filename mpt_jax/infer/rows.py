@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tasks
@@ -74,18 +74,21 @@ def infer(predictor: Predictor, source: str, output: str | Path, task: str | Non
         predictor.bank_rows(task)
     total = _check(predictor, source, task, score)
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".tmp")
     rows = read_rows(source)
+    passes = 2 if score else 1
     done = 0
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with ProgressLine("infer", total, unit="rows") as progress, temporary.open("w", encoding="utf-8") as file:
             while chunk := list(itertools.islice(rows, CHUNK)):
-                for row in _answered(predictor, chunk, task, score):
+                tell = lambda answered, start=done: progress.update(start + answered // passes)  # noqa: E731
+                for row in _answered(predictor, chunk, task, score, tell):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 done += len(chunk)
-                progress.update(done)
         os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return total
@@ -105,19 +108,26 @@ def _check(predictor: Predictor, source: str, task: str | None, score: bool) -> 
     return total
 
 
-def _answered(predictor: Predictor, chunk: list[tuple[str, dict]], task: str | None, score: bool) -> Iterable[dict]:
-    """The rows of a chunk with their answers, in the order given."""
+def _answered(
+    predictor: Predictor, chunk: list[tuple[str, dict]], task: str | None, score: bool, tell: Callable[[int], None]
+) -> Iterable[dict]:
+    """The rows of a chunk with their answers, in the order given; ``tell`` hears the rows answered, those scored counted again."""
     names = [task_of_row(predictor, row, task, where) for where, row in chunk]
     texts = [text_of_row(row, name, where) for (where, row), name in zip(chunk, names, strict=True)]
     found: list[dict] = [{} for _ in chunk]
+    answered = 0
     for name in dict.fromkeys(names):
         places = [place for place, other in enumerate(names) if other == name]
         chosen = [texts[place] for place in places]
-        for place, prediction in zip(places, predictor.predict(chosen, name), strict=True):
+        progress = lambda rows, _: tell(answered + rows)  # noqa: E731, B023 - called before `answered` changes
+        for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress), strict=True):
             found[place]["prediction"] = prediction
+        answered += len(places)
         if score:
             labels = predictor.labels(name)
-            for place, logp_C in zip(places, predictor.score_labels(chosen, labels, name), strict=True):
+            scores = predictor.score_labels(chosen, labels, name, progress=progress)
+            for place, logp_C in zip(places, scores, strict=True):
                 found[place]["scores"] = {label: float(logp) for label, logp in zip(labels, logp_C, strict=True)}
+            answered += len(places)
     for (_, row), text, answer in zip(chunk, texts, found, strict=True):
         yield {**row, "inputs": text, **answer}

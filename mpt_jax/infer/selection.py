@@ -6,16 +6,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 import tasks
-from mpt_jax.data.batches import BatchSpec
-from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
-from mpt_jax.infer.requests import Model
+from mpt_jax.infer.evaluate import BATCH_SIZE, EvalRun, evaluate_runs
+from mpt_jax.infer.requests import Model, inference_spec
 from mpt_jax.model.prompt_bank import bank_from
 
 
 def make_evaluate(scene) -> Callable[[dict], Sequence[tuple[dict[str, float], float]]]:
     """Evaluator of a training run (``scene``: train.run.Scene): trainable tree -> for each run (scores, the one that selects)."""
     settings = scene.settings
-    spec = BatchSpec(settings.data.input_length, settings.data.target_length, 1)
+    spec = inference_spec(settings.data.input_length, settings.data.target_length, BATCH_SIZE)
     runs = [EvalRun(scene.dev_caches[run.task], n, settings.train.eval_rows) for n, run in enumerate(scene.runs)]
 
     def evaluate(trainable: dict) -> list[tuple[dict[str, float], float]]:
