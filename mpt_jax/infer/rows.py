@@ -90,7 +90,8 @@ def infer(predictor: Predictor, source: str, output: str | Path, task: str | Non
     except OSError as error:
         raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_file():
+            temporary.unlink()
     return total
 
 
