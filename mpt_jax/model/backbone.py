@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
@@ -57,5 +57,5 @@ def load_backbone(name: str, dtype: str = "float32", vocabulary: str = "") -> Ba
         message = f"BACKBONE = {name!r} brings no vocabulary; name its SentencePiece model"
         raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
     digests: dict[str, bytes] = {}
-    params = formats.restore(arrays, dtype, lambda _, array: jnp.asarray(array), digests=digests)
+    params = formats.restore(arrays, dtype, lambda _, array: jax.device_put(array), digests=digests)
     return Backbone(config.name, dataclasses.replace(config, dtype=dtype), params, vocabulary, formats.fingerprint(digests))

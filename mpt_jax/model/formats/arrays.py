@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from mpt_jax.model.formats.files import Folder
 READERS = 4  # arrays read at once, within the memory of the largest
 DIGEST_PARTS = 4  # of an array that is converted while its values are taken in
 BLOCK_BYTES = 4 * 2**20  # read and converted at once, above the array itself
+OWN_PAGES_BYTES = 2**20
 Index = tuple[slice, ...]
 FLOAT_TYPES = {
     "float64": np.dtype(np.float64),
@@ -45,13 +47,29 @@ class LazyArray:
         """The array, or its part `index`, in the wanted dtype; reads at most BLOCK_BYTES beyond it."""
         index = whole(self.shape) if index is None else index
         index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True))
-        out = np.empty([part.stop - part.start for part in index], self.dtype if dtype is None else dtype)
+        out = _empty(tuple(part.stop - part.start for part in index), self.dtype if dtype is None else dtype)
         self.fill(out, index)
         return out
 
     def transposed(self) -> "LazyArray":
         """The same array with its axes reversed."""
         return LazyArray(self.shape[::-1], self.dtype, self.source, lambda out, index: self.fill(out.T, index[::-1]))
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Memory for an array; large ones get pages of their own.
+
+    Those go back to the system at once when the array is gone, where malloc would keep them, and being aligned they
+    become jax arrays on CPU without a copy.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < OWN_PAGES_BYTES:
+        return np.empty(shape, dtype)
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype, math.prod(shape)).reshape(shape)
 
 
 def whole(shape: tuple[int, ...]) -> Index:
@@ -80,7 +98,7 @@ def raw(folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[in
         if out.dtype == dtype and out.flags.c_contiguous and out.shape[1:] == row_shape:
             folder.read_into(name, offset + rows.start * row_bytes, out)
             return
-        buffer = np.empty((min(rows_at_once, max(rows.stop - rows.start, 0)), *row_shape), dtype)
+        buffer = _empty((min(rows_at_once, max(rows.stop - rows.start, 0)), *row_shape), dtype)
         for start in range(rows.start, rows.stop, rows_at_once):
             block = buffer[: min(rows_at_once, rows.stop - start)]
             folder.read_into(name, offset + start * row_bytes, block)
@@ -144,7 +162,8 @@ def restore(
         placed[path] = _place(path, future.result(), place)
 
     with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
-        for path, lazy in arrays.items():
+        # the largest first: what reading them needs beside them is there while the others are not yet
+        for path, lazy in sorted(arrays.items(), key=lambda item: -sizes[item[0]]):
             while waiting and sizes[path] + sum(sizes[name] for name, _ in waiting) > limit:
                 take()
             waiting.append((path, readers.submit(fetch, path, lazy)))
@@ -187,7 +206,7 @@ def _load(path: str, lazy: LazyArray, dtype: Any, digests: dict[str, bytes] | No
         digest.update(array.reshape(-1).view(np.uint8).data)
         array = array if dtype is None else array.astype(dtype, copy=False)
     else:
-        array = np.empty(lazy.shape, dtype)
+        array = _empty(lazy.shape, dtype)
         rows = max(1, -(-lazy.shape[0] // DIGEST_PARTS))
         for start in range(0, lazy.shape[0], rows):
             part = lazy.load(index=(slice(start, start + rows), *whole(lazy.shape[1:])))

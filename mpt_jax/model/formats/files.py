@@ -137,3 +137,11 @@ class Folder:
                 "repository, or download the file itself."
             )
         return data
+
+
+def copy_file(source: str, dest: str) -> None:
+    """Copies a small file, local or remote, to a local path. Raises UserError if it is missing."""
+    folder, _, name = source.rpartition("/")
+    content = Folder(folder or ".").read(name)
+    with open(dest, "wb") as file:
+        file.write(content)

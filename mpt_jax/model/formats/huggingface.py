@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import names, safetensors, torch_file
 from mpt_jax.model.formats.arrays import BLOCK_BYTES, FLOAT_TYPES, LazyArray
-from mpt_jax.model.formats.files import Folder
+from mpt_jax.model.formats.files import Folder, copy_file
 
 MODEL_TYPES = ("t5", "mt5")  # ByT5 and Flan call themselves t5; umt5 has a relative bias in every layer
 ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
@@ -167,7 +166,7 @@ def settings_of(config: T5Config, dtype_name: str) -> dict[str, Any]:
         "d_kv": config.head_dim,
         "d_model": config.d_model,
         "decoder_start_token_id": 0,
-        "dropout_rate": config.dropout_rate,
+        "dropout_rate": 0.1,  # of every published T5; ours is a setting of training
         "eos_token_id": 1,
         "feed_forward_proj": proj,
         "initializer_factor": 1.0,
@@ -199,10 +198,10 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
     if vocabulary == "bytes":
         _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125})
     elif vocabulary and os.path.basename(vocabulary) == "tokenizer.json":
-        shutil.copyfile(vocabulary, os.path.join(folder, "tokenizer.json"))
+        copy_file(vocabulary, os.path.join(folder, "tokenizer.json"))
         _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "T5TokenizerFast"})
     elif vocabulary:
-        shutil.copyfile(vocabulary, os.path.join(folder, "spiece.model"))
+        copy_file(vocabulary, os.path.join(folder, "spiece.model"))
         _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": 100})
 
 

@@ -4,14 +4,13 @@ names, and the vocabulary: spiece.model, tokenizer.json, or nothing for bytes.""
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping
 
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import names, safetensors
 from mpt_jax.model.formats.arrays import LazyArray
-from mpt_jax.model.formats.files import Folder
+from mpt_jax.model.formats.files import Folder, copy_file
 from mpt_jax.model.formats.huggingface import read_json
 
 WEIGHTS = "model.safetensors"
@@ -53,4 +52,4 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
         file.write("\n")
     if vocabulary and vocabulary != "bytes":
         name = "tokenizer.json" if vocabulary.endswith("tokenizer.json") else "spiece.model"
-        shutil.copyfile(vocabulary, os.path.join(folder, name))
+        copy_file(vocabulary, os.path.join(folder, name))

@@ -12,17 +12,20 @@ from mpt_jax.model.formats.arrays import FLOAT_TYPES, Index, LazyArray
 from mpt_jax.model.formats.files import REMOTE_SECONDS, is_remote, kvstore_spec
 
 # Few chunks at once: each lives twice (compressed, decoded) above the array it is copied into.
-LIMITS = {
-    "file_io_concurrency": {"limit": 2},
-    "data_copy_concurrency": {"limit": 2},
-    "cache_pool": {"total_bytes_limit": 0},
-}
+CONTEXT = ts.Context(
+    {
+        "file_io_concurrency": {"limit": 2},
+        "gcs_request_concurrency": {"limit": 16},
+        "data_copy_concurrency": {"limit": 2},
+        "cache_pool": {"total_bytes_limit": 0},
+    }
+)
 CHUNK_BYTES = 8 * 2**20  # of what is written here; T5X: 64 MiB, but smaller chunks need less memory to read
 
 
 def _open(spec: dict, source: str, **options: Any) -> ts.TensorStore:
     try:
-        return ts.open(spec, context=ts.Context(LIMITS), **options).result(timeout=REMOTE_SECONDS)
+        return ts.open(spec, context=CONTEXT, **options).result(timeout=REMOTE_SECONDS)
     except (ValueError, OSError, TimeoutError) as error:
         if "NOT_FOUND" in str(error):
             raise UserError(
