@@ -107,10 +107,11 @@ def test_scores_are_log_probabilities_of_the_forward_pass(run_dir, prompts):
         assert value == pytest.approx(float(logp_BTV[place, np.arange(len(wanted)), wanted].sum()), abs=1e-3)
 
 
-def test_one_text_or_many_get_the_same_answers(run_dir):
+def test_one_text_or_many_get_the_same_answers(run_dir, caplog):
     predictor = mpt_jax.load(run_dir)
     texts = ["a", "some longer words here", "b c d", "x" * 80]
     together = predictor.predict(texts, "sst2", max_tokens=5)
+    assert "1 of 4 inputs are longer than 32 tokens" in caplog.text
     assert [predictor.predict([text], "sst2", max_tokens=5)[0] for text in texts] == together
     assert predictor.predict([], "sst2") == []
 

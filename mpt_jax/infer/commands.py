@@ -41,6 +41,8 @@ def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -
     paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
+    cut = [f"{summary['task']} {summary['cut_inputs']}" for summary in summaries if summary["cut_inputs"]]
+    lengths += f"; inputs cut: {', '.join(cut)} (TASK_FEATURE_LENGTHS)" if cut else ""
     return f"{evaluate.table(summaries)}\n{lengths}; written: {', '.join(map(str, paths))}\n"
 
 

@@ -5,6 +5,7 @@ B examples, P prompt positions, D model width, C labels.
 
 import dataclasses
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mpt_jax.infer.requests import Model, Progress, Requests
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.prompt_bank import compose
 
+log = logging.getLogger(__name__)
 BATCH_SIZE = 64  # rows answered together
 
 
@@ -136,6 +138,11 @@ class Predictor:
         if empty:
             raise UserError(f"zero-length input: text {empty[0]} of {len(texts)} is {texts[empty[0]]!r}.")
         tokens = [requests.tokens_of(text, self.vocabulary) for text in texts]
+        longest = self.spec.input_length
+        cut = sum(len(row) > longest for row in tokens)
+        if cut and (limit or targets is not None):  # label scores come with answers to the same texts
+            message = "%d of %d inputs are longer than %d tokens and were cut; raise TASK_FEATURE_LENGTHS['inputs']"
+            log.warning(message, cut, len(tokens), longest)
         return Requests(tokens, [bank_row] * len(tokens), [limit] * len(tokens), targets)
 
 

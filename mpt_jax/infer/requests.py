@@ -66,10 +66,6 @@ class Requests:
         """Target tokens of a row, none where nothing is scored."""
         return np.empty(0, np.int32) if self._targets is None else self._targets[row]
 
-    def cut(self, spec: BatchSpec) -> int:
-        """Number of inputs longer than the limit."""
-        return int(np.sum(self.input_lengths > spec.input_length))
-
 
 def inference_spec(input_length: int, target_length: int, batch_size: int) -> BatchSpec:
     """Batches of ``batch_size`` rows with INPUT_BUCKETS; lengths in tokens, EOS included."""
