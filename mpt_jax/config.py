@@ -206,6 +206,8 @@ class DataSettings:
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
     # tokens kept of inputs and targets, EOS included [ATTEMPT, DPT]
     feature_lengths: dict = dataclasses.field(default_factory=lambda: {"inputs": 256, "targets": 128})
+    input_buckets: list | tuple = ()  # padded lengths below the limit; () = those of data/batches.py. Fewer compile less and pad more
+    target_buckets: list | tuple = ()
     mixing: str = "stochastic"  # 'stochastic' [MPT, DPT loader] | 'proportional' | 'equal'
     mixing_cap: int = 2**18  # rows of a task that count in mixing [DPT]
     k_shot: int = 0  # training rows of a few-shot run; 0 takes all

@@ -75,8 +75,8 @@ def configured(cls):
     """A settings dataclass filled from gin. Raises UserError for a parameter that it does not have or a missing one."""
     try:
         return SETTINGS[cls]()
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error).split("\n")[0]) from error  # gin adds lines on where it was called
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
 

@@ -35,7 +35,8 @@ def versions() -> dict[str, str]:
 
 def devices() -> dict:
     """Platform, kind and number of devices, and processes."""
-    return {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()}
+    kind = jax.devices()[0].device_kind
+    return {"platform": jax.default_backend(), "kind": kind, "count": jax.device_count(), "processes": jax.process_count()}
 
 
 def _flatten(settings: dict, prefix: str = "") -> dict:

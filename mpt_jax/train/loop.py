@@ -129,8 +129,9 @@ class Loop:
         last = self.checkpoints.latest_step()
         kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is the last good one"
         rates = sorted({run.learning_rate for run in self.runs})
-        message = f"the gradient was not finite (NaN or infinite) by step {step} in every run; {kept}"
-        raise UserError(f"{message}. Lower OptimizerSettings.learning_rate (now {rates}) or set OptimizerSettings.clip_norm, in a new MODEL_DIR.")
+        message = f"loss, gradient or prompts were not finite (NaN or infinite) by step {step} in every run; {kept}"
+        advice = f"Lower LEARNING_RATE (now {rates}) or set OptimizerSettings.clip_norm, in a new MODEL_DIR"
+        raise UserError(f"{message}. {advice}.")
 
     def _score(self, step: int, state: TrainState, best: Best | None) -> tuple[Best, str]:
         scores = self.evaluate(state.trainable)

@@ -67,7 +67,7 @@ def from_runs(views: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 def make_optimizer(settings: OptimizerSettings, train_steps: int, num_runs: int, table, rates: Mapping[str, object]) -> Optimizer:
     """Optimizer of a flat trainable tree; ``rates`` gives each parameter group its learning rates (G,), ``table`` the groups.
 
-    A run whose gradient is not finite keeps its parameters and state; the others go on.
+    A run whose gradient or next parameters are not finite keeps what it has; the others go on.
     """
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     transform = optax.chain(clip, OPTIMIZERS[settings.name](settings))
@@ -78,12 +78,12 @@ def make_optimizer(settings: OptimizerSettings, train_steps: int, num_runs: int,
 
     def update_run(grads, state, parameters, rate_of_group, step):
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(norm)
         updates, new_state = transform.update(grads, state, parameters)
         new_parameters = {}
         for path, value in parameters.items():
             rate = rate_of_group[group_of(path, table)] * multiplier(step)
             new_parameters[path] = value - rate * (updates[path] + settings.weight_decay * value)
+        finite = jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(new_parameters))
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
         return jax.tree.map(keep, new_parameters, parameters), jax.tree.map(keep, new_state, state), norm, finite
 

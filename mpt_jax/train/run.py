@@ -86,7 +86,9 @@ def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEva
     eval_steps = train.eval_steps or max(train.train_steps // 10, 1)
     writer = MetricsWriter(run_folder, start_step)
     data = settings.data
-    spec = BatchSpec(data.input_length, data.target_length, data.micro_batch_size)
+    spec = BatchSpec(
+        data.input_length, data.target_length, data.micro_batch_size, tuple(data.input_buckets), tuple(data.target_buckets)
+    )
     batches = batch_iterator(plan.make_streams(runs, caches, data), spec, len(runs), start_step, data.prefetch)
     loop = Loop(
         train, runs, step_fn, frozen, batches, checkpoints, writer,

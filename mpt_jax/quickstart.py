@@ -1,0 +1,135 @@
+"""The whole method on embedded data and a shipped backbone: teachers, source stage, 16-shot targets, and plain prompt tuning beside.
+
+The same stages and settings as the commands; STAGES holds what differs from their defaults, chosen on dev splits (docs/quickstart.md).
+"""
+
+import dataclasses
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import tasks
+from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.data.vocabulary import load_vocabulary
+from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, majority
+from mpt_jax.infer.figures import draw_quickstart
+from mpt_jax.infer.predictor import load
+from mpt_jax.infer.report import quickstart_table
+from mpt_jax.infer.selection import make_evaluate
+from mpt_jax.model.backbone import load_backbone
+from mpt_jax.run_folder import write_json
+from mpt_jax.train.run import Settings, run_train
+
+BACKBONE = "nano"
+SOURCES = ("word_valence", "science_topic", "word_order", "journey_check", "journey_question", "past_tense", "number_words")
+TARGETS = ("definition_valence", "module_topic", "turned_words", "purchase_check", "purchase_question", "plural", "ordinal_words")
+SEEDS = (1, 2, 3)
+SHOTS = 16
+LENGTH = 16  # prompt vectors
+
+PROMPT = PromptSettings(length=LENGTH)
+PLAIN = PromptSettings(length=LENGTH, rank=0, transfer="none")
+DATA = DataSettings(feature_lengths={"inputs": 48, "targets": 12}, micro_batch_size=16, input_buckets=(24,), target_buckets=(12,))
+SHOT_DATA = dataclasses.replace(DATA, batch_size=8, micro_batch_size=24, k_shot=SHOTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training run of the quickstart."""
+
+    stage: str
+    folder: str
+    tasks: tuple[str, ...]
+    steps: int
+    seeds: tuple[int, ...]
+    prompt: PromptSettings
+    data: DataSettings
+    rate: float
+    factor_rate: float = 0.0
+    evaluations: int = 4
+    eval_rows: int = 64
+
+
+STAGES = (
+    Stage("teacher", "teachers", SOURCES, 100, (0,), PLAIN, dataclasses.replace(DATA, batch_size=8), 0.3),
+    Stage("source", "source", SOURCES, 150, (0,), PROMPT, dataclasses.replace(DATA, batch_size=32), 0.3, 0.3),
+    Stage("fewshot", "mpt", TARGETS, 40, SEEDS, PROMPT, SHOT_DATA, 0.1, 0.1),
+    Stage("fewshot", "prompt_tuning", TARGETS, 40, SEEDS, PLAIN, SHOT_DATA, 0.3),
+)
+
+
+def settings_of(stage: Stage, model_dir: Path, backbone: str) -> Settings:
+    """Settings of a stage, in the folder of the quickstart."""
+    every = max(stage.steps // stage.evaluations, 1)
+    train = TrainSettings(
+        stage.stage, str(model_dir / stage.folder), backbone, train_steps=stage.steps, seeds=stage.seeds, eval_steps=every,
+        teacher_dir=str(model_dir / "teachers"), source_dir=str(model_dir / "source"), eval_rows=stage.eval_rows,
+    )  # fmt: skip
+    optimizer = OptimizerSettings(learning_rate=stage.rate, factor_learning_rate=stage.factor_rate)
+    return Settings(train, stage.prompt, DistillationSettings(), optimizer, stage.data)
+
+
+def test_scores(run_dir: Path, split: str) -> dict[str, list[float]]:
+    """Selecting score of each task on a split with the run's best prompts, a number for each seed."""
+    predictor = load(run_dir, batch_size=64)
+    caches = {name: open_cache(name, split, predictor.vocabulary, cache_folder()) for name in predictor.tasks}
+    runs = [EvalRun(caches[row["task"]], n) for n, row in enumerate(predictor.run["runs"])]
+    scores: dict[str, list[float]] = {}
+    for result in evaluate_runs(predictor.model, runs, predictor.vocabulary, predictor.spec):
+        scores.setdefault(result.task, []).append(result.scores[tasks.main_score(result.task)])
+    return scores
+
+
+def majority_scores(names: tuple[str, ...], split: str, vocabulary) -> dict[str, float]:
+    """Score of the most frequent training answer on a split."""
+    found = {}
+    for name in names:
+        caches = [open_cache(name, part, vocabulary, cache_folder()) for part in ("train", split)]
+        found[name] = majority(*caches)[tasks.main_score(name)]
+    return found
+
+
+def summarise(model_dir: Path, seconds: float, backbone_name: str) -> dict:
+    """The content of summary.json: scores on the test splits, in percent."""
+    backbone = load_backbone(backbone_name)
+    vocabulary = load_vocabulary(backbone.vocabulary_path)
+    spread = lambda values: {"mean": float(np.mean(values)), "std": float(np.std(values))}  # noqa: E731
+    teachers, source = (test_scores(model_dir / folder, "test") for folder in ("teachers", "source"))
+    plain, mpt = (test_scores(model_dir / folder, "test") for folder in ("prompt_tuning", "mpt"))
+    least = majority_scores(SOURCES, "test", vocabulary) | majority_scores(TARGETS, "test", vocabulary)
+    run = load(model_dir / "mpt").run
+    target = {t: {"majority": least[t], "prompt_tuning": spread(plain[t]), "mpt": spread(mpt[t])} for t in TARGETS}
+    mean = lambda key: float(np.mean([row[key]["mean"] if isinstance(row[key], dict) else row[key] for row in target.values()]))  # noqa: E731
+    return {
+        "seconds": seconds,
+        "backbone": {"name": backbone_name, "parameters": backbone.num_parameters, "fingerprint": backbone.fingerprint},
+        "parameters": {key: run["parameters"][key] for key in ("per_task", "fraction_of_backbone")},
+        "source": {t: {"majority": least[t], "teacher": teachers[t][0], "mpt": source[t][0]} for t in SOURCES},
+        "target": target,
+        "target_mean": {key: mean(key) for key in ("majority", "prompt_tuning", "mpt")},
+    }
+
+
+def quickstart(model_dir: str, backbone: str = BACKBONE) -> str:
+    """Trains all stages (or continues), writes summary.json, table.md and report.png in ``model_dir``, and returns the table."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")  # of libraries; errors still come
+    began, folder = time.monotonic(), Path(model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(STAGES, 1):
+        title = {"mpt": "16-shot targets from P*", "prompt_tuning": "16-shot targets, plain prompt tuning"}.get(stage.folder, stage.folder)
+        print(f"[{number}/{len(STAGES)}] {title}: {', '.join(stage.tasks)}", file=sys.stderr)
+        run_train(settings_of(stage, folder, backbone), stage.tasks, make_evaluate)
+    print("scoring the test splits", file=sys.stderr)
+    summary = summarise(folder, 0.0, backbone)
+    summary["seconds"] = round(time.monotonic() - began, 1)
+    write_json(folder / "summary.json", summary)
+    table = quickstart_table(summary)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    draw_quickstart(summary, folder / "report.png")
+    return f"{table}\nwritten: {folder}/summary.json, table.md, report.png"

@@ -1,0 +1,152 @@
+"""Checkpoints: exact round trips, damage that is named, a disk that takes no more, kills at any moment."""
+
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny_world import arguments, start, write_world
+
+from mpt_jax.checkpoint import Best, Checkpoints, load_bank, load_trainable
+from mpt_jax.errors import UserError
+
+
+def state(seed: int = 0) -> dict:
+    rng = np.random.default_rng(seed)
+    arrays = {"bank/shared": jax.numpy.asarray(rng.normal(size=(1, 3, 4)), "float32")}
+    return {"step": jax.numpy.asarray(7), "trainable": arrays, "opt_state": (arrays, {"count": jax.numpy.asarray(3)})}
+
+
+def best() -> Best:
+    return Best({"bank/shared": np.ones((1, 3, 4), np.float32)}, np.array([50.0]), np.array([5]))
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    run = {"runs": [{"task": "a", "group": 0, "seed": 0}], "stage": "teacher"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    return tmp_path
+
+
+def test_round_trip_is_exact(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, state(), best(), {"step": 7, "data": {"next_index": 7}})
+    checkpoints.close()
+    restored, found, meta = Checkpoints(run_dir).restore(7, state(1), has_best=True)
+    jax.tree.map(np.testing.assert_array_equal, restored, state())
+    assert jax.tree.structure(restored) == jax.tree.structure(state())
+    np.testing.assert_array_equal(found.trainable["bank/shared"], best().trainable["bank/shared"])
+    assert found.score_G == [50.0] and found.step_G == [5] and meta["data"] == {"next_index": 7}
+
+
+def test_best_and_last(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, state(), best(), {})
+    checkpoints.close()
+    assert np.all(load_bank(run_dir)[0].shared_GPD == 1)
+    np.testing.assert_array_equal(load_bank(run_dir, "last")[0].shared_GPD, state()["trainable"]["bank/shared"])
+
+
+def test_without_scores_the_last_is_the_best(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, state(), None, {})
+    checkpoints.close()
+    np.testing.assert_array_equal(load_trainable(run_dir)[0]["bank/shared"], state()["trainable"]["bank/shared"])
+
+
+def test_only_the_newest_two_stay(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    for step in range(1, 6):
+        checkpoints.save(step, state(), None, {})
+    checkpoints.close()
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def test_a_damaged_checkpoint_is_named(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, state(), None, {})
+    checkpoints.close()
+    for path in (run_dir / "checkpoints" / "7" / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(b"\0" * 7)
+    with pytest.raises(UserError, match=r"checkpoints/7' is damaged.*Move that folder away"):
+        Checkpoints(run_dir).restore(7, state(), has_best=True)
+    with pytest.raises(UserError, match="is damaged"):
+        load_trainable(run_dir)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        load_bank(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        load_bank(tmp_path)
+
+
+FULL_DISK = """
+import resource, sys
+import jax, numpy as np
+from mpt_jax.checkpoint import Checkpoints
+from mpt_jax.errors import UserError
+checkpoints = Checkpoints(sys.argv[1])
+big = {"step": jax.numpy.asarray(1), "trainable": {"a": jax.random.normal(jax.random.PRNGKey(0), (512, 512))}, "opt_state": ()}
+checkpoints.save(1, big, None, {"step": 1})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))  # writes past it fail as on a full disk
+try:
+    checkpoints.save(2, big, None, {"step": 2})
+    checkpoints.wait()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_keeps_the_checkpoint_before(run_dir):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(run_dir)], capture_output=True, text=True, check=False)
+    assert "could not be written" in done.stdout, done.stderr[-2000:]
+    assert "the checkpoint of step 1 is whole" in done.stdout and "Free space" in done.stdout
+    assert load_trainable(run_dir)[0]["a"].shape == (512, 512)
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tmp_path):
+    """kill -9 at ten random moments of a source run, each time continued: the final bank is that of the uninterrupted run, bit for bit."""
+    world = write_world(tmp_path)
+    teachers = arguments("train", "teacher.gin", world, TASKS=["vowel", "long"], MODEL_DIR=str(tmp_path / "teachers"))
+    assert start(teachers, tmp_path).wait() == 0
+    changes = {"TASKS": ["vowel", "long"], "TEACHER_DIR": str(tmp_path / "teachers"), "TRAIN_STEPS": 400}
+    changes["TrainSettings__checkpoint_steps"] = 5
+    command = lambda name: arguments("train", "source.gin", world, MODEL_DIR=str(tmp_path / name), **changes)  # noqa: E731
+    whole = start(command("whole"), tmp_path)
+    assert whole.wait() == 0
+    moments = random.Random(time.time_ns())
+    kills = 0
+    while kills < 10:
+        process = start(command("killed"), tmp_path)
+        checkpoints = tmp_path / "killed" / "checkpoints"
+        before = set(checkpoints.iterdir()) if checkpoints.is_dir() else set()
+        while process.poll() is None and (not checkpoints.is_dir() or set(checkpoints.iterdir()) == before):
+            time.sleep(0.01)  # until training has come past the checkpoint it went on from
+        time.sleep(moments.uniform(0.0, 0.3))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    final = start(command("killed"), tmp_path)
+    assert final.wait() == 0, final.stderr.read()
+    assert kills == 10, f"the run ended after {kills} kills: lengthen it"
+    expected, found = load_trainable(tmp_path / "whole", "last")[0], load_trainable(tmp_path / "killed", "last")[0]
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path])
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+    losses = [[json.loads(line).get("loss") for line in text] for text in lines]
+    assert losses[0] == losses[1]
+    shutil.rmtree(tmp_path / "compiled", ignore_errors=True)
