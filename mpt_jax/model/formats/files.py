@@ -37,10 +37,10 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike):
-        remote = is_remote(path)
+        self.remote = is_remote(path)
         self.path = str(path) if str(path) == "gs://" else str(path).rstrip("/") or "/"
         self._store = None
-        if remote:
+        if self.remote:
             self._store = ts.KvStore.open(kvstore_spec(self.path)).result()
         elif not os.path.isdir(self.path):
             raise UserError(f"Folder {self.path} does not exist.")
