@@ -135,7 +135,7 @@ class PromptSettings:
     init_vocabulary_rows: int = 5000  # sampled from the first so many embeddings [ATTEMPT]
     init_uniform_scale: float = 0.5  # U(-s, s) [PT-JAX, ATTEMPT]
     init_text: str = ""  # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]
-    init_file: str = ""  # for init = 'file': .npy or .npz with a (P, D) array
+    init_file: str = ""  # for init = 'file': one prompt (P, D) in .npy, .npz, a PEFT adapter or a T5X checkpoint
     factor_init: str = "ones"  # 'ones' | 'normal'. 'ones': P_k = P* at the start, so that gradients to P* have full scale [ours; PEFT: N(0, 0.02)]
     factor_init_scale: float = 0.02  # spread of 'normal', and of what breaks the symmetry of ranks >= 2 in 'ones' [PEFT]
     transfer: str = "mean"  # target stage: 'mean' of source factors [MPT 3.2] | 'task' | 'shared' | 'none'

@@ -12,7 +12,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.model import formats
 from mpt_jax.model.formats import prompt_writers, prompts
 from mpt_jax.model.formats.prompts import PromptFile
-from mpt_jax.model.prompt_bank import PromptBank, compose_all
+from mpt_jax.model.prompt_bank import PromptBank, compose_all, read_prompt_array
 
 REAL = ("sst2", "mrpc", "rte")
 SCORES = {"accuracy": 87.5}
@@ -161,3 +161,19 @@ def test_a_backbone_by_its_path(tmp_path):
         assert formats.read_backbone(tmp_path / f"out_{to}")[1].keys() == random_params(TINY).keys()
     with pytest.raises(UserError, match="neither a shipped backbone"):
         convert("no_such_thing", "hf", str(tmp_path / "x"))
+
+
+def test_a_prompt_of_any_format_starts_a_run(tmp_path):
+    held = bank(3)
+    for kind, name in (("npy", "x.npy"), ("npz", "y.npz"), ("peft_single", "z"), ("peft", "w")):
+        prompt_writers.write(kind, str(tmp_path / name), held.select([1]))
+        np.testing.assert_array_equal(read_prompt_array(str(tmp_path / name), 4, 6), held.compose()[1])
+    prompt_writers.write("npz", str(tmp_path / "all"), held)
+    for path, length, width, message in (
+        ("all.npz", 4, 6, "holds 3 prompts .a, b, c."),
+        ("x.npy", 5, 6, "shape .4, 6.; PROMPT_LENGTH and backbone need .5, 6."),
+        ("x.npy", 4, 7, "backbone need .4, 7."),
+        ("gone.npy", 4, 6, "does not exist"),
+    ):
+        with pytest.raises(UserError, match=f"init_file.*{message}"):
+            read_prompt_array(str(tmp_path / path), length, width)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mpt_jax.config import PromptSettings
 from mpt_jax.errors import UserError
+from mpt_jax.model.formats import prompts
 
 
 class PromptBank(NamedTuple):
@@ -87,16 +88,22 @@ def init_prompt(settings: PromptSettings, embedding_VD: np.ndarray, seed: int, t
 
 
 def read_prompt_array(path: str, length: int, width: int) -> np.ndarray:
-    """A (P, D) array from .npy or .npz (its only array). Raises UserError for another shape or a missing file."""
+    """A (P, D) float32 prompt from a file of any format with one prompt: .npy, .npz, PEFT adapter, T5X checkpoint.
+
+    Raises UserError for several prompts, another shape or a missing file.
+    """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"PromptSettings.init_file = {path!r} cannot be read as .npy or .npz: {error}") from error
-    if array.shape != (length, width):
-        message = f"PromptSettings.init_file = {path!r} holds an array of shape {array.shape}; PROMPT_LENGTH and backbone need"
+        held = prompts.read(path)
+    except UserError as error:
+        raise UserError(f"PromptSettings.init_file: {error}") from error
+    if len(held.task_names) != 1:
+        message = f"PromptSettings.init_file = {path!r} holds {len(held.task_names)} prompts ({', '.join(held.task_names)})"
+        raise UserError(f"{message}; write one of them to a file: mpt-jax convert --from {path} --to npy --task TASK --output FILE.")
+    prompt_PD = held.compose()[0]
+    if prompt_PD.shape != (length, width):
+        message = f"PromptSettings.init_file = {path!r} holds a prompt of shape {prompt_PD.shape}; PROMPT_LENGTH and backbone need"
         raise UserError(f"{message} {(length, width)}.")
-    return array.astype(np.float32)
+    return prompt_PD
 
 
 def init_factors(settings: PromptSettings, num_tasks: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
