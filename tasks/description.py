@@ -60,6 +60,10 @@ def _origin(name: str) -> dict[str, str]:
         return {split: str(seqio_task.source) for split in seqio_task.splits}
     if task.kind == "file":
         return dict(task.files)
+    if task.origin:
+        found = task.origin()
+        where = f"TFDS {found['tfds']} {found['version']}" if "tfds" in found else "files in their published layout"
+        return {split: where for split in task.splits}
     origin = f"generated from {', '.join(task.packages) or 'nothing else'} (version {task.version})"
     return {split: origin for split in task.splits}
 

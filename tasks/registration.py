@@ -21,7 +21,7 @@ from tasks import seqio_tasks
 from tasks.errors import TaskError
 from tasks.scoring import scorer
 from tasks.sources import rows
-from tasks.table import TABLE, Task, unknown_name
+from tasks.table import MIXTURES, TABLE, Task, unknown_name
 
 if TYPE_CHECKING:
     import seqio
@@ -71,7 +71,7 @@ def _import_file(path: Path) -> None:
 
 
 def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[str, ...]:
-    """Task names for names of tasks and SeqIO mixtures, each once, in order; one name may come as it is.
+    """Task names for names of tasks and mixtures, each once, in order; one name may come as it is.
 
     `cached` are names whose token cache stands in for their registration. Raises TaskError with the nearest
     names for an unknown one.
@@ -81,11 +81,24 @@ def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[st
     for name in (names,) if isinstance(names, str) else names:
         if name in TABLE or name in seqio_names or name in cached:
             found[name] = None
+        elif members := table_mixture(name):
+            found |= dict.fromkeys(members)
         elif name in mixtures:
             found |= dict.fromkeys(seqio_tasks.mixture_tasks(name))
         else:
-            raise unknown_name(name, [*TABLE, *seqio_names, *mixtures, *cached])
+            raise unknown_name(name, [*TABLE, *MIXTURES, *seqio_names, *mixtures, *cached])
     return tuple(found)
+
+
+def table_mixture(name: str) -> tuple[str, ...]:
+    """The tasks of a mixture of the table, none for another name; MIXTURE:VARIANT is the variant of those that have it."""
+    if name in MIXTURES:
+        return MIXTURES[name]
+    mixture, _, variant = name.rpartition(":")
+    variants = [f"{member}:{variant}" for member in MIXTURES.get(mixture, ())]
+    if not any(varied in TABLE for varied in variants):
+        return ()
+    return tuple(varied if varied in TABLE else varied.rpartition(":")[0] for varied in variants)
 
 
 def register(name: str, vocabulary: "seqio.Vocabulary") -> "seqio.Task":

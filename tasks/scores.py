@@ -79,6 +79,18 @@ def squad(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str,
     return {"em": 100.0 * exact / len(golds), "f1": 100.0 * overlap / len(golds)}
 
 
+def multirc(golds: Golds, predictions: Sequence[str], labels: Labels, groups: Sequence[str]) -> dict[str, float]:
+    """MultiRC's F1a over all answers, and the share of questions (`groups`) whose answers are all judged right.
+
+    A prediction that is no label is the wrong one of the two (SuperGLUE, section 3).
+    """
+    true, predicted = binary_indices(golds, predictions, labels)
+    right: dict[str, bool] = {}
+    for group, t, p in zip(groups, true, predicted, strict=True):
+        right[group] = right.get(group, True) and t == p
+    return {"f1a": f1(golds, predictions, labels)["f1"], "em": _share(list(right.values()))}
+
+
 def bleu(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
     """Corpus BLEU of sacrebleu with its own settings (13a words, exponential smoothing); many references."""
     from sacrebleu import corpus_bleu
@@ -117,6 +129,7 @@ class Score(NamedTuple):
     keys: tuple[str, ...]
     needs: str = ""  # '', 'labels', 'two labels' or 'numbers'
     higher_is_better: bool = True
+    grouped: bool = False  # the function also takes each row's field `group`
 
 
 SCORES = {
@@ -128,6 +141,7 @@ SCORES = {
     "pearson": Score(pearson, ("pearson",), "numbers"),
     "spearman": Score(spearman, ("spearman",), "numbers"),
     "squad": Score(squad, ("em", "f1")),
+    "multirc": Score(multirc, ("f1a", "em"), "two labels", grouped=True),
     "bleu": Score(bleu, ("bleu",)),
     "chrf": Score(chrf, ("chrf",)),
     "ter": Score(ter, ("ter",), higher_is_better=False),

@@ -68,7 +68,8 @@ def _table_scores(task: Task, rows: Sequence[Mapping], predictions: Sequence[str
     golds = [[target_text(row)] if task.labels else references(row) for row in rows]
     found = {}
     for score in task.scores:
-        found |= SCORES[score].function(golds, predictions, task.labels)
+        more = (_groups(task, rows),) if SCORES[score].grouped else ()
+        found |= SCORES[score].function(golds, predictions, task.labels, *more)
     rising = _rising_keys(task)
     if len(rising) > 1:
         found[AVERAGE] = sum(found[key] for key in rising) / len(rising)
@@ -80,6 +81,13 @@ def _table_scores(task: Task, rows: Sequence[Mapping], predictions: Sequence[str
     if invalid is not None:
         found["invalid"] = 100.0 * sum(invalid) / len(invalid)
     return found
+
+
+def _groups(task: Task, rows: Sequence[Mapping]) -> list[str]:
+    for place, row in enumerate(rows):
+        if "group" not in row:
+            raise TaskError(f"task {task.name!r}: row {place} has no field 'group', which its scores {task.scores} need")
+    return [str(row["group"]) for row in rows]
 
 
 def _seqio_scorer(name: str) -> Scorer:

@@ -77,7 +77,7 @@ def row_of_example(example: Mapping[str, Any]) -> dict:
     row = json.loads(example[ROW_FIELD]) if ROW_FIELD in example else {}
     for key, value in example.items():
         if key not in (ROW_FIELD, "inputs", "targets", "embedding"):
-            row[key] = _plain(value)
+            row[key] = plain(value)
     for key in ("inputs", "targets"):
         if f"{key}_pretokenized" in row:
             row[key] = row.pop(f"{key}_pretokenized")
@@ -106,15 +106,15 @@ def _array(value: Any) -> Any:
     return np.array(inner) if numbers_only else np.array(inner, dtype=object)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if hasattr(value, "to_list"):  # a ragged tensor's value
-        return _plain(value.to_list())
+        return plain(value.to_list())
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 

@@ -66,6 +66,7 @@ def ingredients(name: str, split: str) -> dict:
     return found | {
         "version": task.version,
         "packages": {package: version(package) for package in task.packages},
+        **({"origin": task.origin()} if task.origin else {}),
     }
 
 

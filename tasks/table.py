@@ -1,8 +1,9 @@
 """The table of tasks: what a task is, the rows that are known, looking one up. No TensorFlow, no SeqIO."""
 
 import difflib
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from string import Formatter
@@ -10,6 +11,7 @@ from string import Formatter
 from tasks.errors import TaskError
 from tasks.scores import check_scores
 
+log = logging.getLogger(__name__)
 KINDS = ("file", "generated")
 FORMATS = ("jsonl", "tsv", "csv")
 NAME = re.compile(r"\w[\w.:#]*")  # what both SeqIO and a folder of the token cache accept as a name
@@ -21,7 +23,7 @@ class Task:
 
     kind 'file': `files` and `format` say where. kind 'generated': `generate(split)` yields dicts, the same
     ones in the same order at every call; `version` must change when they do, `packages` are the
-    distributions they are made of ('python' for the standard library). A generated dict holds the template's
+    distributions they are made of ('python' for the standard library), `origin()` the files. A generated dict holds the template's
     fields, or with no template `inputs`; and `label` (index or text of `labels`), or the fields of `target`,
     or `targets`. `embedding_size` E > 0: every dict also holds `embedding`, E floats. `tokens`: every dict
     holds `inputs_tokens` and `targets_tokens`, lists of ids with the end mark where it is wanted, in place
@@ -41,6 +43,7 @@ class Task:
     format: str = ""
     columns: tuple[str, ...] | None = None  # names of the columns of a TSV or CSV file without a header
     generate: Callable[[str], Iterable[dict]] | None = field(default=None, compare=False, repr=False)
+    origin: Callable[[], dict] | None = field(default=None, compare=False, repr=False)  # files that `generate` reads, JSON-able
     version: str = ""
     packages: tuple[str, ...] = ()
     embedding_size: int = 0
@@ -108,16 +111,20 @@ def template_fields(name: str, template: str) -> tuple[tuple[str, str | None], .
 
 
 TABLE: dict[str, Task] = {}
+MIXTURES: dict[str, tuple[str, ...]] = {}  # a name for several tasks, or a second name for one
+SHIPPED = ("source", "target")  # groups of rows that come with this package
 
 
 def add(task: Task, replace: bool = False) -> Task:
     """Puts a task into TABLE.
 
     The same task again is fine (a module imported twice); raises TaskError for another one under a name that
-    is taken, unless `replace`.
+    is taken, unless `replace`. A user's task takes the place of a shipped one of the same name, with a warning.
     """
     old = TABLE.get(task.name)
-    if old is not None and old != task and not replace:
+    if old is not None and old.group in SHIPPED and task.group not in SHIPPED and not replace:
+        log.warning("Task %s takes the place of the shipped task of that name", task.name)
+    elif old is not None and old != task and not replace:
         key = next(key for key in vars(task) if key != "generate" and getattr(old, key) != getattr(task, key))
         raise TaskError(
             f"task {task.name!r} is registered already with another `{key}` ({getattr(old, key)!r}, now "
@@ -125,6 +132,16 @@ def add(task: Task, replace: bool = False) -> Task:
         )
     TABLE[task.name] = task
     return task
+
+
+def add_mixture(name: str, members: Sequence[str]) -> None:
+    """A name for several tasks of TABLE. Raises TaskError if it is taken by a task or by other members."""
+    missing = [member for member in members if member not in TABLE]
+    if missing:
+        raise unknown_name(missing[0], TABLE)
+    if name in TABLE or MIXTURES.get(name, tuple(members)) != tuple(members):
+        raise TaskError(f"mixture {name!r}: the name is taken already: choose another")
+    MIXTURES[name] = tuple(members)
 
 
 def unknown_name(name: str, known: Iterable[str]) -> TaskError:

@@ -10,9 +10,9 @@ PLACE = ("step", "split", "task", "run")  # what a line says besides numbers
 
 
 def selecting_score(task: str, names: Iterable[str]) -> str:
-    """Name of the score that selects checkpoints of a task; by its name alone where the task is not registered here."""
+    """Name of the score that selects checkpoints of a task; by its name alone where the task registered here is none or another."""
     names = list(names)
-    if task in tasks.TABLE and not tasks.TABLE[task].tokens:
+    if task in tasks.TABLE and not tasks.TABLE[task].tokens and (not names or tasks.main_score(task) in names):
         return tasks.main_score(task)
     return "average" if "average" in names or not names else names[0]
 

@@ -1,0 +1,168 @@
+"""Readers of the sets' own published files: each yields records with the fields that TFDS gives the same set."""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO
+from xml.etree import ElementTree
+
+from tasks.errors import TaskError
+
+Reader = Callable[[Path], Iterator[dict]]
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _take(path: Path, line: int, record: Mapping, fields: Mapping[str, str]) -> dict:
+    """Our field -> the file's field, for those of `fields`. Raises TaskError naming a field that is not there."""
+    missing = [key for key in fields.values() if key not in record]
+    if missing:
+        there = ", ".join(map(repr, record))
+        raise TaskError(f"{path}:{line}: no field {missing[0]!r}, there are {there}: not the published file")
+    return {ours: record[key] for ours, key in fields.items()}
+
+
+def tsv(path: Path, fields: Mapping[str, str], columns: tuple[str, ...] = (), broken: bool = False) -> Iterator[dict]:
+    """Tab-separated rows without quoting; the first line names the columns unless `columns` does.
+
+    `broken`: rows with too few columns are left out, as TFDS does (QQP has some).
+    """
+    with _open(path) as file:
+        names = columns
+        for number, line in enumerate(file, 1):
+            values = line.rstrip("\r\n").split("\t")
+            if not names:
+                names = tuple(values)
+                continue
+            if len(values) < len(names):
+                if broken:
+                    continue
+                raise TaskError(f"{path}:{number}: {len(values)} columns, {len(names)} are needed: {line[:80]!r}")
+            yield _take(path, number, dict(zip(names, values, strict=False)), fields)
+
+
+def jsonl(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[dict]:
+    """A JSON object a line; the given fields, or all."""
+    for number, record in _json_lines(path):
+        yield record if fields is None else _take(path, number, record, fields)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise TaskError(f"{path}:{number}: not JSON ({error.msg}): {line[:80]!r}") from error
+            if not isinstance(record, dict):
+                raise TaskError(f"{path}:{number}: a JSON object is needed, got {line[:80]!r}")
+            yield number, record
+
+
+def multirc(path: Path) -> Iterator[dict]:
+    """SuperGLUE's MultiRC: a passage a line, its questions and answers inside."""
+    for number, record in _json_lines(path):
+        passage = _take(path, number, record, {"passage": "passage", "idx": "idx"})["passage"]
+        for question in passage["questions"]:
+            for answer in question["answers"]:
+                place = {"paragraph": record["idx"], "question": question["idx"], "answer": answer["idx"]}
+                texts = {"paragraph": passage["text"], "question": question["question"], "answer": answer["text"]}
+                yield {**texts, "label": answer.get("label"), "idx": place}
+
+
+def record(path: Path) -> Iterator[dict]:
+    """SuperGLUE's ReCoRD: a passage a line; entities and answers as sorted sets of texts, as in TFDS."""
+    for number, line in _json_lines(path):
+        passage = _take(path, number, line, {"passage": "passage", "qas": "qas"})["passage"]
+        text = passage["text"]
+        entities = sorted({text[entity["start"] : entity["end"] + 1] for entity in passage["entities"]})
+        for question in line["qas"]:
+            answers = sorted({answer["text"] for answer in question.get("answers", [])})
+            place = {"passage": line.get("idx"), "query": question.get("idx")}
+            yield {"passage": text, "query": question["query"], "entities": entities, "answers": answers, "idx": place}
+
+
+def wsc(path: Path) -> Iterator[dict]:
+    """SuperGLUE's WSC: the two spans inside `target`."""
+    for number, line in _json_lines(path):
+        fields = _take(path, number, line, {"text": "text", "target": "target", "label": "label"})
+        target = fields.pop("target")
+        spans = ("span1_text", "span1_index", "span2_text", "span2_index")
+        yield {**fields, **_take(path, number, target, {key: key for key in spans})}
+
+
+def squad(path: Path) -> Iterator[dict]:
+    """SQuAD 1.1's JSON."""
+    with _open(path) as file:
+        try:
+            articles = json.load(file)["data"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise TaskError(f"{path}: not SQuAD's JSON ({error})") from error
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                answers = [answer["text"] for answer in question["answers"]]
+                texts = {"context": paragraph["context"], "question": question["question"]}
+                yield {"id": question["id"], **texts, "answers": {"text": answers}}
+
+
+def mrqa(path: Path) -> Iterator[dict]:
+    """MRQA's JSONL: a header line, then a context a line with its questions."""
+    for number, line in _json_lines(path):
+        if "header" in line:
+            continue
+        fields = _take(path, number, line, {"context": "context", "qas": "qas"})
+        for question in fields["qas"]:
+            texts = {"context": fields["context"].strip(), "question": question["question"].strip()}
+            yield {"qid": question.get("qid"), **texts, "answers": question["answers"]}
+
+
+def yelp(path: Path) -> Iterator[dict]:
+    """The polarity CSV, without header: "1" or "2", then the text, raw as TFDS and Hugging Face give it."""
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            line = line.rstrip("\r\n")
+            if line[:1] != '"' or line[1:2] not in ("1", "2"):
+                raise TaskError(f'{path}:{number}: the line must start with "1" or "2" in quotes, got {line[:60]!r}')
+            yield {"text": line[5:-1].strip(), "label": int(line[1]) - 1}
+
+
+def e2e(path: Path) -> Iterator[dict]:
+    """E2E's CSV, cleaned or original: `mr` and `ref`; fields as in TFDS gem/e2e_nlg."""
+    with _open(path) as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            yield _take(path, number, row, {"meaning_representation": "mr", "target": "ref"})
+
+
+def webnlg(path: Path) -> Iterator[dict]:
+    """WebNLG's XML, one file or a folder of files (1triples/…): a record a text; fields as in TFDS gem/web_nlg_en."""
+    for file in sorted(path.rglob("*.xml")) if path.is_dir() else [path]:
+        try:
+            entries = ElementTree.parse(file).getroot().iter("entry")
+        except ElementTree.ParseError as error:
+            raise TaskError(f"{file}: not XML ({error})") from error
+        for entry in entries:
+            triples = [triple.text.strip() for triple in entry.iterfind("modifiedtripleset/mtriple")]
+            texts = [lex.text.strip() for lex in entry.iterfind("lex") if lex.get("lang", "en") == "en" and lex.text]
+            for text in texts:
+                yield {"input": triples, "target": text, "category": entry.get("category", "")}
+
+
+def glue_tsv(**fields: str) -> Reader:
+    """A reader of a GLUE file with a header: our field = the file's column."""
+    return partial(tsv, fields=fields)
+
+
+def scitail(path: Path) -> Iterator[dict]:
+    """SciTail's snli_format: JSON lines in a .txt file."""
+    names = {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
+    return jsonl(path, names)

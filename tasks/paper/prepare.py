@@ -1,0 +1,114 @@
+"""From a set's record to the fields of its template: one function for each set that needs more than its own fields.
+
+A function takes the record and `published` (True: as ATTEMPT's pipeline did, defects included) and gives one
+row of fields, or several in training. T5's own preprocessors (google-research/text-to-text-transfer-transformer,
+t5/data/preprocessors.py) define the text where nothing else is said.
+"""
+
+import re
+import unicodedata
+
+from tasks.errors import TaskError
+
+NO_ANSWER = "<unk>"  # ReCoRD queries without a gold answer, as in T5
+
+
+def stsb(record: dict, published: bool) -> dict:
+    """The similarity as a number with one digit: the nearest 0.2 as in T5; published: the nearest 0.1."""
+    value = float(record["label"])
+    rounded = round(value, 1) if published else round(value * 5) / 5
+    return {"sentence1": record["sentence1"], "sentence2": record["sentence2"], "score": f"{rounded:.1f}"}
+
+
+def rte(record: dict, published: bool) -> dict:
+    """GLUE's field names; SuperGLUE's RTE, the same rows, has premise and hypothesis."""
+    names = ("sentence1", "sentence2") if "sentence1" in record else ("premise", "hypothesis")
+    return {"sentence1": record.get(names[0]), "sentence2": record.get(names[1]), "label": record.get("label")}
+
+
+def multirc(record: dict, published: bool) -> dict:
+    """Without markup; `group` tells the question, for the exact match over its answers."""
+    paragraph = re.sub(r"</?b>", "", re.sub(r"<br>", " ", record["paragraph"]))
+    place = record["idx"]
+    return {
+        "question": record["question"],
+        "answer": record["answer"],
+        "paragraph": paragraph,
+        "label": record["label"],
+        "group": f"{place['paragraph']}-{place['question']}",
+    }
+
+
+def wsc(record: dict, published: bool) -> dict:
+    """The text with `* span 1 *` and `# span 2 #`."""
+    first, second = int(record["span1_index"]), int(record["span2_index"])
+    text = mark_span(record["text"], record["span1_text"], first, "*")
+    text = mark_span(text, record["span2_text"], second + 2 * (first < second), "#")
+    return {"text": text, "label": record["label"]}
+
+
+def mark_span(text: str, span: str, index: int, mark: str) -> str:
+    """The text with `mark` around the span that starts at word `index`, else around the occurrence nearest to it.
+
+    Raises TaskError if the span does not occur at all.
+    """
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    place = starts[index] if index < len(starts) else len(text)
+    if not text.startswith(span, place):
+        found = [match.start() for match in re.finditer(re.escape(span), text)]
+        if not found or not span:
+            raise TaskError(f"span {span!r} does not occur in the text {text!r:.120}: the published set is needed")
+        place = min(found, key=lambda start: abs(start - place))
+    return f"{text[:place]}{mark} {span} {mark}{text[place + len(span) :]}"
+
+
+def record(record: dict, published: bool) -> list[dict]:
+    """One row for each answer; `answers` holds all. In evaluation only the first is wanted (see tasks.paper.reading)."""
+    passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", record["passage"])
+    passage = re.sub(r"\n@highlight\n", ". ", passage)
+    shown = {"query": record["query"], "entities": ", ".join(record["entities"]), "passage": passage}
+    answers = list(record["answers"]) or [NO_ANSWER]
+    return [{**shown, "answer": answer, "answers": answers} for answer in answers]
+
+
+def question_answer(record: dict, published: bool) -> dict:
+    """SQuAD and MRQA: blanks around punctuation as in T5; the first answer is the target, all count in scoring."""
+    found = record["answers"]
+    answers = [pad_punctuation(text) for text in (found["text"] if isinstance(found, dict) else found)]
+    shown = {key: pad_punctuation(record[key]) for key in ("question", "context")}
+    return {**shown, "answer": answers[0] if answers else "", "answers": answers}
+
+
+def pad_punctuation(text: str) -> str:
+    """Blanks around each character that is no letter, digit, accent, underscore or blank; blanks collapsed (T5)."""
+    padded = "".join(letter if _is_word(letter) else f" {letter} " for letter in text)
+    return re.sub(r"[ \t\n\f\r]+", " ", padded)
+
+
+def _is_word(letter: str) -> bool:
+    return letter in "_ \t\n\f\r" or unicodedata.category(letter)[0] in "LNM"
+
+
+def winogrande(record: dict, published: bool) -> dict:
+    """Both options; published: option 1 twice, so that option 2 is never shown (ATTEMPT, DePT)."""
+    second = record["option1"] if published else record["option2"]
+    answer = record.get("label", record.get("answer"))
+    label = int(answer) - 1 if isinstance(answer, str) else answer  # TFDS: index of '1', '2'
+    return {"sentence": record["sentence"], "option0": record["option1"], "option1": second, "label": label}
+
+
+def yelp(record: dict, published: bool) -> dict:
+    """The CSV's doubled quotes and written-out line ends undone; published: the text as it stands in the file."""
+    text = record["text"] if published else " ".join(record["text"].replace('""', '"').replace("\\n", " ").split())
+    return {"text": text, "label": record["label"]}
+
+
+def e2e(record: dict, published: bool) -> dict:
+    """The meaning representation as it is."""
+    return {"meaning": record["meaning_representation"], "text": record["target"]}
+
+
+def webnlg(record: dict, published: bool) -> dict:
+    """Triples `subject | relation | object`, joined by ` && `."""
+    triples = record["input"] if isinstance(record["input"], list) else [record["input"]]
+    return {"triples": " && ".join(triples), "text": record["target"]}
