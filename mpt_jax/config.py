@@ -245,9 +245,14 @@ class TaskSettings:
     names: list | tuple = ()  # TASKS
     mixture_or_task_name: str = ""  # one name in place of the list, as in T5X
     module: str = ""  # MIXTURE_OR_TASK_MODULE: a dotted name, or a path that ends in .py
+    data_dir: str = ""  # TASK_DATA_DIR: published files of the paper's tasks; '' = the environment's MPT_TASK_DATA
+    download: bool = False  # True: TFDS may download what is not there
+    label_targets: str = "words"  # of the paper's tasks: 'words' [T5] | 'indices' [ATTEMPT]
+    as_published: bool = False  # True: the paper's tasks as ATTEMPT made them, defects included (NAME:published)
 
     def __post_init__(self):
         check_types(self)
+        check_choice("TaskSettings.label_targets", self.label_targets, ("words", "indices"))
         if self.names and self.mixture_or_task_name:
             raise UserError(f"both TASKS = {list(self.names)} and MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r} are given; keep one.")
         if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
@@ -303,9 +308,11 @@ class EvalSettings:
     checkpoint: str = "best"  # 'best' on the dev split in training | 'last'
     batch_size: int = 64  # rows decoded together [ours]
     max_rows: int = 0  # rows of the split at most; 0 = all
+    method: str = "decode"  # 'decode' greedily | 'rank': the most probable label of tasks with labels (others are decoded)
 
     def __post_init__(self):
         check_types(self)
+        check_choice("EvalSettings.method", self.method, ("decode", "rank"))
         check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1)
         check_range("EvalSettings.max_rows", self.max_rows, 0)

@@ -41,7 +41,7 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
         gin.add_config_file_search_path(folder)
     for file in files:
         if not any((Path(folder) / file).is_file() for folder in [os.curdir, *folders]):
-            known = sorted({path.name for folder in folders for path in Path(folder).glob("*.gin")})
+            known = sorted({path.relative_to(folder).as_posix() for folder in folders for path in Path(folder).rglob("*.gin")})
             raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")
     try:
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
@@ -84,10 +84,12 @@ def configured(cls):
 def task_names(required: bool = True) -> tuple[str, ...]:
     """The tasks that TASKS or MIXTURE_OR_TASK_NAME names; mixtures become their tasks. The user's module is imported first."""
     chosen = configured(TaskSettings)
+    tasks.paper.configure(chosen.data_dir, chosen.download)
     tasks.import_module(chosen.module or None)
     if not chosen.chosen and required:
         raise UserError("no task is named: give --gin.TASKS=\"['task', ...]\" or --gin.MIXTURE_OR_TASK_NAME=\"'task'\"; `mpt-jax tasks` lists them.")
-    return tasks.expand(chosen.chosen)
+    names = tasks.expand(chosen.chosen)
+    return tuple(tasks.paper.variant_of(name, chosen.label_targets, chosen.as_published) for name in names)
 
 
 def command_train(arguments: argparse.Namespace) -> int:

@@ -167,3 +167,60 @@ def test_files_of_results(model, cache, tmp_path, monkeypatch):
     assert written["std"]["accuracy"] == pytest.approx(np.std(values))
     assert evaluate.majority(cache, cache, Witness())["accuracy"] >= 50.0
     assert "| letters | validation | 23 | 2 | **accuracy** |" in evaluate.table([written])
+
+
+def test_ranking_gives_what_decoding_gives_where_a_label_is_likely(model, cache, table):
+    labels = ("no", "yes", "perhaps")
+    tasks.add(tasks.Task("letters", "generated", ("train",), "{t}", labels=labels, generate=lambda _: [], version="1"))
+    other = MemoryCache("other", ["abc", "de fg", "h"], ["no", "no", "yes"])
+    runs = [EvalRun(cache, 1, scorer=Witness()), EvalRun(other, 0, scorer=Witness()), EvalRun(cache, 2, scorer=Witness())]
+    seen = []
+    told = lambda done, total: seen.append((done, total))  # noqa: E731
+    ranked = evaluate_runs(model, runs, VOCABULARY, SPEC, told, method="rank")
+    assert seen[-1] == (49, 49) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    decoded = evaluate_runs(model, runs, VOCABULARY, SPEC)
+    assert ranked[1].predictions == decoded[1].predictions  # no labels are registered
+    labels_CT = requests.label_tokens(labels, VOCABULARY)
+    for place in (0, 2):
+        given = Requests([cache.inputs(row) for row in range(23)], [runs[place].bank_index] * 23, [12] * 23)
+        logp_BC = requests.score_each_label(model, given, labels_CT, SPEC)
+        assert ranked[place].predictions == [labels[best] for best in logp_BC.argmax(axis=1)]
+
+
+def test_ranking_equals_decoding_of_labels(model, cache, table):
+    """A model trained to answer: weights are tuned for a moment, until each row's label has more than half of the probability."""
+    tasks.add(tasks.Task("letters", "generated", ("train",), "{t}", labels=("no", "yes"), generate=lambda _: [], version="1"))
+    tuned = tuned_to_answer(model, cache)
+    run = EvalRun(cache, 0, scorer=Witness())
+    given = Requests([cache.inputs(row) for row in range(23)], [0] * 23, [12] * 23)
+    logp_BC = requests.score_each_label(tuned, given, requests.label_tokens(("no", "yes"), VOCABULARY), SPEC)
+    likely = logp_BC.max(axis=1) > np.log(0.5)
+    assert likely.sum() > 15
+    decoded, ranked = (evaluate_runs(tuned, [run], VOCABULARY, SPEC, method=method)[0].predictions for method in ("decode", "rank"))
+    assert [text for text, sure in zip(decoded, likely, strict=True) if sure] == [
+        text for text, sure in zip(ranked, likely, strict=True) if sure
+    ]
+    assert len(set(ranked)) == 2
+
+
+def tuned_to_answer(model, cache):
+    """The model after some gradient steps on all of its weights."""
+    import jax.numpy as jnp
+
+    from mpt_jax.infer.likelihood import target_log_probabilities
+    from mpt_jax.model.prompted_t5 import decode_targets, encode
+
+    cut = lambda tokens: np.pad(tokens[:24], (0, max(24 - len(tokens), 0)))  # noqa: E731
+    inputs_BL = jnp.array([cut(cache.inputs(row)) for row in range(cache.rows)])
+    targets_BT = jnp.array([np.pad(cache.targets(row), (0, 4 - len(cache.targets(row)))) for row in range(cache.rows)])
+    prompt_BPD = jnp.broadcast_to(model.bank.shared_GPD[0], (cache.rows, *model.bank.shared_GPD.shape[1:]))
+
+    def loss(params):
+        encoded = encode(CONFIG, params, prompt_BPD, inputs_BL)
+        return -target_log_probabilities(decode_targets(CONFIG, params, encoded, targets_BT), targets_BT).mean()
+
+    step = jax.jit(lambda params: jax.tree.map(lambda w, g: w - 0.02 * jnp.sign(g), params, jax.grad(loss)(params)))
+    params = model.params
+    for _ in range(60):
+        params = step(params)
+    return dataclasses.replace(model, params=params)

@@ -37,7 +37,7 @@ def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -
     spec = predictor.spec
     with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:
         tell = lambda done, total: progress.update(done)  # noqa: E731
-        results = evaluate.evaluate_runs(predictor.model, runs, predictor.vocabulary, spec, tell)
+        results = evaluate.evaluate_runs(predictor.model, runs, predictor.vocabulary, spec, tell, settings.method)
     paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
@@ -81,11 +81,15 @@ def list_tasks() -> str:
     """All tasks that are registered, one a line."""
     lines = [("task", "group", "splits", "scores", "what it is")]
     for name, task in sorted(tasks.TABLE.items(), key=lambda item: (item[1].group, item[0])):
+        if name.rpartition(":")[0] in tasks.TABLE:
+            continue  # a variant
         about = task.description or (", ".join(task.labels) if task.labels else task.template or task.kind)
         lines.append((name, task.group, " ".join(task.splits), " ".join(task.scores), about))
     lines += [(name, "seqio", "", "", "") for name in tasks.seqio_tasks.names()[0] if name not in tasks.TABLE]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    return "\n".join(_cells(line, widths) for line in lines)
+    mixtures = [f"{name}: {' '.join(members)}" for name, members in tasks.MIXTURES.items() if len(members) > 1]
+    variants = f"variants of the paper's tasks: {' '.join(f'NAME:{variant}' for variant in tasks.paper.VARIANTS)}"
+    return "\n".join([*(_cells(line, widths) for line in lines), "", "mixtures", *mixtures, "", variants])
 
 
 def _cells(line: Sequence[str], widths: Sequence[int]) -> str:

@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,29 +82,55 @@ def evaluate_runs(
     vocabulary: Vocabulary,
     spec: BatchSpec,
     progress: Progress | None = None,
+    method: str = "decode",
 ) -> list[EvalResult]:
     """Scores of many (bank row, task) pairs. Rows of all of them share batches, each with its own prompt.
 
-    ``spec``: see requests.inference_spec.
+    ``spec``: see requests.inference_spec. ``method`` 'rank' answers tasks with labels by their most probable label, which is what
+    decoding gives wherever a label has more than half of the probability; tasks without labels are decoded.
     Raises tasks.TaskError where a task has no scores.
     """
     scorers = [run.scorer or tasks.scorer(run.cache.name) for run in runs]
     rows = [run.rows() for run in runs]
-    inputs, task_id, limit = [], [], []
-    for run, index in zip(runs, rows, strict=True):
-        inputs += [run.cache.inputs(row) for row in index]
-        task_id += [run.bank_index] * len(index)
-        limit += [run.limit(spec)] * len(index)
-    answers = requests.decode(model, Requests(inputs, task_id, limit), spec, progress)
-    text_of = _remembered(vocabulary)
-    results, start = [], 0
-    for run, index, scorer in zip(runs, rows, scorers, strict=True):
-        predictions = [text_of(tokens) for tokens in answers[start : start + len(index)]]
-        start += len(index)
+    predictions_of: list[list[str]] = [[] for _ in runs]
+    done, total = 0, sum(map(len, rows))
+    for labels, members in _alike(runs, method).items():
+        inputs, task_id, limit = [], [], []
+        for place in members:
+            run, index = runs[place], rows[place]
+            inputs += [run.cache.inputs(row) for row in index]
+            task_id += [run.bank_index] * len(index)
+            limit += [run.limit(spec)] * len(index)
+        tell = (lambda part, _, before=done: progress(before + part, total)) if progress else None
+        texts = _answers(model, Requests(inputs, task_id, limit), labels, vocabulary, spec, tell)
+        done += len(inputs)
+        for place in members:
+            predictions_of[place] = list(itertools.islice(texts, len(rows[place])))
+    results = []
+    for run, index, scorer, predictions in zip(runs, rows, scorers, predictions_of, strict=True):
         scores = scorer([run.cache.extra(row) for row in index], predictions)
         cut = int(np.sum(run.cache.input_lengths[index] > spec.input_length))
         results.append(EvalResult(run.cache.name, run.cache.split, run.bank_index, scores, predictions, index, cut))
     return results
+
+
+def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[int]]:
+    """Places of the runs that are answered together, by the labels that are ranked; () = decoded."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place, run in enumerate(runs):
+        task = tasks.TABLE.get(run.cache.name)
+        labels = task.labels if method == "rank" and task is not None and task.labels else ()
+        groups.setdefault(labels, []).append(place)
+    return groups
+
+
+def _answers(model: Model, given: Requests, labels: tuple[str, ...], vocabulary: Vocabulary, spec: BatchSpec, tell) -> Iterator[str]:
+    """The answer to each request: the most probable label, or decoded where there are none."""
+    if not labels:
+        text_of = _remembered(vocabulary)
+        return (text_of(tokens) for tokens in requests.decode(model, given, spec, tell))
+    logp = requests.score_each_label(model, given, requests.label_tokens(labels, vocabulary), spec, tell)
+    return (labels[place] for place in logp.argmax(axis=1))
 
 
 def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:
