@@ -39,7 +39,7 @@ def convert(source: str, to: str, output: str, task: str | None = None) -> list[
         return formats.write_backbone(to, output, config, arrays, vocabulary)
     held = read_prompts(source)
     if task:
-        held = held.select([_row(held, task)])
+        held = held.select([_row(held, label) for label in task.split(",")])
     return prompt_writers.write(to, output, held)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -83,6 +85,7 @@ def test_t5x_reads_what_is_written(tmp_path):
     formats.write_backbone("t5x", tmp_path / "checkpoint_7", TINY, params)
     index = serialization.msgpack_restore((tmp_path / "checkpoint_7" / "checkpoint").read_bytes())
     assert index["version"] == 3
+    assert index["optimizer"]["state"].keys() == {"step"}  # T5X stumbles over an empty param_states
     row = index["optimizer"]["target"]["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
     row["kvstore"]["path"] = str(tmp_path / "checkpoint_7" / row["kvstore"]["path"])
     array = ts.open(ts.Spec(row), open=True).result().read().result()
@@ -231,3 +234,31 @@ def test_destination_is_whole_or_absent(tmp_path):
     with pytest.raises(UserError, match="missing: encoder/encoder_norm/scale"):
         formats.write_backbone("hf", tmp_path / "new", TINY, broken)
     assert [path.name for path in Path(tmp_path).iterdir()] == ["taken"]
+
+
+MEASURE = """
+import sys
+import numpy as np
+from mpt_jax.model import formats
+def status(field):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+formats.read_backbone(sys.argv[1])
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+tree = formats.restore(formats.read_backbone(sys.argv[1])[1], sys.argv[2], digests={})
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc to measure memory")
+@pytest.mark.parametrize("kind, dtype", [("hf", "float32"), ("hf", "float16"), ("t5x", "float32")])
+def test_peak_memory_is_the_model_and_1_3_times_its_largest_array(kind, dtype, tmp_path):
+    config = T5Config("custom", 24_576, 512, 8, 64, 1024, 2, 2)
+    params = {entry.ours: np.ones(entry.shape, np.float32) for entry in names.entries(config)}
+    formats.write_backbone(kind, tmp_path / "x", config, params)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "x"), dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    sizes = [array.size * np.dtype(dtype).itemsize for array in params.values()]
+    assert int(done.stdout) <= sum(sizes) + 1.3 * max(sizes)

@@ -24,8 +24,7 @@ RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights
 
 
 def read_backbone(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray], str | None]:
-    """(config, arrays by our names in '/' form, vocabulary) of a backbone in any format; no array is read
-    yet.
+    """(config, arrays by our names in '/' form, vocabulary) of a backbone in any format; no array is read yet.
 
     vocabulary: path of a SentencePiece model or tokenizer.json, 'bytes', or None where the checkpoint has
     none (T5X keeps it elsewhere). Prompt variables in a T5X checkpoint are left out. Raises UserError saying

@@ -59,8 +59,7 @@ def _model_directory(folder: Folder) -> tuple[str, str]:
     if not steps:
         listing = ", ".join(folder.names()[:12]) or "nothing"
         raise UserError(
-            f"{folder.path} holds no checkpoint that is known (config.json, adapter_config.json, run.json, "
-            "T5X's `checkpoint` "
-            f"or Orbax' _METADATA). It holds {listing}."
+            f"{folder.path} holds no checkpoint that is known (config.json, adapter_config.json, run.json, T5X's "
+            f"`checkpoint` or Orbax' _METADATA). It holds {listing}."
         )
     return detect(f"{folder.path}/{steps[0]}")

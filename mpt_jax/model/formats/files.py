@@ -58,10 +58,8 @@ class Folder:
         except (ValueError, OSError, TimeoutError) as error:
             reason = str(error) or f"no answer in {REMOTE_SECONDS:.0f} s"
             raise UserError(
-                f"Cannot read {self.path}: {reason}. Check the "
-                "network and the "
-                "credentials (gcloud auth application-default login), or copy the folder here and give its "
-                "local path."
+                f"Cannot read {self.path}: {reason}. Check the network and the credentials (gcloud auth "
+                "application-default login), or copy the folder here and give its local path."
             ) from error
 
     def exists(self, name: str) -> bool:
@@ -122,8 +120,8 @@ class Folder:
 
     def _truncated(self, name: str, start: int, stop: int, end: int) -> UserError:
         return UserError(
-            f"{self.where(name)} is truncated: bytes {start} to {stop} are needed, it ends at {end}. "
-            "Copy or download it again."
+            f"{self.where(name)} is truncated: bytes {start} to {stop} are needed, it ends at {end}. Copy or "
+            "download it again."
         )
 
     def start(self, name: str, count: int) -> bytes:
@@ -133,8 +131,8 @@ class Folder:
         data = self.read(name, 0, count)
         if data.startswith(LFS_POINTER):
             raise UserError(
-                f"{self.where(name)} is a Git LFS pointer, not the weights. Run `git lfs pull` in that "
-                "repository, or download the file itself."
+                f"{self.where(name)} is a Git LFS pointer, not the weights. Run `git lfs pull` in that repository, "
+                "or download the file itself."
             )
         return data
 

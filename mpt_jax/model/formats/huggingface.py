@@ -129,9 +129,8 @@ def _config(
     if scaled and head is not None:
         if not _equal(head, embedding):
             raise UserError(
-                f"{where}: the output is scaled as in T5 v1.0, but lm_head.weight is not the shared "
-                "embedding. "
-                "Set tie_word_embeddings to false if this is a v1.1 model."
+                f"{where}: the output is scaled as in T5 v1.0, but lm_head.weight is not the shared embedding. Set "
+                "tie_word_embeddings to false if this is a v1.1 model."
             )
         del arrays["lm_head.weight"]
     if not scaled and head is None and tied:

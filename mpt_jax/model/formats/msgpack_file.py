@@ -69,8 +69,7 @@ class _Walk:
         start = self.file.tell()
         if start + count > self.size:
             raise UserError(
-                f"{self.folder.where(self.name)} is truncated: it ends at byte {self.size}, an array in it "
-                "at byte "
+                f"{self.folder.where(self.name)} is truncated: it ends at byte {self.size}, an array in it at byte "
                 f"{start + count}. Copy or download it again."
             )
         self.file.seek(start + count)

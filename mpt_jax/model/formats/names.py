@@ -13,6 +13,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.model.formats.arrays import LazyArray
 
 MAX_NAMES_IN_MESSAGE = 12
+SCANNED = "encoder/encoder/"  # how T5X's scalable_t5 names layers that it stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +216,8 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
     def shape(path: str) -> tuple[int, ...]:
         if path not in shapes:
             held = listed(shapes) or "nothing"
+            if any(name.startswith(SCANNED) for name in shapes):
+                raise UserError(f"{source} holds stacked layers; save it once from T5X with scan_layers = False.")
             raise UserError(f"{source} holds no T5: {path} is missing. It holds {held}.")
         return shapes[path]
 

@@ -81,10 +81,8 @@ def _factors(prompts: PromptFile) -> tuple[np.ndarray, np.ndarray]:
     """The factors of a bank with one shared prompt; ones where a single prompt has none."""
     if prompts.shared_GPD.shape[0] != 1:
         raise UserError(
-            f"The bank has {prompts.shared_GPD.shape[0]} shared prompts for {len(prompts.task_names)} tasks; "
-            f"a PEFT "
-            f"multitask adapter has one. Give --task (one of {', '.join(prompts.task_names)}) or --to "
-            f"peft_single."
+            f"The bank has {prompts.shared_GPD.shape[0]} shared prompts for {len(prompts.task_names)} tasks; a PEFT "
+            f"multitask adapter has one. Give --task (one of {', '.join(prompts.task_names)}) or --to peft_single."
         )
     if prompts.cols_NPR is not None and prompts.rows_NRD is not None:
         return prompts.cols_NPR, prompts.rows_NRD

@@ -47,8 +47,7 @@ class PromptFile:
         num_tasks, num_groups = len(self.group_N), self.shared_GPD.shape[0]
         if self.shared_GPD.ndim != 3 or len(self.task_names) != num_tasks or num_tasks == 0:
             raise UserError(
-                f"A bank of shape {self.shared_GPD.shape} with {len(self.task_names)} task names and "
-                f"{num_tasks} "
+                f"A bank of shape {self.shared_GPD.shape} with {len(self.task_names)} task names and {num_tasks} "
                 "groups is no set of prompts."
             )
         if min(self.group_N) < 0 or max(self.group_N) >= num_groups:
@@ -60,8 +59,7 @@ class PromptFile:
             wanted = (num_tasks, length, rank), (num_tasks, rank, width)
             if (self.cols_NPR.shape, self.rows_NRD.shape) != wanted:
                 raise UserError(
-                    f"Factors have shapes {self.cols_NPR.shape} and {self.rows_NRD.shape}, not {wanted[0]} "
-                    f"and "
+                    f"Factors have shapes {self.cols_NPR.shape} and {self.rows_NRD.shape}, not {wanted[0]} and "
                     f"{wanted[1]} (tasks, prompt length, rank, width)."
                 )
 
@@ -128,8 +126,7 @@ def read(path: str | os.PathLike, width: int | None = None, drop_decoder_half: b
         raise UserError(f"{path} holds a backbone ({kind}), no prompts.")
     if width is not None and prompts.width != width:
         raise UserError(
-            f"{path} holds prompts of width {prompts.width}, the backbone has width {width}: they were "
-            f"trained for "
+            f"{path} holds prompts of width {prompts.width}, the backbone has width {width}: they were trained for "
             "another model."
         )
     return prompts
@@ -211,11 +208,9 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
         return plain(shared_PD[None, :length], listed or [os.path.basename(folder.path)], metadata)
     if parts != 1 and not drop_decoder_half:
         raise UserError(
-            f"{where}: num_transformer_submodules = {parts}, so the adapter also holds a prompt for the "
-            f"decoder, which "
-            "PEFT uses in training but not in `generate`. Train it with num_transformer_submodules=1, or "
-            "read it with "
-            "drop_decoder_half=True to keep what `generate` uses."
+            f"{where}: num_transformer_submodules = {parts}, so the adapter also holds a prompt for the decoder, "
+            "which PEFT uses in training but not in `generate`. Train it with num_transformer_submodules=1, or "
+            "read it with drop_decoder_half=True to keep what `generate` uses."
         )
     cols, rows = _tensor(weights, "prefix_task_cols", folder), _tensor(weights, "prefix_task_rows", folder)
     task_names = tuple(listed or (f"task_{n}" for n in range(len(cols))))
@@ -252,10 +247,9 @@ def _read_t5x(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
     unknown = found.keys() - {ENCODER_PROMPT}
     if unknown:
         raise UserError(
-            f"{path} holds the prompt variables {names.listed(found)}; only {ENCODER_PROMPT} is known. "
-            f"Decoder prompts "
-            "have no place here, and how prompt-tuning's shared_prompt and task_prompts combine is not in a "
-            "checkpoint."
+            f"{path} holds the prompt variables {names.listed(found)}; only {ENCODER_PROMPT} is known. Decoder "
+            "prompts have no place here, and how prompt-tuning's shared_prompt and task_prompts combine is not in "
+            "a checkpoint."
         )
     array = found[ENCODER_PROMPT].load()
     if array.ndim != 2:

@@ -54,8 +54,7 @@ def _from_index(folder: Folder, index: Mapping[str, Any]) -> dict[str, LazyArray
     version = index.get("version", VERSION)
     if version != VERSION:
         raise UserError(
-            f"{folder.path} is a T5X checkpoint of version {version}; version {VERSION} (since June 2021) is "
-            "read. "
+            f"{folder.path} is a T5X checkpoint of version {version}; version {VERSION} (since June 2021) is read. "
             "Restore and save it once with a current T5X."
         )
     target = index.get("optimizer", index)
@@ -135,10 +134,10 @@ def steps(folder: Folder) -> list[str]:
 
 
 def write_native(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) -> None:
-    """Writes a native checkpoint of the parameters alone into an existing empty folder; T5X restores it by
-    name.
+    """Writes a native checkpoint of the parameters alone into an existing empty folder.
 
-    Matrices become zarr folders, vectors lie in the index, as T5X writes them.
+    It has the tree of T5X's InferenceState (no param_states: T5X stumbles over empty ones). Matrices become zarr folders,
+    vectors lie in the index, as T5X writes them.
     """
     from flax import serialization
 
@@ -153,7 +152,7 @@ def write_native(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) ->
         node[leaf] = array if small else zarr.write(folder, "target." + path.replace("/", "."), array)
     index = {
         "version": VERSION,
-        "optimizer": {"target": target, "state": {"step": np.asarray(step, np.int32), "param_states": {}}},
+        "optimizer": {"target": target, "state": {"step": np.asarray(step, np.int32)}},
     }
     with open(os.path.join(folder, INDEX), "wb") as file:
         file.write(serialization.msgpack_serialize(index))
@@ -164,6 +163,6 @@ def write_orbax(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) -> 
     import orbax.checkpoint as ocp
 
     target = unflatten((path, lazy.load()) for path, lazy in arrays.items())
-    tree = {"target": target, "state": {"step": np.asarray(step, np.int32), "param_states": {}}}
+    tree = {"target": target, "state": {"step": np.asarray(step, np.int32)}}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
         checkpointer.save(os.path.join(os.path.abspath(folder), "state"), args=ocp.args.PyTreeSave(tree))

@@ -173,9 +173,8 @@ class _Machine:
     def _global(self, name: str) -> _Global:
         if name not in ALLOWED:
             raise UserError(
-                f"{self.where} asks to run {name.replace(' ', '.')}; refused, nothing was run. A file of "
-                "weights needs only "
-                "tensors: save it as safetensors where you trust it."
+                f"{self.where} asks to run {name.replace(' ', '.')}; refused, nothing was run. A file of weights "
+                "needs only tensors: save it as safetensors where you trust it."
             )
         return _Global(name)
 

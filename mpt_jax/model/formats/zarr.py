@@ -76,8 +76,8 @@ def _check_chunks(store: ts.TensorStore, source: str) -> None:
     found = sum(not key.decode().split("/")[-1].startswith((".z", "zarr.json")) for key in keys)
     if found < wanted:
         raise UserError(
-            f"{source} lacks {wanted - found} of its {wanted} chunk files, which would be read as zeros. "
-            "Copy the checkpoint again."
+            f"{source} lacks {wanted - found} of its {wanted} chunk files, which would be read as zeros. Copy the "
+            "checkpoint again."
         )
 
 
