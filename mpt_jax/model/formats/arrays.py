@@ -153,10 +153,15 @@ def restore(
     of each array's name, shape and values as they are in the file, for `fingerprint`; every process then reads every
     array. Above the arrays themselves, host memory holds no more than the largest one: small arrays are read ahead.
     """
-    fetch = functools.partial(_fetch, dtype=dtype, sharding=sharding, digests=digests)
-    itemsize = None if dtype is None else np.dtype(dtype).itemsize
-    sizes = {path: math.prod(lazy.shape) * (itemsize or lazy.dtype.itemsize) for path, lazy in arrays.items()}
+    sizes = {path: _bytes(lazy, dtype) for path, lazy in arrays.items()}
     limit = max(sizes.values(), default=0)
+    if digests is not None:  # an array that is converted is in memory as it is in the file, too
+        sizes = {
+            path: size + (_bytes(arrays[path]) if _converted(arrays[path], dtype) else 0)
+            for path, size in sizes.items()
+        }
+    parts = {path: 1 if size <= limit else DIGEST_PARTS for path, size in sizes.items()}
+    fetch = functools.partial(_fetch, dtype=dtype, sharding=sharding, digests=digests)
     waiting: collections.deque[tuple[str, concurrent.futures.Future]] = collections.deque()
     placed = {}
 
@@ -169,7 +174,7 @@ def restore(
         for path, lazy in sorted(arrays.items(), key=lambda item: -sizes[item[0]]):
             while waiting and sizes[path] + sum(sizes[name] for name, _ in waiting) > limit:
                 take()
-            waiting.append((path, readers.submit(fetch, path, lazy)))
+            waiting.append((path, readers.submit(fetch, path, lazy, parts[path])))
         while waiting:
             take()
     return unflatten((path, placed[path]) for path in arrays)
@@ -186,34 +191,42 @@ def _place(path: str, array: Any, place: Callable[[str, np.ndarray], Any] | None
     return placed.block_until_ready() if hasattr(placed, "block_until_ready") else placed
 
 
-def _fetch(path: str, lazy: LazyArray, dtype: Any, sharding: Any, digests: dict[str, bytes] | None) -> Any:
+def _converted(lazy: LazyArray, dtype: Any) -> bool:
+    return dtype is not None and lazy.dtype != dtype
+
+
+def _bytes(lazy: LazyArray, dtype: Any = None) -> int:
+    return math.prod(lazy.shape) * np.dtype(lazy.dtype if dtype is None else dtype).itemsize
+
+
+def _fetch(path: str, lazy: LazyArray, parts: int, dtype: Any, sharding: Any, digests: dict[str, bytes] | None) -> Any:
     """An array in the wanted dtype: numpy, or a jax array with the given sharding."""
     if sharding is None:
-        return _load(path, lazy, dtype, digests)
+        return _load(path, lazy, parts, dtype, digests)
     import jax
 
     target = sharding(path, lazy.shape)
     if digests is None and not target.is_fully_addressable:
         return jax.make_array_from_callback(lazy.shape, target, lambda index: lazy.load(dtype, index))
-    array = _load(path, lazy, dtype, digests)
+    array = _load(path, lazy, parts, dtype, digests)
     return jax.make_array_from_callback(lazy.shape, target, lambda index: array[index])
 
 
-def _load(path: str, lazy: LazyArray, dtype: Any, digests: dict[str, bytes] | None) -> np.ndarray:
-    """An array in the wanted dtype; one that is converted is read in parts, so that its digest needs little memory."""
+def _load(path: str, lazy: LazyArray, parts: int, dtype: Any, digests: dict[str, bytes] | None) -> np.ndarray:
+    """An array in the wanted dtype; for its digest, one that is converted is read in so many parts as it is in the file."""
     if digests is None:
         return lazy.load(dtype)
     digest = hashlib.sha256(f"{path}{lazy.shape}{lazy.dtype}".encode())
-    if dtype is None or lazy.dtype == dtype or not lazy.shape:
+    if not _converted(lazy, dtype):
         array = lazy.load()
         digest.update(array.reshape(-1).view(np.uint8).data)
-        array = array if dtype is None else array.astype(dtype, copy=False)
     else:
         array = _empty(lazy.shape, dtype)
-        rows = max(1, -(-lazy.shape[0] // DIGEST_PARTS))
-        for start in range(0, lazy.shape[0], rows):
-            part = lazy.load(index=(slice(start, start + rows), *whole(lazy.shape[1:])))
+        rows = -(-lazy.shape[0] // parts) if lazy.shape else 1
+        for start in range(0, lazy.shape[0] if lazy.shape else 1, max(rows, 1)):
+            index = (slice(start, start + rows), *whole(lazy.shape[1:])) if lazy.shape else ()
+            part = lazy.load(index=index)
             digest.update(part.reshape(-1).view(np.uint8).data)
-            array[start : start + rows] = part
+            array[index] = part
     digests[path] = digest.digest()
     return array
