@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+import tasks
 from mpt_jax.errors import UserError
-from mpt_jax.infer import evaluate, figures, history, report
+from mpt_jax.infer import evaluate, figures, history, published, report
 
 SUMMARY = {
     "seconds": 250.0,
@@ -108,7 +109,7 @@ def test_files_of_many_runs(tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 10_000
     parser = Page()
     parser.feed(page.read_text())
-    assert not parser.open and parser.tags.count("table") == 2 and parser.tags.count("details") == 3
+    assert not parser.open and parser.tags.count("table") == 3 and parser.tags.count("details") == 3
     assert all(source.startswith("data:") for source in parser.sources)  # opens without a network
     assert "&lt;b&gt;" in page.read_text()
 
@@ -154,3 +155,34 @@ def test_the_quickstart_page(tmp_path):
     assert "| **mean** | **25.5** | **40.0** | **55.2** |" in text and "| order | 50.0 | 80.0 | 78.2 |" in text
     assert "212 parameters" in text and "250 s" in text
     assert figures.draw_quickstart(SUMMARY, tmp_path / "q.png").stat().st_size > 10_000
+
+
+def test_published_numbers_stand_beside_ours(tmp_path):
+    folder = write_run(tmp_path / "glue", tasks=("mrpc", "rte:index", "own"))
+    (folder / "eval").mkdir()
+    for task, names in (("mrpc", {"average": 80.0, "accuracy": 79.0, "f1": 81.0}), ("rte:index", {"accuracy": 71.0})):
+        std = dict.fromkeys(names, 0.5)
+        found = {"task": task, "split": "test", "main_score": next(iter(names)), "scores": names, "std": std, "runs": [{}, {}, {}]}
+        (folder / "eval" / f"{task.replace(':', '_')}.json").write_text(json.dumps(found))
+    (found,) = report.comparisons(report.read_runs([folder]))
+    header, ours = found.rows[:2]
+    assert header == ["method", "trained a task", "mnli", "qqp", "qnli", "sst2", "stsb", "mrpc", "rte", "cola", "average", "from"]
+    empty, mrpc, rte = "–", "79.0 ± 0.5 (3)", "71.0 ± 0.5 (3)"
+    assert ours[2:] == [empty] * 5 + [mrpc, rte, empty, empty, "teacher, nano (6.7 M)"]
+    lines = {row[0]: row[2:] for row in found.rows[2:]}
+    assert lines["MPT"] == ["85.9", "90.3", "93.1", "93.8", "90.4", "89.1", "79.4", "62.4", "85.6", "ACCEPT, ULPT"]
+    assert {"fine-tuning", "PT", "PT trained long", "SPoT", "ATTEMPT", "DePT", "ACCEPT"} <= set(lines)
+    assert "glue has no score of mnli, qqp, qnli, sst2, stsb, cola" in found.note
+    table = report.report([folder], tmp_path / "out")[0].read_text()
+    assert "GLUE beside published numbers" in table and "| MPT | 77.6K | 85.9 |" in table
+
+
+def test_published_tables_name_tasks_that_there_are():
+    for names in published.BENCHMARKS.values():
+        assert set(names) <= set(tasks.TABLE)
+    for task, score in published.REPORTED.items():
+        assert score in {key for name in tasks.TABLE[task].scores for key in tasks.scores.SCORES[name].keys}
+    means = {line.method: np.mean([line.scores[name] for name in published.GLUE]) for line in published.ROWS}
+    printed = {"fine-tuning": 84.9, "Adapters": 84.4, "BitFit": 83.3, "PT": 72.2, "SPoT": 82.3, "ATTEMPT": 83.4, "MPT": 85.6}
+    for method, value in printed.items():
+        assert means[method] == pytest.approx(value, abs=0.11)

@@ -12,6 +12,7 @@ import numpy as np
 from mpt_jax.checkpoint import read_run_json
 from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, figures
+from mpt_jax.infer.comparison import Comparison, comparisons
 from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
 from mpt_jax.metrics import read_metrics
@@ -28,6 +29,7 @@ class Score:
     std: float
     runs: int
     split: str  # of the evaluation, or IN_TRAINING where there was none
+    all: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict, compare=False)  # every score: (mean, std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,8 @@ def read_run(folder: str | Path, name: str = "") -> RunRecord:
         try:
             found = json.loads(path.read_text())
             key = found["main_score"]
-            score = Score(key, found["scores"][key], found["std"][key], len(found["runs"]), found["split"])
+            every = {name: (mean, found["std"][name]) for name, mean in found["scores"].items() if name in found["std"]}
+            score = Score(key, found["scores"][key], found["std"][key], len(found["runs"]), found["split"], every)
         except (json.JSONDecodeError, KeyError) as error:
             raise UserError(f"{str(path)!r} is damaged ({error}); write it again with `mpt-jax eval`.") from error
         scores[found["task"]] = score
@@ -197,9 +200,11 @@ def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]
     output_dir.mkdir(parents=True, exist_ok=True)
     scores, runs = score_rows(records), run_rows(records)
     table, picture, page = (output_dir / name for name in ("table.md", "report.png", "report.html"))
-    table.write_text(f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}", encoding="utf-8")
+    beside = comparisons(records)
+    published_text = "".join(f"\n{found.title}\n\n{markdown(found.rows, 2)}\n{found.note}\n" for found in beside)
+    table.write_text(f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}", encoding="utf-8")
     figures.draw_report(picture, loss_lines(records), dev_lines(records), *bars(records))
-    page.write_text(_page(records, scores, runs, picture), encoding="utf-8")
+    page.write_text(_page(records, scores, runs, picture, beside), encoding="utf-8")
     return [table, picture, page]
 
 
@@ -245,13 +250,13 @@ summary {{ cursor: pointer; font-weight: 600; margin: .6rem 0; }}
 <h1>{title}</h1><p class="quiet">{subtitle}</p>
 <h2>Scores</h2><div class="wide">{scores}</div><p class="quiet">{notes}</p>
 <h2>Curves and bars</h2><img alt="Training loss, dev scores and scores by task" src="data:image/png;base64,{picture}">
-<h2>Runs</h2><div class="wide">{runs}</div>
+{published}<h2>Runs</h2><div class="wide">{runs}</div>
 <h2>How they were made</h2>{details}
 </body></html>
 """
 
 
-def _page(records: Sequence[RunRecord], scores, runs, picture: Path) -> str:
+def _page(records: Sequence[RunRecord], scores, runs, picture: Path, beside: Sequence[Comparison]) -> str:
     names = ", ".join(record.name for record in records)
     return PAGE.format(
         title=html.escape(f"Report: {names}"),
@@ -259,9 +264,15 @@ def _page(records: Sequence[RunRecord], scores, runs, picture: Path) -> str:
         scores=_html_table(scores),
         notes=html.escape(notes(records)),
         picture=base64.b64encode(picture.read_bytes()).decode(),
+        published="".join(map(_section, beside)),
         runs=_html_table(runs),
         details="".join(_details(records)),
     )
+
+
+def _section(found: Comparison) -> str:
+    note = f'<p class="quiet">{html.escape(found.note)}</p>'
+    return f'<h2>{html.escape(found.title)}</h2><div class="wide">{_html_table(found.rows)}</div>{note}\n'
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
