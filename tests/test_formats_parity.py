@@ -19,6 +19,7 @@ from mpt_jax.model.prompted_t5 import forward
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
+run_forward = jax.jit(forward, static_argnums=0)  # one program; op by op compiles hundreds
 LENGTH, TASKS = 5, ("first", "second", "third")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -54,7 +55,7 @@ def check_logits(folder, tolerance: float) -> None:
     config, params = our_model(folder)
     inputs_BL, targets_BT = tokens(config, 4, 11, 0), tokens(config, 4, 6, 1)
     theirs = their_logits(load(folder), inputs_BL, targets_BT)
-    ours = np.asarray(forward(config, params, None, inputs_BL, targets_BT).logits_BTV)
+    ours = np.asarray(run_forward(config, params, None, inputs_BL, targets_BT).logits_BTV)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
@@ -101,7 +102,7 @@ def our_outputs(config, params, held: PromptFile, task: int, inputs_BL, targets_
     """(logits, greedily decoded tokens) of one task's prompt."""
     bank = PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N)
     prompt_BPD = compose(bank, jnp.full(len(inputs_BL), task))
-    logits_BTV = forward(config, params, prompt_BPD, inputs_BL, targets_BT).logits_BTV
+    logits_BTV = run_forward(config, params, prompt_BPD, inputs_BL, targets_BT).logits_BTV
     return np.asarray(logits_BTV), np.asarray(greedy_decode(config, params, prompt_BPD, inputs_BL, steps))
 
 
