@@ -93,6 +93,14 @@ def test_by_hand(name, golds, predictions, labels, expected):
     assert set(expected) == set(scores.SCORES[name].keys)
 
 
+def test_multirc_by_hand():
+    """Question x: all right; y: one of two right; z: its only answer is no label. Two true yes of three found, one false yes."""
+    golds = [["yes"], ["no"], ["yes"], ["no"], ["yes"]]
+    predictions = ["yes", "no", "yes", "yes", "?"]
+    found = scores.multirc(golds, predictions, TWO, ["x", "x", "y", "y", "z"])
+    assert found == pytest.approx({"f1a": 100 * 2 / 3, "em": 100 / 3})
+
+
 def test_every_score_is_tested_and_has_its_own_keys():
     keys = [key for name, row in scores.SCORES.items() if name != "squad" for key in row.keys]
     assert len(set(keys)) == len(keys)

@@ -75,3 +75,12 @@ def test_unknown_task(table):
     for ask in (tasks.scorer, tasks.main_score):
         with pytest.raises(tasks.TaskError, match="unknown task 'nothing'"):
             ask("nothing")
+
+
+def test_groups_are_the_rows_own(table):
+    add("grouped", labels=("no", "yes"), score="multirc")
+    rows = [{"targets": "yes", "group": 1}, {"targets": "no", "group": 1}, {"targets": "yes", "group": 2}]
+    found = tasks.scorer("grouped")(rows, ["yes", "yes", "yes"])
+    assert found == pytest.approx({"f1a": 80.0, "em": 50.0, "average": 65.0, "invalid": 0.0})
+    with pytest.raises(tasks.TaskError, match="row 0 has no field 'group'"):
+        tasks.scorer("grouped")([{"targets": "yes"}], ["yes"])

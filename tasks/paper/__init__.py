@@ -11,7 +11,7 @@ from functools import partial
 from tasks.paper import location
 from tasks.paper.reading import SPLITS, VERSION, generate, origin
 from tasks.paper.sets import ALIASES, MIXTURES, SETS, PaperSet
-from tasks.table import Task, add, add_mixture
+from tasks.table import TABLE, Task, add, add_mixture
 
 INDEX, PUBLISHED = "index", "published"
 VARIANTS = (INDEX, PUBLISHED)
@@ -39,7 +39,7 @@ def _task(row: PaperSet, variant: str = "") -> Task:
 
 def variant_of(name: str, label_targets: str = "words", as_published: bool = False) -> str:
     """The name of the variant that the settings ask for; a task that is none of the paper's, or has no such variant, keeps its own."""
-    if name not in SETS:
+    if name not in SETS or TABLE[name].origin is None:  # none of the paper's, or a user's task of that name
         return name
     if as_published:
         return f"{name}:{PUBLISHED}"

@@ -80,9 +80,12 @@ def question_answer(record: dict, published: bool) -> dict:
 
 
 def pad_punctuation(text: str) -> str:
-    """Blanks around each character that is no letter, digit, accent, underscore or blank; blanks collapsed (T5)."""
+    """Blanks around each character that is no letter, digit, accent, underscore or blank; blanks collapsed (T5).
+
+    T5 leaves a blank at the ends, which SentencePiece drops.
+    """
     padded = "".join(letter if _is_word(letter) else f" {letter} " for letter in text)
-    return re.sub(r"[ \t\n\f\r]+", " ", padded)
+    return re.sub(r"[ \t\n\f\r]+", " ", padded).strip(" ")
 
 
 def _is_word(letter: str) -> bool:
