@@ -224,3 +224,21 @@ def tuned_to_answer(model, cache):
     for _ in range(60):
         params = step(params)
     return dataclasses.replace(model, params=params)
+
+
+def test_labels_that_the_vocabulary_spells_otherwise_are_still_labels(table):
+    """A lower-case vocabulary answers "world" where the label is "World"."""
+
+    class LowerCase:
+        def encode(self, text):
+            return [ord(letter) for letter in text.lower()]
+
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+    import tasks
+    from mpt_jax.infer.evaluate import spelling
+
+    tasks.jsonl("news", files={"train": "absent.jsonl"}, template="{text}", labels=("World", "sports"))
+    assert spelling("news", LowerCase()) == {"world": "World", "sports": "sports"}
+    assert spelling("unknown", LowerCase()) == {}

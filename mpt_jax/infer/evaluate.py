@@ -107,11 +107,19 @@ def evaluate_runs(
         for place in members:
             predictions_of[place] = list(itertools.islice(texts, len(rows[place])))
     results = []
-    for run, index, scorer, predictions in zip(runs, rows, scorers, predictions_of, strict=True):
+    for run, index, scorer, found in zip(runs, rows, scorers, predictions_of, strict=True):
+        spelled = spelling(run.cache.name, vocabulary)
+        predictions = [spelled.get(text, text) for text in found]
         scores = scorer([run.cache.extra(row) for row in index], predictions)
         cut = int(np.sum(run.cache.input_lengths[index] > spec.input_length))
         results.append(EvalResult(run.cache.name, run.cache.split, run.bank_index, scores, predictions, index, cut))
     return results
+
+
+def spelling(task: str, vocabulary: Vocabulary) -> dict[str, str]:
+    """A task's labels by what the vocabulary makes of them: a lower-case vocabulary cannot answer "World" otherwise."""
+    known = tasks.TABLE.get(task)
+    return {vocabulary.decode([*vocabulary.encode(label)]): label for label in (known.labels if known else None) or ()}
 
 
 def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[int]]:

@@ -18,6 +18,7 @@ from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
+from mpt_jax.infer.evaluate import spelling
 from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.infer.requests import Model, Progress, Requests
 from mpt_jax.model.backbone import load_backbone
@@ -78,7 +79,8 @@ class Predictor:
         limit = max_tokens or self.spec.target_length
         given = self._requests(texts, self.bank_row(task, seed), limit)
         answers = requests.decode(self.model, given, self._spec(len(given.task_id)), progress)
-        return [self.vocabulary.decode(tokens) for tokens in answers]
+        spelled = spelling(task or self.tasks[0], self.vocabulary)
+        return [spelled.get(text, text) for text in map(self.vocabulary.decode, answers)]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], task: str | None = None, seed: int | None = None) -> np.ndarray:
         """Log-probability of each target (natural logarithm, summed over its tokens, EOS included): (B,) float32."""

@@ -68,13 +68,12 @@ def _write_file(dest: str, suffix: str, prompts: PromptFile, save) -> list[str]:
 
 
 def _npz(file: Any, prompts: PromptFile) -> None:
-    composed_NPD = prompts.compose()
-    # first, for readers that take the first array: a single task's prompt (P, D)
-    arrays = {"prompt_PD": composed_NPD[0]} if len(composed_NPD) == 1 else {"prompt_NPD": composed_NPD}
-    bank = {"shared_GPD": prompts.shared_GPD, "cols_NPR": prompts.cols_NPR, "rows_NRD": prompts.rows_NRD}
-    arrays |= {name: array for name, array in bank.items() if array is not None}
-    arrays |= {"group_N": prompts.group_N, "task_names": np.array(prompts.task_names)}
-    np.savez(file, **arrays, metadata=np.array(json.dumps(prompts.metadata)))
+    """Each task's composed prompt (P, D) under its name, then the bank that they come from under ``bank/``."""
+    arrays = dict(zip(prompts.task_names, prompts.compose(), strict=True))
+    bank = {"shared_GPD": prompts.shared_GPD, "cols_NPR": prompts.cols_NPR, "rows_NRD": prompts.rows_NRD, "group_N": prompts.group_N}
+    bank |= {"task_names": np.array(prompts.task_names), "metadata": np.array(json.dumps(prompts.metadata))}
+    arrays |= {f"bank/{name}": array for name, array in bank.items() if array is not None}
+    np.savez(file, **arrays)
 
 
 def _factors(prompts: PromptFile) -> tuple[np.ndarray, np.ndarray]:

@@ -161,7 +161,8 @@ def _read_npy(path: str) -> PromptFile:
 
 def _read_npz(path: str) -> PromptFile:
     """A bank as written here, or one prompt (P, D) for each name."""
-    arrays = _load(path)
+    held = _load(path)
+    arrays = {name.removeprefix("bank/"): array for name, array in held.items() if name.startswith("bank/")}
     if "shared_GPD" in arrays:
         missing = {"group_N", "task_names"} - arrays.keys()
         if missing:
@@ -178,6 +179,7 @@ def _read_npz(path: str) -> PromptFile:
             tuple(str(name) for name in arrays["task_names"]),
             metadata,
         )
+    arrays = held
     prompts = {name: array for name, array in arrays.items() if array.ndim == 2}
     if not prompts or len({array.shape for array in prompts.values()}) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
