@@ -10,6 +10,7 @@ import pytest
 from fixture_folders import TINY, TINY_V1_0, data_folder, random_params
 
 from mpt_jax.config import T5Config
+from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.model import formats
 from mpt_jax.model.formats import prompt_writers, prompts
@@ -223,3 +224,18 @@ def _scale(path: str, config: T5Config) -> float:
         return (config.d_model * config.head_dim) ** -0.5
     fan_in = {"wo": config.d_ff, "out": config.num_heads * config.head_dim}
     return next((size**-0.5 for word, size in fan_in.items() if f"/{word}/" in path), config.d_model**-0.5)
+
+
+def test_tokenizers_of_written_folders(tmp_path):
+    """transformers' tokenizer of a folder written here has our ids, and so has the tokenizer.json that it saves."""
+    texts = ("Hello world, this is a <extra_id_0> test.", "  two  spaces\tand tabs ", "ﬁ ½ naïve 東京 🙂", "premise: A dog. <extra_id_99> x")
+    formats.write_backbone("hf", tmp_path / "pieces", TINY, random_params(TINY), data_folder("vocab/t5_32k.model"))
+    formats.write_backbone("hf", tmp_path / "bytes", TINY, random_params(TINY), "bytes")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "pieces").save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.json").exists()
+    for name in ("pieces", "bytes", "saved"):
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        ours = load_vocabulary("bytes" if name == "bytes" else tmp_path / name)
+        assert len(theirs) == ours.size
+        for text in texts if name != "bytes" else ("héllo 🙂",):
+            assert theirs(text).input_ids == [*ours.encode(text), 1]
