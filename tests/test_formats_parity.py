@@ -228,7 +228,7 @@ def _scale(path: str, config: T5Config) -> float:
 
 def test_tokenizers_of_written_folders(tmp_path):
     """transformers' tokenizer of a folder written here has our ids, and so has the tokenizer.json that it saves."""
-    texts = ("Hello world, this is a <extra_id_0> test.", "  two  spaces\tand tabs ", "ﬁ ½ naïve 東京 🙂", "premise: A dog. <extra_id_99> x")
+    texts = ("Hello world, this is a <extra_id_0> test.", "  two  spaces\tand tabs ", "ﬁ ½ naïve 東京 🙂", "premise: A <extra_id_99> x")
     formats.write_backbone("hf", tmp_path / "pieces", TINY, random_params(TINY), data_folder("vocab/t5_32k.model"))
     formats.write_backbone("hf", tmp_path / "bytes", TINY, random_params(TINY), "bytes")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "pieces").save_pretrained(tmp_path / "saved")
