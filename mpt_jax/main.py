@@ -171,6 +171,12 @@ def command_quickstart(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mpt-jax", description="Multitask prompt tuning for frozen T5 models in JAX.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -191,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     infer = add("infer", command_infer, "eval.gin")
     infer.add_argument("--input", required=True, help="JSONL: rows with the task's fields, or with 'inputs'")
     infer.add_argument("--output", required=True, help="JSONL: each row with inputs and prediction")
-    infer.add_argument("--score", action="store_true", help="also the log-probability of each label")
+    infer.add_argument("--score", nargs="?", const=True, default=False, type=_yes_or_no, help="also the log-probability of each label")
     cache = add("cache", command_cache, "cache.gin")
     cache.add_argument("--splits", default="train,validation", help="splits to cache (default: %(default)s)")
     cache.add_argument("--overwrite", action="store_true", help="write caches anew that exist")

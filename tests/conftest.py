@@ -1,9 +1,14 @@
 """What tests share."""
 
-import jax
-import pytest
+import os
 
-import tasks
+# tests compile much and compute little; set before JAX starts
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+import tasks  # noqa: E402
 
 
 @pytest.fixture

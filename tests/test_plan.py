@@ -1,0 +1,104 @@
+"""Runs of a program: combinations, groups, few-shot rows, streams, where prompts start."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_data import byte_vocabulary, sized_cache
+from tiny_model import CONFIG, LENGTH, backbone, new_bank
+
+from mpt_jax.checkpoint import Checkpoints
+from mpt_jax.config import DataSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.errors import UserError
+from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.formats.arrays import unflatten
+from mpt_jax.model.prompt_bank import compose_all
+from mpt_jax.train import plan
+
+TASKS = ("a", "b")
+
+
+def settings(stage="target", **changes) -> TrainSettings:
+    return TrainSettings(stage, "/somewhere", **changes)
+
+
+def frozen(fingerprint="f" * 16) -> Backbone:
+    params = unflatten((path.removeprefix("backbone/"), array) for path, array in backbone().items())
+    return Backbone("tiny", CONFIG, params, "bytes", fingerprint)
+
+
+def save_run(folder, bank, names, seeds, fingerprint="f" * 16) -> str:
+    """A finished run folder with this bank."""
+    runs = [{"task": name, "seed": seed, "group": int(g)} for name, seed, g in zip(names, seeds, bank.group_N, strict=True)]
+    described = {"runs": runs, "backbone": {"name": "tiny", "fingerprint": fingerprint}}
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(described))
+    checkpoints = Checkpoints(folder)
+    trainable = {f"bank/{name}": array for name, array in bank.trainable().items()}
+    checkpoints.save(1, {"step": np.asarray(1), "trainable": trainable, "opt_state": ()}, None, {})
+    checkpoints.close()
+    return str(folder)
+
+
+def test_independent_stages_give_every_combination_its_own_group():
+    runs = plan.plan_runs(settings(seeds=[1, 2]), PromptSettings(), OptimizerSettings(learning_rate=[0.1, 0.3]), TASKS)
+    assert [run.group for run in runs] == list(range(8))
+    assert {(run.task, run.seed, run.learning_rate) for run in runs} == {(t, s, r) for t in TASKS for s in (1, 2) for r in (0.1, 0.3)}
+
+
+@pytest.mark.parametrize("stage, prompt", [("source", PromptSettings()), ("target", PromptSettings(shared_over_targets=True))])
+def test_stages_that_share_a_prompt_group_the_tasks_of_a_seed(stage, prompt):
+    runs = plan.plan_runs(settings(stage, seeds=[1, 2]), prompt, OptimizerSettings(), TASKS)
+    assert [(run.seed, run.task, run.group) for run in runs] == [(1, "a", 0), (1, "b", 0), (2, "a", 1), (2, "b", 1)]
+
+
+def test_finetuning_trains_one_set_of_weights():
+    with pytest.raises(UserError, match="one seed and one learning rate, not 2"):
+        plan.plan_runs(settings("finetune", seeds=[1, 2]), PromptSettings(), OptimizerSettings(), TASKS)
+
+
+def test_few_shot_rows_depend_on_task_and_seed_alone(tmp_path):
+    caches = {name: sized_cache(tmp_path, 40 + n, name) for n, name in enumerate(TASKS)}
+    runs = plan.plan_runs(settings("fewshot", seeds=[1, 2]), PromptSettings(), OptimizerSettings(learning_rate=[0.1, 0.3]), TASKS)
+    drawn = plan.draw_few_shot(runs, caches, DataSettings(k_shot=4))
+    rows = {}
+    for run in drawn:
+        assert len(run.few_shot) == 4
+        assert rows.setdefault((run.task, run.seed), run.few_shot) == run.few_shot
+    assert len(set(rows.values())) == 4
+    streams = plan.make_streams(drawn, caches, DataSettings(batch_size=3))
+    assert [stream.bank_index for stream in streams] == [(n,) for n in range(8)]
+    np.testing.assert_array_equal(streams[5].subset[0], drawn[5].few_shot)
+
+
+def test_targets_start_from_the_source_group_of_their_seed(tmp_path):
+    source = new_bank(2, 2)
+    train = settings(seeds=[7, 9], source_dir=save_run(tmp_path / "source", source, ["s", "t"] * 2, [9, 9, 7, 7]))
+    prompt = PromptSettings(length=LENGTH)
+    runs = plan.plan_runs(train, prompt, OptimizerSettings(), ("a",))
+    bank = plan.make_bank(runs, train, prompt, frozen(), byte_vocabulary())
+    np.testing.assert_array_equal(bank.shared_GPD, source.shared_GPD[[1, 0]])
+    np.testing.assert_allclose(bank.cols_NPR[0], source.cols_NPR[2:].mean(0), rtol=1e-6)
+
+
+def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
+    teachers = new_bank(3, 1, rank=0)
+    folder = save_run(tmp_path / "teachers", teachers, ["a", "b", "a"], [1, 1, 2])
+    runs = plan.plan_runs(settings("source", seeds=[2]), PromptSettings(), OptimizerSettings(), TASKS)
+    prompts = plan.teacher_prompts(runs, folder, frozen(), PromptSettings(length=LENGTH), True)
+    np.testing.assert_array_equal(prompts, np.asarray(compose_all(teachers))[[2, 1]])
+    with pytest.raises(UserError, match="compares prompts of one length; teachers have 3, PROMPT_LENGTH is 5"):
+        plan.teacher_prompts(runs, folder, frozen(), PromptSettings(length=5), True)
+    with pytest.raises(UserError, match="no teacher for source task c .it has a, b."):
+        other = plan.plan_runs(settings("source"), PromptSettings(), OptimizerSettings(), ("a", "c"))
+        plan.teacher_prompts(other, folder, frozen(), PromptSettings(length=LENGTH), False)
+
+
+def test_without_transfer_prompts_start_from_the_vocabulary():
+    prompt = PromptSettings(length=LENGTH, rank=0, transfer="none")
+    runs = plan.plan_runs(settings(seeds=[1, 2]), prompt, OptimizerSettings(), ("a",))
+    bank = plan.make_bank(runs, settings(), prompt, frozen(), byte_vocabulary())
+    embedding = np.asarray(backbone()["backbone/token_embedder/embedding"])
+    for vector in bank.shared_GPD.reshape(-1, CONFIG.d_model):
+        assert np.any(np.all(embedding == vector, axis=1))
+    assert not np.array_equal(bank.shared_GPD[0], bank.shared_GPD[1])
