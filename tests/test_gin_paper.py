@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from paper_files import write_published
+from tiny_model import CONFIG
 
 import tasks
 from mpt_jax import main
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TaskSettings, TrainSettings
+from mpt_jax.model import formats
+from mpt_jax.model.prompted_t5 import init_backbone
+from tasks.paper import location, reading
 
 FOLDER = Path(main.__file__).parent.parent / "gin" / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin"))
@@ -62,3 +67,51 @@ def test_an_unknown_file_is_told_with_the_known_ones():
 
     with pytest.raises(UserError, match=r"paper/glew\.gin: no such file.*paper/glue\.gin"):
         main.parse_gin(["paper/glew.gin"], [], [])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """All sets with 8 rows a file, a random T5 over bytes, and the folder of the runs."""
+    folder = tmp_path_factory.mktemp("paper")
+    write_published(folder / "data")
+    formats.write_backbone("own", str(folder / "t5"), CONFIG, init_backbone(CONFIG, 0), "bytes")
+    return folder
+
+
+def run(world, command, name, **macros):
+    settings = {
+        "MODEL_DIR": str(world / name), "BACKBONE": str(world / "t5"), "CACHE_DIR": str(world / "cache"), "DTYPE": "float32",
+        "TASK_DATA_DIR": str(world / "data"), "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 8}, **macros,
+    }  # fmt: skip
+    return main.main([*command, *(f"--gin.{key.replace('__', '.')}={value!r}" for key, value in settings.items())])
+
+
+def train(world, name, **macros):
+    """Two steps of a file, once; its folder."""
+    if (world / name / "run.json").is_file():
+        return str(world / name)
+    few = {"TRAIN_STEPS": 2, "BATCH_SIZE": 4, "SEED": 42, "TrainSettings__eval_steps": 2}
+    few["PROMPT_LENGTH"] = 5 if name == "prompt_length" else 3
+    assert run(world, ["train", f"--gin_file=paper/{name}.gin"], name, **few, **macros) == 0
+    return str(world / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WANTED))
+def test_some_steps_of_each_file_end_in_a_report(name, world, monkeypatch, capfd):
+    monkeypatch.setattr(reading, "DEV_ROWS", 2)
+    monkeypatch.setenv(location.DATA_FOLDER, "")  # what the command sets is taken back
+    stages = {"teachers": {}}
+    if name not in ("teachers", "no_distillation"):
+        stages = {name: {"TEACHER_DIR": train(world, "teachers")}}
+    if name in ("glue", "superglue", "mrqa", "others", "fewshot", "nlg", "multi_target"):
+        stages = {name: {"SOURCE_DIR": train(world, "sources", TEACHER_DIR=train(world, "teachers"))}}
+        stages[name] |= {"K_SHOT": 4} if name == "fewshot" else {}
+    folder = train(world, name, **stages.get(name, {}))
+    assert run(world, ["eval"], name, SPLIT="test", EvalSettings__method="rank") == 0
+    assert main.main(["report", folder]) == 0
+    table = (Path(folder) / "table.md").read_text()
+    assert "beside published numbers" in table and f"ours: {name}" in table
+    if name == "glue":
+        assert "No row of ours is missing" in table
+    capfd.readouterr()
