@@ -136,7 +136,8 @@ class PromptSettings:
     init_uniform_scale: float = 0.5  # U(-s, s) [PT-JAX, ATTEMPT]
     init_text: str = ""  # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]
     init_file: str = ""  # for init = 'file': one prompt (P, D) in .npy, .npz, a PEFT adapter or a T5X checkpoint
-    factor_init: str = "ones"  # 'ones' | 'normal'. 'ones': P_k = P* at the start, so that gradients to P* have full scale [ours; PEFT: N(0, 0.02)]
+    # 'ones' | 'normal'. 'ones': P_k = P* at the start, so that gradients to P* have full scale [ours; PEFT: N(0, 0.02)]
+    factor_init: str = "ones"
     factor_init_scale: float = 0.02  # spread of 'normal', and of what breaks the symmetry of ranks >= 2 in 'ones' [PEFT]
     transfer: str = "mean"  # target stage: 'mean' of source factors [MPT 3.2] | 'task' | 'shared' | 'none'
     transfer_task: str = ""  # the source task for transfer = 'task'
@@ -254,7 +255,8 @@ class TaskSettings:
         check_types(self)
         check_choice("TaskSettings.label_targets", self.label_targets, ("words", "indices"))
         if self.names and self.mixture_or_task_name:
-            raise UserError(f"both TASKS = {list(self.names)} and MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r} are given; keep one.")
+            both = f"TASKS = {list(self.names)} and MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}"
+            raise UserError(f"both {both} are given; keep one.")
         if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
             raise UserError(f"TASKS = {self.names!r}; it takes a list of names.")
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gin
-
 import tasks
 from mpt_jax.config import (
     DataSettings,
@@ -87,7 +86,8 @@ def task_names(required: bool = True) -> tuple[str, ...]:
     tasks.paper.configure(chosen.data_dir, chosen.download)
     tasks.import_module(chosen.module or None)
     if not chosen.chosen and required:
-        raise UserError("no task is named: give --gin.TASKS=\"['task', ...]\" or --gin.MIXTURE_OR_TASK_NAME=\"'task'\"; `mpt-jax tasks` lists them.")
+        ways = "--gin.TASKS=\"['task', ...]\" or --gin.MIXTURE_OR_TASK_NAME=\"'task'\""
+        raise UserError(f"no task is named: give {ways}; `mpt-jax tasks` lists them.")
     names = tasks.expand(chosen.chosen)
     return tuple(tasks.paper.variant_of(name, chosen.label_targets, chosen.as_published) for name in names)
 
@@ -118,7 +118,9 @@ def command_infer(arguments: argparse.Namespace) -> int:
     """Predicts for rows of a file."""
     from mpt_jax.infer.commands import run_infer
 
-    print(run_infer(configured(EvalSettings), configured(DataSettings), task_names(required=False), arguments.input, arguments.output, arguments.score))
+    names = task_names(required=False)
+    files = arguments.input, arguments.output
+    print(run_infer(configured(EvalSettings), configured(DataSettings), names, *files, arguments.score), end="")
     return 0
 
 
@@ -206,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=int, default=3, help="rows to show (default: %(default)s)")
     convert = add("convert", command_convert)
     convert.add_argument("--from", dest="source", required=True, help="run folder, checkpoint folder of any format, or a backbone's name")
-    convert.add_argument("--to", required=True, help="t5x | hf | peft | peft_single | npz | npy")
+    convert.add_argument("--to", required=True, help="t5x | orbax | hf | own | peft | peft_single | npz | npy")
     convert.add_argument("--output", required=True)
     convert.add_argument("--task", default=None, help="one task of a bank (default: all)")
     report = add("report", command_report)

@@ -72,8 +72,9 @@ class ProgressLine:
         self._between = seconds_between_lines
         self._bar = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-                       TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            count = TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}")
+            note = TextColumn("{task.fields[note]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn(), note)
             self._bar = Progress(*columns, console=Console(stderr=True), transient=False)
             self._bar_task = self._bar.add_task(title, total=total, completed=start, unit=unit, note="")
             self._bar.start()

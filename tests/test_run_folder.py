@@ -9,7 +9,8 @@ from mpt_jax.run_folder import open_run_folder
 
 
 def description(**changes) -> dict:
-    return {"stage": "teacher", "settings": {"train": {"train_steps": 5, "log_steps": 1} | changes, "data": {"feature_lengths": {"inputs": 8}}}}
+    train = {"train_steps": 5, "log_steps": 1} | changes
+    return {"stage": "teacher", "settings": {"train": train, "data": {"feature_lengths": {"inputs": 8}}}}
 
 
 def test_it_holds_the_description_and_the_gin_configuration(tmp_path):

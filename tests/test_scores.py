@@ -1,6 +1,7 @@
 """Every score against numbers computed by hand."""
 
 import math
+import random
 
 import pytest
 
@@ -120,3 +121,21 @@ def test_number(text, value):
 
 def test_normalise_answer():
     assert scores.normalise_answer(" The  U.S. theatre, an A-team ") == "us theatre ateam"
+
+
+@pytest.mark.slow
+def test_scores_agree_with_torchmetrics():
+    """Random answers, scored by another implementation."""
+    text = pytest.importorskip("torchmetrics.functional.text")
+    draw, words = random.Random(0), ["the", "a", "cat", "sat", "on", "U.S.", "mat,", "42", "Mats"]
+    some = lambda: " ".join(draw.choices(words, k=draw.randint(1, 8)))  # noqa: E731
+    golds, predictions = [[some() for _ in range(3)] for _ in range(60)], [some() for _ in range(60)]
+    answers = [{"answers": {"answer_start": [0] * 3, "text": right}, "id": str(n)} for n, right in enumerate(golds)]
+    given = [{"prediction_text": prediction, "id": str(n)} for n, prediction in enumerate(predictions)]
+    theirs = text.squad(given, answers)
+    assert of("squad", golds, predictions) == pytest.approx({"em": float(theirs["exact_match"]), "f1": float(theirs["f1"])}, abs=1e-3)
+    golds = [right[:1] for right in golds]  # of several references the two choose another length
+    assert of("bleu", golds, predictions)["bleu"] == pytest.approx(100 * float(text.sacre_bleu_score(predictions, golds)), abs=1e-3)
+    long = [f"{prediction} sat on the mat" for prediction in predictions]  # the two differ below six letters
+    golds = [[f"a cat sat {right[0]}"] for right in golds]
+    assert of("chrf", golds, long)["chrf"] == pytest.approx(100 * float(text.chrf_score(long, golds, n_word_order=0)), abs=1e-3)

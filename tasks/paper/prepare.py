@@ -10,6 +10,7 @@ import unicodedata
 
 from tasks.errors import TaskError
 
+NO_WORD = re.compile(r"[^\w \t\n\f\r]")  # and no accent: those Python's \w leaves out
 NO_ANSWER = "<unk>"  # ReCoRD queries without a gold answer, as in T5
 
 
@@ -84,12 +85,12 @@ def pad_punctuation(text: str) -> str:
 
     T5 leaves a blank at the ends, which SentencePiece drops.
     """
-    padded = "".join(letter if _is_word(letter) else f" {letter} " for letter in text)
-    return re.sub(r"[ \t\n\f\r]+", " ", padded).strip(" ")
+    return re.sub(r"[ \t\n\f\r]+", " ", NO_WORD.sub(_padded, text)).strip(" ")
 
 
-def _is_word(letter: str) -> bool:
-    return letter in "_ \t\n\f\r" or unicodedata.category(letter)[0] in "LNM"
+def _padded(match: re.Match) -> str:
+    letter = match[0]
+    return letter if letter > "\x7f" and unicodedata.category(letter)[0] == "M" else f" {letter} "
 
 
 def winogrande(record: dict, published: bool) -> dict:
