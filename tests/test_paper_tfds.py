@@ -7,7 +7,7 @@ import pytest
 from paper_files import write_published
 
 import tasks
-from tasks.paper import location, reading, sets
+from tasks.paper import location, prepare, reading, sets
 
 pytestmark = pytest.mark.slow
 
@@ -75,3 +75,14 @@ def test_tfds_gives_the_rows_of_the_files(tfds, folder, tmp_path, monkeypatch, n
     assert tasks.ingredients(name, "train")["origin"]["tfds"] == sets.SETS[name].tfds and tasks.ingredients(name, "train") != keys
     scores = tasks.scorer(name)(found["test"], [row["targets"] for row in found["test"]])
     assert np.isfinite(list(scores.values())).all()
+
+
+def test_punctuation_is_padded_as_t5_does_it():
+    """T5's own expression, in TensorFlow's regular expressions."""
+    tf = pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(0)
+    letters = list("ab1_ .,\"'()\n\t—é東①²½\u0301\u00a0%€🙂")
+    for _ in range(100):
+        text = "".join(rng.choice(letters, size=12))
+        padded = tf.strings.regex_replace(text, r"([^_\s\p{N}\p{L}\p{M}])", r" \1 ")
+        assert prepare.pad_punctuation(text) == tf.strings.regex_replace(padded, r"\s+", " ").numpy().decode().strip(" ")
