@@ -62,6 +62,17 @@ def test_files_say_what_to_run_and_to_expect(name):
     assert text.count("include") == 1
 
 
+def test_settings_choose_variants_and_the_data_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv(location.DATA_FOLDER, "")
+    bindings = ["MODEL_DIR = 'x'", f"TASK_DATA_DIR = {str(tmp_path)!r}"]
+    main.parse_gin(["paper/glue.gin"], [*bindings, "TaskSettings.label_targets = 'indices'"], [])
+    assert main.task_names()[3:5] == ("sst2:index", "stsb")
+    with pytest.raises(tasks.TaskError, match=f"no SST-2/train.tsv and no SST-2/dev.tsv in {tmp_path}"):
+        next(tasks.rows("sst2:index", "train"))
+    main.parse_gin(["paper/mrqa.gin"], [*bindings, "TaskSettings.as_published = True"], [])
+    assert main.task_names() == tuple(f"{name}:published" for name in tasks.paper.MIXTURES["mrqa"])
+
+
 def test_an_unknown_file_is_told_with_the_known_ones():
     from mpt_jax.errors import UserError
 

@@ -330,16 +330,18 @@ def test_a_users_task_takes_the_place_of_a_shipped_one(table, tmp_path, caplog):
         ("a b a b", "a", 2, "a b * a * b"),
         ("the old cat, it", "cat", 1, "the old * cat *, it"),  # the index is wrong: the nearest occurrence
         ("he said (it) ends", "(it)", 2, "he said * (it) * ends"),
-        ("ends with it", "it", 9, "ends with * it *"),
+        ("Always the man won", "The man.", 1, "Always * the man * won"),
+        ("Kamenev with Zinoviev left", "Kamenev and Zinoviev", 0, "* Kamenev * with Zinoviev left"),
     ],
 )
 def test_spans_are_marked(text, span, index, marked):
     assert prepare.mark_span(text, span, index, "*") == marked
 
 
-def test_a_span_that_is_not_there():
-    with pytest.raises(tasks.TaskError, match="span 'dog' does not occur"):
-        prepare.mark_span("a cat", "dog", 1, "*")
+def test_spans_that_are_not_there():
+    assert prepare.mark_span("a cat", "dog", 1, "*", exact=True) == "a cat"
+    with pytest.raises(tasks.TaskError, match="span 'dog' should start at word 2, but the text has 2 words"):
+        prepare.mark_span("a cat", "dog", 2, "*")
 
 
 def test_pad_punctuation():

@@ -38,7 +38,7 @@ def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -
     with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:
         tell = lambda done, total: progress.update(done)  # noqa: E731
         results = evaluate.evaluate_runs(predictor.model, runs, predictor.vocabulary, spec, tell, settings.method)
-    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint)
+    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
     cut = [f"{summary['task']} {summary['cut_inputs']}" for summary in summaries if summary["cut_inputs"]]
@@ -81,8 +81,8 @@ def list_tasks() -> str:
     """All tasks that are registered, one a line."""
     lines = [("task", "group", "splits", "scores", "what it is")]
     for name, task in sorted(tasks.TABLE.items(), key=lambda item: (item[1].group, item[0])):
-        if name.rpartition(":")[0] in tasks.TABLE:
-            continue  # a variant
+        if name.rpartition(":")[0] in tasks.paper.SETS and name.rpartition(":")[2] in tasks.paper.VARIANTS:
+            continue
         about = task.description or (", ".join(task.labels) if task.labels else task.template or task.kind)
         lines.append((name, task.group, " ".join(task.splits), " ".join(task.scores), about))
     lines += [(name, "seqio", "", "", "") for name in tasks.seqio_tasks.names()[0] if name not in tasks.TABLE]

@@ -154,7 +154,9 @@ def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:
     return text_of
 
 
-def write_results(run_dir: str | Path, results: Sequence[EvalResult], run: dict, checkpoint: str) -> list[Path]:
+def write_results(
+    run_dir: str | Path, results: Sequence[EvalResult], run: dict, checkpoint: str, method: str = "decode"
+) -> list[Path]:
     """Writes ``eval/<task>.json`` for each task: mean and standard deviation (population) of each score over the task's runs, and each run.
 
     ``run`` is the content of run.json. A file of the same task is replaced; '/' and ':' of a task's name become '_'.
@@ -167,7 +169,7 @@ def write_results(run_dir: str | Path, results: Sequence[EvalResult], run: dict,
         path = folder / f"{task.replace('/', '_').replace(':', '_')}.json"
         write_json(
             path,
-            summary_of(found, run) | {"checkpoint": checkpoint, "time": time.strftime("%Y-%m-%dT%H:%M:%S")},
+            summary_of(found, run) | {"checkpoint": checkpoint, "method": method, "time": time.strftime("%Y-%m-%dT%H:%M:%S")},
         )
         paths.append(path)
     return paths

@@ -15,9 +15,10 @@ Reader = Callable[[Path], Iterator[dict]]
 
 
 def _open(path: Path) -> IO[str]:
+    """Lines end at line feeds alone: some texts hold other line ends."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+    return open(path, encoding="utf-8-sig", newline="\n")
 
 
 def _take(path: Path, line: int, record: Mapping, fields: Mapping[str, str]) -> dict:
@@ -152,7 +153,7 @@ def webnlg(path: Path) -> Iterator[dict]:
             raise TaskError(f"{file}: not XML ({error})") from error
         for entry in entries:
             triples = [triple.text.strip() for triple in entry.iterfind("modifiedtripleset/mtriple")]
-            texts = [lex.text.strip() for lex in entry.iterfind("lex") if lex.get("lang", "en") == "en" and lex.text]
+            texts = [lex.text.strip() for lex in entry.iterfind("lex") if lex.get("lang", "en") in ("en", "") and lex.text]
             for text in texts:
                 yield {"input": triples, "target": text, "category": entry.get("category", "")}
 

@@ -41,26 +41,33 @@ def multirc(record: dict, published: bool) -> dict:
 
 
 def wsc(record: dict, published: bool) -> dict:
-    """The text with `* span 1 *` and `# span 2 #`."""
+    """The text with `* span 1 *` and `# span 2 #`; published: a span that is not where its index says stays unmarked."""
     first, second = int(record["span1_index"]), int(record["span2_index"])
-    text = mark_span(record["text"], record["span1_text"], first, "*")
-    text = mark_span(text, record["span2_text"], second + 2 * (first < second), "#")
+    text = mark_span(record["text"], record["span1_text"], first, "*", exact=published)
+    text = mark_span(text, record["span2_text"], second + 2 * (first < second), "#", exact=published)
     return {"text": text, "label": record["label"]}
 
 
-def mark_span(text: str, span: str, index: int, mark: str) -> str:
-    """The text with `mark` around the span that starts at word `index`, else around the occurrence nearest to it.
+def mark_span(text: str, span: str, index: int, mark: str, exact: bool = False) -> str:
+    """The text with `mark` around the span that starts at word `index` (counted from 0).
 
-    Raises TaskError if the span does not occur at all.
+    Spans as published are not always substrings of the text: then letter case, blanks and a final point do not count, the nearest
+    occurrence serves, and if there is none, the word at the index. `exact`: such a text comes back as it is. Raises TaskError if the
+    text has no such word.
     """
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    place = starts[index] if index < len(starts) else len(text)
-    if not text.startswith(span, place):
-        found = [match.start() for match in re.finditer(re.escape(span), text)]
-        if not found or not span:
-            raise TaskError(f"span {span!r} does not occur in the text {text!r:.120}: the published set is needed")
-        place = min(found, key=lambda start: abs(start - place))
-    return f"{text[:place]}{mark} {span} {mark}{text[place + len(span) :]}"
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    if not 0 <= index < len(words):
+        raise TaskError(f"span {span!r} should start at word {index}, but the text has {len(words)} words: {text!r:.120}")
+    start, end = words[index]
+    if text.startswith(span, start):
+        end = start + len(span)
+    elif exact:
+        return text
+    else:
+        pattern = r"\s+".join(map(re.escape, span.rstrip(".").split()))
+        found = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)] if pattern else []
+        start, end = min(found, key=lambda place: abs(place[0] - start), default=(start, end))
+    return f"{text[:start]}{mark} {text[start:end]} {mark}{text[end:]}"
 
 
 def record(record: dict, published: bool) -> list[dict]:
