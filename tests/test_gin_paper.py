@@ -1,5 +1,6 @@
 """gin/paper: each file is found by name, parses, and builds its settings; a few steps of each end in a report."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,9 @@ def test_some_steps_of_each_file_end_in_a_report(name, world, monkeypatch, capfd
     assert main.main(["report", folder]) == 0
     table = (Path(folder) / "table.md").read_text()
     assert "beside published numbers" in table and f"ours: {name}" in table
+    if name == "fewshot":
+        draws = [row["few_shot"] for row in json.loads((Path(folder) / "run.json").read_text())["runs"]]
+        assert len(draws) == 3 and all(len(draw) == 4 for draw in draws)
     if name == "glue":
         assert "No row of ours is missing" in table
     capfd.readouterr()

@@ -221,6 +221,14 @@ def test_real_texts(monkeypatch):
         list(tasks.rows("mrpc", "train"))
 
 
+def test_the_page_names_every_set_and_its_files():
+    page = (Path(__file__).parent.parent / "docs" / "paper.md").read_text()
+    for name, row in sets.SETS.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}`")]
+        wanted = [row.tfds, *row.aliases, *(row.files[split][0][0] for split in sets.ROLES[row.carving])]
+        assert all(part in line for part in wanted), name
+
+
 def test_torch_permutation():
     """The published splits come from torch.randperm under seed 42."""
     assert splits.torch_permutation(8).tolist() == [6, 3, 0, 7, 2, 1, 4, 5]
