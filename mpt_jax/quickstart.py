@@ -26,15 +26,15 @@ from mpt_jax.run_folder import write_json
 from mpt_jax.train.run import Settings, run_train
 
 BACKBONE = "nano"
-SOURCES = ("word_valence", "science_topic", "word_order", "journey_check", "journey_question", "past_tense", "number_words")
-TARGETS = ("definition_valence", "module_topic", "turned_words", "purchase_check", "purchase_question", "plural", "ordinal_words")
+SOURCES = ("word_valence", "science_topic", "word_order", "journey_check", "journey_question", "past_tense")
+TARGETS = ("definition_valence", "module_topic", "turned_words", "purchase_check", "purchase_question", "plural")
 SEEDS = (1, 2, 3)
 SHOTS = 16
-LENGTH = 16  # prompt vectors
+LENGTH = 10  # prompt vectors
 
 PROMPT = PromptSettings(length=LENGTH)
 PLAIN = PromptSettings(length=LENGTH, rank=0, transfer="none")
-DATA = DataSettings(feature_lengths={"inputs": 48, "targets": 12}, micro_batch_size=16, input_buckets=(24,), target_buckets=(12,))
+DATA = DataSettings(feature_lengths={"inputs": 48, "targets": 8}, micro_batch_size=16, input_buckets=(16,), target_buckets=(8,))
 SHOT_DATA = dataclasses.replace(DATA, batch_size=8, micro_batch_size=24, k_shot=SHOTS)
 
 
@@ -56,8 +56,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("teacher", "teachers", SOURCES, 100, (0,), PLAIN, dataclasses.replace(DATA, batch_size=8), 0.3),
-    Stage("source", "source", SOURCES, 150, (0,), PROMPT, dataclasses.replace(DATA, batch_size=32), 0.3, 0.3),
+    Stage("teacher", "teachers", SOURCES, 60, (0,), PLAIN, dataclasses.replace(DATA, batch_size=8), 0.3),
+    Stage("source", "source", SOURCES, 100, (0,), PROMPT, dataclasses.replace(DATA, batch_size=32), 0.3, 0.3),
     Stage("fewshot", "mpt", TARGETS, 40, SEEDS, PROMPT, SHOT_DATA, 0.1, 0.1),
     Stage("fewshot", "prompt_tuning", TARGETS, 40, SEEDS, PLAIN, SHOT_DATA, 0.3),
 )

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixture_folders import TINY, TINY_V1_0, data_folder, random_params
+from tiny_world import arguments, write_world
 
 from mpt_jax.config import T5Config
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.infer.decode import greedy_decode
+from mpt_jax.main import main
 from mpt_jax.model import formats
 from mpt_jax.model.formats import prompt_writers, prompts
 from mpt_jax.model.formats.prompts import PromptFile
@@ -239,3 +241,28 @@ def test_tokenizers_of_written_folders(tmp_path):
         assert len(theirs) == ours.size
         for text in texts if name != "bytes" else ("héllo 🙂",):
             assert theirs(text).input_ids == [*ours.encode(text), 1]
+
+
+def test_a_bank_trained_here_in_peft(table, tmp_path):
+    """Trained by the command, exported by the command, answered by PEFT as by us."""
+    peft = pytest.importorskip("peft")
+    world = write_world(tmp_path)
+    run, names = str(tmp_path / "source"), ("vowel", "long")
+    train = arguments("train", "source.gin", world, TASKS=list(names), MODEL_DIR=run, DistillationSettings__weight=0.0)
+    assert main(train) == 0
+    for source, to in ((run, "peft"), (world["BACKBONE"], "hf")):
+        assert main(["convert", "--from", source, "--to", to, "--output", str(tmp_path / to)]) == 0
+    config, params = our_model(tmp_path / "hf")
+    inputs_BL, targets_BT = tokens(config, 3, 9, 0), tokens(config, 3, 5, 1)
+    held = prompts.read(tmp_path / "peft", width=config.d_model)
+    assert held.task_names == names
+    model = peft.PeftModel.from_pretrained(load(tmp_path / "hf"), tmp_path / "peft").eval()
+    found = []
+    for n in range(len(names)):
+        ours, decoded = our_outputs(config, params, held, n, inputs_BL, targets_BT)
+        ids = torch.full((len(inputs_BL),), n)
+        theirs = their_logits(model, inputs_BL, targets_BT, task_ids=ids)
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
+        np.testing.assert_array_equal(their_tokens(model, inputs_BL, task_ids=ids), decoded)
+        found.append(ours)
+    assert not np.array_equal(*found)  # each task has a prompt of its own
