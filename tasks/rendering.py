@@ -22,7 +22,7 @@ def render(task: Task, record: Mapping, where: str) -> dict:
             targets = fill(task, task.target, record, where)
         else:
             targets = _text(task, record, "targets", "a generated row", where)
-        row["inputs"] = inputs_text(task, record, where)
+        row["inputs"] = _inputs(task, record, where)
         row["targets"] = targets
         if not targets.strip():
             raise TaskError(
@@ -33,7 +33,11 @@ def render(task: Task, record: Mapping, where: str) -> dict:
 
 
 def inputs_text(task: Task, record: Mapping, where: str) -> str:
-    """What the model reads for a record; needs no label, so it serves prediction too. Raises TaskError."""
+    """What the model reads for a record to predict for, which needs no label. Raises TaskError naming a field that is missing."""
+    return _inputs(task, task.prepare(record) if task.prepare else record, where)
+
+
+def _inputs(task: Task, record: Mapping, where: str) -> str:
     if task.template is None:
         text = _text(task, record, "inputs", "a row without a template", where)
         empty = not text.strip()

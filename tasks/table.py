@@ -43,6 +43,8 @@ class Task:
     format: str = ""
     columns: tuple[str, ...] | None = None  # names of the columns of a TSV or CSV file without a header
     generate: Callable[[str], Iterable[dict]] | None = field(default=None, compare=False, repr=False)
+    # a record as its set publishes it, without its answer -> the template's fields, for prediction
+    prepare: Callable[[Mapping], Mapping] | None = field(default=None, compare=False, repr=False)
     origin: Callable[[], dict] | None = field(default=None, compare=False, repr=False)  # files that `generate` reads, JSON-able
     version: str = ""
     packages: tuple[str, ...] = ()

@@ -93,6 +93,21 @@ def test_golden_rows(data, name):
     assert published in [(row["inputs"], row["targets"]) for row in all_rows(f"{name}:published")]
 
 
+@pytest.mark.parametrize("name", [*GOLDEN, *(f"{name}:published" for name in GOLDEN)])
+def test_records_without_answers_can_be_predicted_for(data, name):
+    row = sets.SETS[name.partition(":")[0]]
+    expected = {row["inputs"] for row in tasks.rows(name, "test")}
+    role = "validation" if row.carving == sets.HALVES else "test"
+    found = set()
+    for record in location.read(row, location.locate(row), role):
+        open_record = {key: value for key, value in record.items() if key not in ("label", "answers", "answer", "target", "idx")}
+        open_record |= {"answer": record["answer"]} if "answer: {answer}" in row.template else {}
+        found.add(tasks.inputs_text(tasks.TABLE[name], open_record, "a record"))
+    assert expected <= found
+    with pytest.raises(tasks.TaskError, match="a record: no field"):
+        tasks.inputs_text(tasks.TABLE[name], {"other": 1}, "a record")
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_ids_of_the_real_vocabulary(name):
     vocabulary = load_vocabulary(shared_vocabulary_file())
@@ -285,6 +300,16 @@ def test_bad_files(folder, tmp_path, monkeypatch, file, text, name, message):
     (tmp_path / file).write_text(text)
     monkeypatch.setenv(location.DATA_FOLDER, str(tmp_path))
     with pytest.raises(tasks.TaskError, match=message):
+        list(tasks.rows(name, "train"))
+
+
+@pytest.mark.parametrize("name", ["rte", "rte:published"])
+def test_a_field_that_is_missing(tmp_path, monkeypatch, name):
+    (tmp_path / "rte").mkdir()
+    for file in ("train.jsonl", "validation.jsonl"):
+        (tmp_path / "rte" / file).write_text('{"sentence1": "a", "label": 0}\n')
+    monkeypatch.setenv(location.DATA_FOLDER, str(tmp_path))
+    with pytest.raises(tasks.TaskError, match="task 'rte': a row has no field 'sentence2'; its fields are sentence1, label"):
         list(tasks.rows(name, "train"))
 
 

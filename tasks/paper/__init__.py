@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from tasks.paper import location
-from tasks.paper.reading import SPLITS, VERSION, generate, origin
+from tasks.paper.reading import SPLITS, VERSION, fields_to_predict, generate, origin
 from tasks.paper.sets import ALIASES, MIXTURES, SETS, PaperSet
 from tasks.table import TABLE, Task, add, add_mixture
 
@@ -32,6 +32,7 @@ def _task(row: PaperSet, variant: str = "") -> Task:
         group="source" if row.source else "target",
         description=about[variant] or f"{row.mixture or 'source task'}; {row.tfds}",
         generate=partial(generate, row, published=published),
+        prepare=partial(fields_to_predict, row, published),
         origin=partial(origin, row, published),
         version=f"paper {VERSION}",
     )

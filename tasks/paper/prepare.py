@@ -23,8 +23,8 @@ def stsb(record: dict, published: bool) -> dict:
 
 def rte(record: dict, published: bool) -> dict:
     """GLUE's field names; SuperGLUE's RTE, the same rows, has premise and hypothesis."""
-    names = ("sentence1", "sentence2") if "sentence1" in record else ("premise", "hypothesis")
-    return {"sentence1": record.get(names[0]), "sentence2": record.get(names[1]), "label": record.get("label")}
+    first, second = ("premise", "hypothesis") if "premise" in record else ("sentence1", "sentence2")
+    return {"sentence1": record[first], "sentence2": record[second], "label": record.get("label")}
 
 
 def multirc(record: dict, published: bool) -> dict:

@@ -13,6 +13,8 @@ from tasks.paper.sets import DEV_ROWS, HALVES, OF_TRAIN, OWN, PaperSet
 log = logging.getLogger(__name__)
 VERSION = "1"  # raise it when the same records are to become other rows or fall into other splits
 SPLITS = ("train", "validation", "test")
+# in place of what a record to predict for does not have
+UNANSWERED = {"label": 0, "answers": [], "target": "", "idx": {"paragraph": 0, "question": 0}}
 
 
 def generate(row: PaperSet, split: str, published: bool = False) -> Iterator[dict]:
@@ -38,12 +40,26 @@ def origin(row: PaperSet, published: bool = False) -> dict:
 
 def prepare(row: PaperSet, record: dict, published: bool = False) -> list[dict]:
     """The rows of a record: the template's fields, and `label` as an index."""
-    found = row.prepare(record, published) if row.prepare else _own_fields(row, record)
+    try:
+        found = row.prepare(record, published) if row.prepare else _own_fields(row, record)
+    except KeyError as error:
+        raise TaskError(f"task {row.name!r}: a row has no field {error}; its fields are {', '.join(record)}") from error
     rows = found if isinstance(found, list) else [found]
     if row.labels:
         for fields in rows:
             fields["label"] = _label(row, fields.get("label"))
     return rows
+
+
+def fields_to_predict(row: PaperSet, published: bool, record: Mapping) -> Mapping:
+    """The template's fields of a record without its answer; a record that holds other fields comes back as it is."""
+    if row.prepare is None:
+        return record
+    try:
+        found = row.prepare({**UNANSWERED, **record}, published)
+    except KeyError:
+        return record
+    return {**record, **(found[0] if isinstance(found, list) else found)}
 
 
 def _own_fields(row: PaperSet, record: Mapping) -> dict:
