@@ -15,7 +15,6 @@ import numpy as np
 import tasks
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.cache import cache_folder, open_cache
-from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, majority
 from mpt_jax.infer.figures import draw_quickstart
 from mpt_jax.infer.predictor import load
@@ -97,7 +96,7 @@ def majority_scores(names: tuple[str, ...], split: str, vocabulary) -> dict[str,
 def summarise(model_dir: Path, seconds: float, backbone_name: str) -> dict:
     """The content of summary.json: scores on the test splits, in percent."""
     backbone = load_backbone(backbone_name)
-    vocabulary = load_vocabulary(backbone.vocabulary_path)
+    vocabulary = backbone.vocabulary()
     spread = lambda values: {"mean": float(np.mean(values)), "std": float(np.std(values))}  # noqa: E731
     teachers, source = (test_scores(model_dir / folder, "test") for folder in ("teachers", "source"))
     plain, mpt = (test_scores(model_dir / folder, "test") for folder in ("prompt_tuning", "mpt"))

@@ -1,6 +1,8 @@
 """The command: bad input, each with its message, and all commands one after the other."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +78,13 @@ def test_gin_values(capsys, world, folder, changes, message):
 
 def test_backbone_that_is_not_there(capsys, world, folder):
     fails(capsys, train(world, folder, BACKBONE="t5_bsae"), "BACKBONE = 't5_bsae' is neither a shipped backbone")
+
+
+def test_vocabulary_of_another_backbone(capsys, world, folder):
+    from tiny_data import shared_vocabulary_file
+
+    vocabulary = shared_vocabulary_file()
+    fails(capsys, train(world, folder, VOCABULARY=vocabulary), "has 32,100 ids", "embeds 384", "--gin.VOCABULARY")
 
 
 def test_backbone_folder_that_is_incomplete(capsys, world, folder, tmp_path):
@@ -196,6 +205,14 @@ def test_finetuning_writes_a_backbone_that_can_be_used(capsys, world, folder):
     assert main(again) == 0
     before, after = (json.loads((folder / name / "run.json").read_text()) for name in ("finetuned", "on_top"))
     assert before["backbone"]["fingerprint"] != after["backbone"]["fingerprint"]
+
+
+def test_training_imports_neither_tensorflow_nor_seqio(world, folder):
+    code = "import sys; sys.modules['tensorflow'] = sys.modules['seqio'] = None; from mpt_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    argv = train(world, folder, TASKS=["digit"], MODEL_DIR=str(folder / "without"), TRAIN_STEPS=1)
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "without" / "checkpoints" / "1").is_dir()
 
 
 def test_module_of_the_readme_form_is_what_the_tests_use():

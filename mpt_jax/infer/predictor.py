@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import tasks
 from mpt_jax.checkpoint import load_bank, load_trainable
 from mpt_jax.data.batches import BatchSpec
-from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
+from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
 from mpt_jax.infer.evaluate import spelling
@@ -176,7 +176,7 @@ def load(
         params = _with_trained(params, trained)
     lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
-    vocabulary = load_vocabulary(loaded.vocabulary_path)
+    vocabulary = loaded.vocabulary()
     return Predictor(Model(loaded.config, params, bank), vocabulary, run, spec, best_dev(run_dir))
 
 

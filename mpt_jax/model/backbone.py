@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from mpt_jax.config import T5Config
+from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
 from mpt_jax.model.formats.arrays import flatten
@@ -28,6 +29,14 @@ class Backbone:
     def num_parameters(self) -> int:
         """Number of parameters."""
         return self.config.num_parameters()
+
+    def vocabulary(self) -> Vocabulary:
+        """Its vocabulary. Raises UserError if that has ids for which the backbone has no embedding."""
+        loaded = load_vocabulary(self.vocabulary_path)
+        if loaded.size > self.config.vocab_size:
+            message = f"vocabulary {self.vocabulary_path!r} has {loaded.size:,} ids, backbone {self.name!r} embeds"
+            raise UserError(f"{message} {self.config.vocab_size:,}; name the vocabulary it was trained with: --gin.VOCABULARY=\"'…/spiece.model'\".")
+        return loaded
 
     def flat(self) -> dict:
         """Weights by path ``backbone/encoder/...``, as the train step takes them."""

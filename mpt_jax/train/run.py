@@ -14,7 +14,7 @@ from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
-from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
+from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
@@ -62,7 +62,7 @@ def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEva
     """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend."""
     train = settings.train
     backbone = load_backbone(train.backbone, train.dtype, train.vocabulary)
-    vocabulary = load_vocabulary(backbone.vocabulary_path)
+    vocabulary = backbone.vocabulary()
     folder = cache_folder(settings.data.cache_dir)
     caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
     dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
