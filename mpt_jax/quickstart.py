@@ -56,8 +56,8 @@ class Stage:
 
 STAGES = (
     Stage("teacher", "teachers", SOURCES, 60, (0,), PLAIN, dataclasses.replace(DATA, batch_size=8), 0.3),
-    Stage("source", "source", SOURCES, 100, (0,), PROMPT, dataclasses.replace(DATA, batch_size=32), 0.3, 0.3),
-    Stage("fewshot", "mpt", TARGETS, 40, SEEDS, PROMPT, SHOT_DATA, 0.1, 0.1),
+    Stage("source", "source", SOURCES, 100, (0,), PROMPT, dataclasses.replace(DATA, batch_size=32), 0.1, 0.1),
+    Stage("fewshot", "mpt", TARGETS, 40, SEEDS, PROMPT, SHOT_DATA, 0.3, 0.1),
     Stage("fewshot", "prompt_tuning", TARGETS, 40, SEEDS, PLAIN, SHOT_DATA, 0.3),
 )
 
