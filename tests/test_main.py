@@ -208,7 +208,8 @@ def test_finetuning_writes_a_backbone_that_can_be_used(capsys, world, folder):
 
 
 def test_training_imports_neither_tensorflow_nor_seqio(world, folder):
-    code = "import sys; sys.modules['tensorflow'] = sys.modules['seqio'] = None; from mpt_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['tensorflow'] = sys.modules['seqio'] = None; from mpt_jax.main import main; "
+    code += "sys.exit(main(sys.argv[1:]))"
     argv = train(world, folder, TASKS=["digit"], MODEL_DIR=str(folder / "without"), TRAIN_STEPS=1)
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

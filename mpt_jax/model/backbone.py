@@ -1,9 +1,11 @@
 """Frozen backbones by name or folder: configuration, weights by T5X's names, vocabulary, fingerprint."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.sharding import Sharding
 
 from mpt_jax.config import T5Config
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
@@ -35,7 +37,8 @@ class Backbone:
         loaded = load_vocabulary(self.vocabulary_path)
         if loaded.size > self.config.vocab_size:
             message = f"vocabulary {self.vocabulary_path!r} has {loaded.size:,} ids, backbone {self.name!r} embeds"
-            raise UserError(f"{message} {self.config.vocab_size:,}; name the vocabulary it was trained with: --gin.VOCABULARY=\"'…/spiece.model'\".")
+            advice = "name the vocabulary it was trained with: --gin.VOCABULARY=\"'…/spiece.model'\""
+            raise UserError(f"{message} {self.config.vocab_size:,}; {advice}.")
         return loaded
 
     def flat(self) -> dict:
@@ -53,10 +56,13 @@ def backbone_folder(name: str) -> str:
     raise UserError(f"BACKBONE = {name!r} is neither a shipped backbone ({known}) nor a folder.")
 
 
-def load_backbone(name: str, dtype: str = "float32", vocabulary: str = "") -> Backbone:
+def load_backbone(
+    name: str, dtype: str = "float32", vocabulary: str = "", sharding: Callable[[str, tuple[int, ...]], Sharding] | None = None
+) -> Backbone:
     """Loads a backbone of any format, array by array, in the dtype of computation.
 
-    vocabulary: a SentencePiece model, tokenizer.json or 'bytes', for a checkpoint that brings none (T5X). The fingerprint is 16 digits
+    vocabulary: a SentencePiece model, tokenizer.json or 'bytes', for a checkpoint that brings none (T5X). sharding(path, shape): where an
+    array's shards go, straight from the file; without it all is on one device. The fingerprint is 16 digits
     over names, shapes and values as the files hold them, the same in every format. Raises UserError naming what is missing, left over or
     of a wrong shape.
     """
@@ -66,5 +72,6 @@ def load_backbone(name: str, dtype: str = "float32", vocabulary: str = "") -> Ba
         message = f"BACKBONE = {name!r} brings no vocabulary; name its SentencePiece model"
         raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
     digests: dict[str, bytes] = {}
-    params = formats.restore(arrays, dtype, lambda _, array: jax.device_put(array), digests=digests)
+    place = None if sharding else lambda _, array: jax.device_put(array)
+    params = formats.restore(arrays, dtype, place, sharding, digests)
     return Backbone(config.name, dataclasses.replace(config, dtype=dtype), params, vocabulary, formats.fingerprint(digests))
