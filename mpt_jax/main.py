@@ -27,15 +27,16 @@ SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
     for cls in (TaskSettings, TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, EvalSettings)
 }
-# the checkout's gin/ or, in a wheel, the copy inside the package
-GIN_FOLDERS = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")
+PLACES = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
+# beside an installed package, gin/ is the package gin-config
+GIN_FOLDER = next(folder for folder in PLACES if (folder / "base.gin").is_file())
 PACKAGE = Path(__file__).parent
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
     """Reads gin files (found by name from any folder) and bindings. Raises UserError for unknown names and files."""
     gin.clear_config()
-    folders = [str(Path(folder)) for folder in search_paths] + [str(folder) for folder in GIN_FOLDERS if folder.is_dir()]
+    folders = [str(Path(folder)) for folder in search_paths] + [str(GIN_FOLDER)]
     for folder in folders:
         gin.add_config_file_search_path(folder)
     for file in files:
@@ -151,8 +152,8 @@ def command_convert(arguments: argparse.Namespace) -> int:
     """Converts backbones and prompts."""
     from mpt_jax.convert import convert
 
-    for path in convert(arguments.source, arguments.to, arguments.output, arguments.task):
-        print(path)
+    written = convert(arguments.source, arguments.to, arguments.output, arguments.task)
+    print("\n".join(written) if len(written) <= 8 else f"{arguments.output}: {len(written)} files")
     return 0
 
 

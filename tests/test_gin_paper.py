@@ -14,7 +14,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.prompted_t5 import init_backbone
 from tasks.paper import location, reading
 
-FOLDER = Path(main.__file__).parent.parent / "gin" / "paper"
+FOLDER = main.GIN_FOLDER / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin"))
 WANTED = {
     *("sources", "teachers", "glue", "superglue", "mrqa", "others", "fewshot", "nlg", "multi_target"),
