@@ -1,6 +1,6 @@
 """The whole method on embedded data and a shipped backbone: teachers, source stage, 16-shot targets, and plain prompt tuning beside.
 
-The same stages and settings as the commands; STAGES holds what differs from their defaults, chosen on dev splits (docs/quickstart.md).
+The same stages and settings as the commands; STAGES holds what differs from their defaults, chosen on dev splits (README.md).
 """
 
 import dataclasses
