@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_world import MODULE, arguments, write_world
+from tiny_world import arguments, write_world
 
 import tasks
 from mpt_jax.main import main
@@ -214,7 +214,3 @@ def test_training_imports_neither_tensorflow_nor_seqio(world, folder):
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (folder / "without" / "checkpoints" / "1").is_dir()
-
-
-def test_module_of_the_readme_form_is_what_the_tests_use():
-    assert 'tasks.jsonl(name, files=files, template="word: {word}"' in MODULE

@@ -55,7 +55,7 @@ def examples_of(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]
 
 
 def table_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
-    """Examples of a task of the table, the same as SeqIO makes of it: without TensorFlow, some 20 times as fast."""
+    """Examples of a task of the table, the same as SeqIO makes of it: without TensorFlow."""
     task = tasks.TABLE[name]
     for row in tasks.rows(name, split):
         fields = dict(row)

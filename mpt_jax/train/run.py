@@ -20,7 +20,7 @@ from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
-from mpt_jax.model.prompt_bank import PromptBank
+from mpt_jax.model.prompt_bank import PromptBank, bank_from, count_parameters
 from mpt_jax.run_folder import devices, open_run_folder, versions
 from mpt_jax.train import plan
 from mpt_jax.train.groups import STAGE_TABLES, split
@@ -151,8 +151,11 @@ def resume(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Bes
 
 def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict) -> dict:
     """The content of run.json."""
-    counted = sum(int(np.prod(array.shape)) for array in trainable.values())
-    per_task = counted // len(runs) if any(path.startswith("bank/") for path in trainable) else counted
+    bank = {path.removeprefix("bank/"): array for path, array in trainable.items() if path.startswith("bank/")}
+    if bank:
+        counted, per_task = count_parameters(bank_from(bank, np.array([run.group for run in runs])))
+    else:
+        counted = per_task = sum(array.size for array in trainable.values())
     return {
         "stage": settings.train.stage,
         "tasks": list(dict.fromkeys(run.task for run in runs)),
