@@ -12,6 +12,12 @@ from collections.abc import Sequence
 from mpt_jax.errors import UserError
 
 STAGES = ("teacher", "source", "target", "fewshot", "finetune", "pretrain")
+# EvalSettings.method: how a task's rows are answered
+ANSWERS = {
+    "decode": "greedily, token by token; an answer that is no label is wrong",
+    "rank": "the label that greedy decoding gives if it may only write labels: what 'decode' gives wherever it writes a label",
+    "rank_probability": "the label of the highest total log-probability, which can be another one",
+}
 
 
 def check_types(settings) -> None:
@@ -310,11 +316,11 @@ class EvalSettings:
     checkpoint: str = "best"  # 'best' on the dev split in training | 'last'
     batch_size: int = 64  # rows decoded together [ours]
     max_rows: int = 0  # rows of the split at most; 0 = all
-    method: str = "decode"  # 'decode' greedily | 'rank': the most probable label of tasks with labels (others are decoded)
+    method: str = "decode"  # a row of ANSWERS; tasks without labels are decoded by any
 
     def __post_init__(self):
         check_types(self)
-        check_choice("EvalSettings.method", self.method, ("decode", "rank"))
+        check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
         check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1)
         check_range("EvalSettings.max_rows", self.max_rows, 0)

@@ -169,37 +169,37 @@ def test_files_of_results(model, cache, tmp_path, monkeypatch):
     assert "| letters | validation | 23 | 2 | **accuracy** |" in evaluate.table([written])
 
 
-def test_ranking_gives_what_decoding_gives_where_a_label_is_likely(model, cache, table):
+@pytest.mark.parametrize("method", ["rank", "rank_probability"])
+def test_ranking_answers_with_labels(model, cache, table, method):
     labels = ("no", "yes", "perhaps")
     tasks.add(tasks.Task("letters", "generated", ("train",), "{t}", labels=labels, generate=lambda _: [], version="1"))
     other = MemoryCache("other", ["abc", "de fg", "h"], ["no", "no", "yes"])
     runs = [EvalRun(cache, 1, scorer=Witness()), EvalRun(other, 0, scorer=Witness()), EvalRun(cache, 2, scorer=Witness())]
     seen = []
     told = lambda done, total: seen.append((done, total))  # noqa: E731
-    ranked = evaluate_runs(model, runs, VOCABULARY, SPEC, told, method="rank")
+    ranked = evaluate_runs(model, runs, VOCABULARY, SPEC, told, method)
     assert seen[-1] == (49, 49) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     decoded = evaluate_runs(model, runs, VOCABULARY, SPEC)
     assert ranked[1].predictions == decoded[1].predictions  # no labels are registered
     labels_CT = requests.label_tokens(labels, VOCABULARY)
     for place in (0, 2):
         given = Requests([cache.inputs(row) for row in range(23)], [runs[place].bank_index] * 23, [12] * 23)
-        logp_BC = requests.score_each_label(model, given, labels_CT, SPEC)
-        assert ranked[place].predictions == [labels[best] for best in logp_BC.argmax(axis=1)]
+        if method == "rank":
+            best_B = requests.choose_label(model, given, labels_CT, SPEC)
+        else:
+            best_B = requests.score_each_label(model, given, labels_CT, SPEC).argmax(axis=1)
+        assert ranked[place].predictions == [labels[best] for best in best_B]
 
 
-def test_ranking_equals_decoding_of_labels(model, cache, table):
-    """A model trained to answer: weights are tuned for a moment, until each row's label has more than half of the probability."""
+def test_ranking_equals_decoding_where_it_gives_a_label(model, cache, table):
+    """A model tuned for a moment, so that most of its answers are labels."""
     tasks.add(tasks.Task("letters", "generated", ("train",), "{t}", labels=("no", "yes"), generate=lambda _: [], version="1"))
     tuned = tuned_to_answer(model, cache)
     run = EvalRun(cache, 0, scorer=Witness())
-    given = Requests([cache.inputs(row) for row in range(23)], [0] * 23, [12] * 23)
-    logp_BC = requests.score_each_label(tuned, given, requests.label_tokens(("no", "yes"), VOCABULARY), SPEC)
-    likely = logp_BC.max(axis=1) > np.log(0.5)
-    assert likely.sum() > 15
     decoded, ranked = (evaluate_runs(tuned, [run], VOCABULARY, SPEC, method=method)[0].predictions for method in ("decode", "rank"))
-    assert [text for text, sure in zip(decoded, likely, strict=True) if sure] == [
-        text for text, sure in zip(ranked, likely, strict=True) if sure
-    ]
+    labels = [row for row, text in enumerate(decoded) if text in ("no", "yes")]
+    assert len(labels) > 15
+    assert [ranked[row] for row in labels] == [decoded[row] for row in labels]
     assert len(set(ranked)) == 2
 
 

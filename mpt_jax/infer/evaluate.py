@@ -86,8 +86,7 @@ def evaluate_runs(
 ) -> list[EvalResult]:
     """Scores of many (bank row, task) pairs. Rows of all of them share batches, each with its own prompt.
 
-    ``spec``: see requests.inference_spec. ``method`` 'rank' answers tasks with labels by their most probable label, which is what
-    decoding gives wherever a label has more than half of the probability; tasks without labels are decoded.
+    ``spec``: see requests.inference_spec. ``method``: a row of config.ANSWERS; tasks without labels are decoded by any.
     Raises tasks.TaskError where a task has no scores.
     """
     scorers = [run.scorer or tasks.scorer(run.cache.name) for run in runs]
@@ -102,7 +101,7 @@ def evaluate_runs(
             task_id += [run.bank_index] * len(index)
             limit += [run.limit(spec)] * len(index)
         tell = (lambda part, _, before=done: progress(before + part, total)) if progress else None
-        texts = _answers(model, Requests(inputs, task_id, limit), labels, vocabulary, spec, tell)
+        texts = _answers(model, Requests(inputs, task_id, limit), labels, method, vocabulary, spec, tell)
         done += len(inputs)
         for place in members:
             predictions_of[place] = list(itertools.islice(texts, len(rows[place])))
@@ -127,18 +126,24 @@ def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[i
     groups: dict[tuple[str, ...], list[int]] = {}
     for place, run in enumerate(runs):
         task = tasks.TABLE.get(run.cache.name)
-        labels = task.labels if method == "rank" and task is not None and task.labels else ()
+        labels = task.labels if method != "decode" and task is not None and task.labels else ()
         groups.setdefault(labels, []).append(place)
     return groups
 
 
-def _answers(model: Model, given: Requests, labels: tuple[str, ...], vocabulary: Vocabulary, spec: BatchSpec, tell) -> Iterator[str]:
-    """The answer to each request: the most probable label, or decoded where there are none."""
+def _answers(
+    model: Model, given: Requests, labels: tuple[str, ...], method: str, vocabulary: Vocabulary, spec: BatchSpec, tell
+) -> Iterator[str]:
+    """The answer to each request: a label chosen by the method, or decoded where there are none."""
     if not labels:
         text_of = _remembered(vocabulary)
         return (text_of(tokens) for tokens in requests.decode(model, given, spec, tell))
-    logp = requests.score_each_label(model, given, requests.label_tokens(labels, vocabulary), spec, tell)
-    return (labels[place] for place in logp.argmax(axis=1))
+    labels_CT = requests.label_tokens(labels, vocabulary)
+    if method == "rank":
+        places = requests.choose_label(model, given, labels_CT, spec, tell)
+    else:
+        places = requests.score_each_label(model, given, labels_CT, spec, tell).argmax(axis=1)
+    return (labels[place] for place in places)
 
 
 def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:

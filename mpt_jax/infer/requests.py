@@ -14,7 +14,7 @@ from mpt_jax.config import T5Config
 from mpt_jax.data.batches import BatchSpec, eval_batches
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.infer.decode import greedy_decode, prompts_of
-from mpt_jax.infer.likelihood import score_labels, score_targets
+from mpt_jax.infer.likelihood import score_labels, score_targets, walk_labels
 from mpt_jax.model.prompt_bank import PromptBank
 
 Progress = Callable[[int, int], None]  # told (rows done, rows in all)
@@ -123,14 +123,26 @@ def score_each_label(
     model: Model, requests: Requests, labels_CT: np.ndarray, spec: BatchSpec, progress: Progress | None = None
 ) -> np.ndarray:
     """log p(label) of each request and label: (rows, C) float32."""
+    found = np.empty((requests.rows, len(labels_CT)), np.float32)
+    return _over_labels(score_labels, found, model, requests, labels_CT, spec, progress)
+
+
+def choose_label(
+    model: Model, requests: Requests, labels_CT: np.ndarray, spec: BatchSpec, progress: Progress | None = None
+) -> np.ndarray:
+    """The label that greedy decoding among the labels' tokens gives each request: (rows,) int32."""
+    return _over_labels(walk_labels, np.empty(requests.rows, np.int32), model, requests, labels_CT, spec, progress)
+
+
+def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, labels_CT, spec: BatchSpec, progress) -> np.ndarray:
+    """``found``, filled with each request's line of a function of likelihood.py that takes labels."""
 
     def program(part, index_B, prompt_BPD):
-        return score_labels(model.config, model.params, prompt_BPD, model.place(part["inputs_BL"]), labels_CT)
+        return function(model.config, model.params, prompt_BPD, model.place(part["inputs_BL"]), labels_CT)
 
-    logp = np.empty((requests.rows, len(labels_CT)), np.float32)
-    for row, values_C in _answers(model, requests, spec, [np.arange(requests.rows)], program, progress):
-        logp[row] = values_C
-    return logp
+    for row, line in _answers(model, requests, spec, [np.arange(requests.rows)], program, progress):
+        found[row] = line
+    return found
 
 
 def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program, progress) -> Iterator[tuple[int, np.ndarray]]:
