@@ -8,7 +8,7 @@ from tiny_data import byte_vocabulary, sized_cache
 from tiny_model import CONFIG, LENGTH, backbone, new_bank
 
 from mpt_jax.checkpoint import Checkpoints
-from mpt_jax.config import DataSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.formats.arrays import unflatten
@@ -84,14 +84,25 @@ def test_targets_start_from_the_source_group_of_their_seed(tmp_path):
 def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
     teachers = new_bank(3, 1, rank=0)
     folder = save_run(tmp_path / "teachers", teachers, ["a", "b", "a"], [1, 1, 2])
-    runs = plan.plan_runs(settings("source", seeds=[2]), PromptSettings(), OptimizerSettings(), TASKS)
-    prompts = plan.teacher_prompts(runs, folder, frozen(), PromptSettings(length=LENGTH), True)
+    train = settings("source", seeds=[2], teacher_dir=folder)
+    aligned = DistillationSettings(hidden_positions="all")
+    runs = plan.plan_runs(train, PromptSettings(), OptimizerSettings(), TASKS)
+    prompts = plan.teacher_prompts(runs, train, aligned, PromptSettings(length=LENGTH), frozen())
     np.testing.assert_array_equal(prompts, np.asarray(compose_all(teachers))[[2, 1]])
     with pytest.raises(UserError, match="compares prompts of one length; teachers have 3, PROMPT_LENGTH is 5"):
-        plan.teacher_prompts(runs, folder, frozen(), PromptSettings(length=5), True)
+        plan.teacher_prompts(runs, train, aligned, PromptSettings(length=5), frozen())
     with pytest.raises(UserError, match="no teacher for source task c .it has a, b."):
-        other = plan.plan_runs(settings("source"), PromptSettings(), OptimizerSettings(), ("a", "c"))
-        plan.teacher_prompts(other, folder, frozen(), PromptSettings(length=LENGTH), False)
+        other = plan.plan_runs(train, PromptSettings(), OptimizerSettings(), ("a", "c"))
+        plan.teacher_prompts(other, train, DistillationSettings(), PromptSettings(length=LENGTH), frozen())
+    assert plan.teacher_prompts(runs, train, DistillationSettings(weight=0.0), PromptSettings(), frozen()) is None
+
+
+def test_a_group_trains_at_the_rates_of_its_first_run():
+    optimizer = OptimizerSettings(learning_rate=[0.1, 0.3], factor_learning_rate=0.4)
+    runs = plan.plan_runs(settings("source"), PromptSettings(), optimizer, TASKS)
+    assert {name: rate_G.tolist() for name, rate_G in plan.rates(runs).items()} == {
+        "prompt": [np.float32(0.1), np.float32(0.3)], "weights": [np.float32(0.1), np.float32(0.3)], "factors": [np.float32(0.4)] * 2,
+    }  # fmt: skip
 
 
 def test_without_transfer_prompts_start_from_the_vocabulary():

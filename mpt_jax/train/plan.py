@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpt_jax.checkpoint import load_bank
-from mpt_jax.config import DataSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
 from mpt_jax.data.vocabulary import Vocabulary
@@ -50,6 +50,13 @@ def plan_runs(train: TrainSettings, prompt: PromptSettings, optimizer: Optimizer
     if train.stage in ("finetune", "pretrain") and group > 1:
         raise UserError(f"stage {train.stage!r} trains one set of weights: give one seed and one learning rate, not {group} combinations.")
     return runs
+
+
+def rates(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """Learning rates (G,) float32 of each parameter group, by the first run of each group of tasks."""
+    first = {run.group: run for run in reversed(runs)}
+    of = lambda name: np.array([getattr(first[group], name) for group in sorted(first)], np.float32)  # noqa: E731
+    return {"prompt": of("learning_rate"), "weights": of("learning_rate"), "factors": of("factor_learning_rate")}
 
 
 def draw_few_shot(runs: list[Run], caches: dict[str, TokenCache], data: DataSettings) -> list[Run]:
@@ -132,11 +139,17 @@ def _source_group(bank: PromptBank, run: dict, seed: int) -> tuple[PromptBank, l
     return select(bank, members), [rows[n]["task"] for n in members]
 
 
-def teacher_prompts(runs: list[Run], teacher_dir: str, backbone: Backbone, prompt: PromptSettings, same_length: bool) -> np.ndarray:
+def teacher_prompts(
+    runs: list[Run], train: TrainSettings, distillation: DistillationSettings, prompt: PromptSettings, backbone: Backbone
+) -> np.ndarray | None:
     """Each run's teacher prompt (N, P, D): its task's prompt of the same seed in TEACHER_DIR, or else its task's first.
 
-    Raises UserError naming the tasks that have no teacher.
+    None where nothing is distilled. Raises UserError naming the tasks that have no teacher.
     """
+    if train.stage != "source" or not distillation.weight:
+        return None
+    teacher_dir = train.teacher_dir
+    same_length = distillation.hidden_positions == "all" and distillation.hidden != "none"
     if not teacher_dir:
         message = "the source stage distils from teachers: give --gin.TEACHER_DIR=\"'folder'\""
         raise UserError(f"{message}, or train without them with --gin.DistillationSettings.weight=0.0.")

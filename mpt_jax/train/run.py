@@ -71,10 +71,7 @@ def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEva
     trainable, frozen, objective = make_parameters(settings, runs, backbone, vocabulary, caches)
     table = STAGE_TABLES[train.stage]
     num_groups = runs[-1].group + 1
-    first_of_group = {run.group: run for run in reversed(runs)}
-    rate = lambda name: np.array([getattr(first_of_group[g], name) for g in range(num_groups)], np.float32)  # noqa: E731
-    rates = {"prompt": rate("learning_rate"), "weights": rate("learning_rate"), "factors": rate("factor_learning_rate")}
-    optimizer = make_optimizer(settings.optimizer, train.train_steps, num_groups, table, rates)
+    optimizer = make_optimizer(settings.optimizer, train.train_steps, num_groups, table, plan.rates(runs))
     step_fn = TrainStep(objective, optimizer)
 
     description = describe_run(settings, runs, backbone, trainable)
@@ -121,13 +118,11 @@ def make_parameters(settings: Settings, runs, backbone: Backbone, vocabulary: Vo
         bank: PromptBank = plan.make_bank(runs, train, settings.prompt, backbone, vocabulary)
         parameters |= {f"bank/{name}": jnp.asarray(array) for name, array in bank.trainable().items()}
     trainable, frozen = split(parameters, STAGE_TABLES[train.stage])
-    distil = train.stage == "source" and distillation.weight > 0
-    if distil:
-        same_length = distillation.hidden_positions == "all" and distillation.hidden != "none"
-        prompts_NPD = plan.teacher_prompts(runs, train.teacher_dir, backbone, settings.prompt, same_length)
+    prompts_NPD = plan.teacher_prompts(runs, train, distillation, settings.prompt, backbone)
+    if prompts_NPD is not None:
         frozen["teacher/prompts"] = jnp.asarray(prompts_NPD)
     seed = train.seed_list[0]
-    return trainable, frozen, Objective(backbone.config, group_N, distillation if distil else None, teaching, seed)
+    return trainable, frozen, Objective(backbone.config, group_N, None if prompts_NPD is None else distillation, teaching, seed)
 
 
 def _teaching_head(width: int, caches, train: TrainSettings):

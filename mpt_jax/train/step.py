@@ -5,6 +5,7 @@ frozen tree is an argument that no gradient, copy or checkpoint touches.
 B examples, L input tokens, P prompt positions, T target tokens, N tasks (runs) in the bank, G groups.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -111,6 +112,13 @@ def weights(objective: Objective, totals: dict, task_id_B) -> dict[str, jax.Arra
     return result
 
 
+def weighted_loss(objective: Objective, trainable: dict, frozen: dict, batch: dict, totals: dict, dropout_rng=None):
+    """(loss, sums (B,) by term) of a micro-batch; the losses of a batch's micro-batches add up to the batch's."""
+    sums_B = loss_sums(objective, trainable, frozen, batch, dropout_rng)
+    weight_B = weights(objective, totals, batch["task_id_B"])
+    return sum(jnp.sum(weight_B[name] * sums_B[name]) for name in sums_B if name in weight_B), sums_B
+
+
 class TrainStep:
     """Calls ``accumulate`` for each micro-batch and ``update`` once. ``traces`` counts compilations by shape, for tests and logs."""
 
@@ -132,12 +140,8 @@ class TrainStep:
         if self.objective.config.dropout_rate:
             rng = jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(self.objective.dropout_seed), step), index)
 
-        def loss_fn(trainable):
-            sums_B = loss_sums(self.objective, trainable, frozen, batch, rng)
-            weight_B = weights(self.objective, totals, task_id_B)
-            return sum(jnp.sum(weight_B[name] * sums_B[name]) for name in sums_B if name in weight_B), sums_B
-
-        grads, sums_B = jax.grad(loss_fn, has_aux=True)(trainable)
+        loss_fn = functools.partial(weighted_loss, self.objective)
+        grads, sums_B = jax.grad(loss_fn, has_aux=True)(trainable, frozen, batch, totals, rng)
         is_task_NB = jnp.arange(len(self.objective.group_N))[:, None] == task_id_B
         by_task = {name: jnp.sum(jnp.where(is_task_NB, value_B, 0.0), axis=1) for name, value_B in sums_B.items()}
         return jax.tree.map(jnp.add, sums, Sums(grads, by_task))
@@ -164,10 +168,11 @@ class TrainStep:
 def batch_totals(objective: Objective, batch, frozen: dict, trainable: dict) -> dict[str, np.ndarray]:
     """What each group's terms count over the whole batch: target tokens, encoder positions, rows with a sentence vector."""
     num_groups = int(objective.group_N.max()) + 1
-    by_group = lambda values_N: np.bincount(objective.group_N, values_N, num_groups).astype(np.float32)  # noqa: E731
+    in_group_GN = (np.arange(num_groups)[:, None] == objective.group_N).astype(np.float32)
+    by_group = lambda values_N: in_group_GN @ values_N  # noqa: E731 (also of traced values)
     totals = {"target_tokens_G": by_group(batch.target_tokens_N)}
     if objective.distillation:
-        positions_N = np.asarray(batch.input_tokens_N)
+        positions_N = batch.input_tokens_N
         if objective.distillation.hidden_positions == "all":
             positions_N = positions_N + batch.examples_N * trainable["bank/shared"].shape[1]
         totals["encoder_positions_G"] = by_group(positions_N)
