@@ -15,6 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mpt_jax.errors import UserError
+from mpt_jax.model.formats import t5x
+from mpt_jax.model.formats.detect import detect
+from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.prompt_bank import PromptBank, bank_from
 
 FOLDER = "checkpoints"
@@ -126,6 +129,10 @@ def load_trainable(run_dir: str | Path, which: str = "best") -> tuple[dict[str, 
     _quiet()
     run = read_run_json(run_dir)
     folder = Path(run_dir).absolute() / FOLDER
+    t5x_steps = t5x.steps(Folder(run_dir))
+    if t5x_steps and not folder.is_dir():  # a run under T5X's trainer: it keeps no best bank
+        kind, path = detect(f"{run_dir}/{t5x_steps[-1]}")
+        return {name: lazy.load(np.float32) for name, lazy in t5x.read(kind, path).items() if name.startswith(t5x.BANK)}, run
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
     if not steps:
         raise UserError(f"run folder {str(run_dir)!r} has no finished checkpoint in {FOLDER}/; let its training go on first.")

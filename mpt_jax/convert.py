@@ -7,25 +7,31 @@ prompts are taken.
 
 import json
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
 
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
-from mpt_jax.model.formats import prompt_writers, prompts
+from mpt_jax.model.formats import prompt_writers, prompts, t5x
 from mpt_jax.model.formats.files import is_remote
+from mpt_jax.model.formats.folder_writer import write_folder
+from mpt_jax.run_folder import write_json
 
 BACKBONE_FORMATS = ("t5x", "orbax", "hf", "own")
-FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS)
+BANK_FORMAT = "t5x_bank"
+FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS, BANK_FORMAT)
 
 
-def convert(source: str, to: str, output: str, task: str | None = None) -> list[str]:
+def convert(source: str, to: str, output: str, task: str | None = None, backbone: str | None = None) -> list[str]:
     """Writes SOURCE in the format `to` to `output`; returns the files written.
 
     to: 't5x' (native), 'orbax' (T5X on Orbax), 'hf', 'own' for backbones; 'peft' (multitask adapter),
-    'peft_single', 'npz', 'npy' for prompts. task: only this task's prompt; where a run trained it several
-    times, `TASK#ROW`. Raises UserError saying what is wrong; output is written whole or not at all.
+    'peft_single', 'npz', 'npy' for prompts; 't5x_bank' for both together, as T5X's trainer restores them. task: only
+    this task's prompt; where a run trained it several times, `TASK#ROW`. backbone: for 't5x_bank', the one that the
+    prompts were trained on, where the source does not tell. Raises UserError saying what is wrong; output is written
+    whole or not at all.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to!r} is none of {', '.join(FORMATS)}.")
@@ -40,7 +46,42 @@ def convert(source: str, to: str, output: str, task: str | None = None) -> list[
     held = read_prompts(source)
     if task:
         held = held.select([_row(held, label) for label in task.split(",")])
+    if to == BANK_FORMAT:
+        return _write_t5x_bank(output, held, backbone)
     return prompt_writers.write(to, output, held)
+
+
+def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None) -> list[str]:
+    """A run folder as T5X's trainer leaves it: run.json, and checkpoint_0 with the backbone's weights and the bank."""
+    from mpt_jax.model.backbone import fingerprint_of
+
+    known = held.metadata.get("backbone", {})
+    name = backbone or known.get("name")
+    if not name:
+        raise UserError(f"--to {BANK_FORMAT} writes prompts with their backbone, and the source names none: give --backbone NAME.")
+    config, arrays, _ = formats.read_backbone(_resolve(name))
+    if config.d_model != held.width:
+        raise UserError(f"--backbone {name!r} has width {config.d_model}, the prompts have width {held.width}.")
+    fingerprint = fingerprint_of(arrays)
+    if known.get("fingerprint", fingerprint) != fingerprint:
+        raise UserError(f"--backbone {name!r} ({fingerprint}) is not the one the prompts were trained on ({known['fingerprint']}).")
+    rows = held.metadata.get("runs") or [{"task": label, "seed": 0} for label in held.task_names]
+    rows = [{**row, "group": int(group)} for row, group in zip(rows, held.group_N, strict=True)]
+    run = {
+        **{key: value for key, value in held.metadata.items() if key not in ("source", "runs")},
+        "tasks": list(dict.fromkeys(row["task"] for row in rows)),
+        "runs": rows,
+        "backbone": {**known, "name": os.path.abspath(os.path.join(output, "checkpoint_0")), "fingerprint": fingerprint},
+    }
+    bank = {"shared": held.shared_GPD, "cols": held.cols_NPR, "rows": held.rows_NRD}
+    bank = {f"{t5x.BANK}{key}": formats.in_memory(array) for key, array in bank.items() if array is not None}
+
+    def write(folder: str) -> None:
+        os.makedirs(os.path.join(folder, "checkpoint_0"))
+        t5x.write_native(os.path.join(folder, "checkpoint_0"), {**arrays, **bank})
+        write_json(pathlib.Path(folder) / "run.json", run)
+
+    return write_folder(output, write)
 
 
 def _resolve(source: str) -> str:
@@ -66,26 +107,16 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
     bank, run = load_bank(run_dir)
     if bank is None:
         raise UserError(f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own.")
-    rows = [dict(row) for row in run["runs"]]
-    counts = {task: sum(row["task"] == task for row in rows) for task in {row["task"] for row in rows}}
-    labels = tuple(row["task"] if counts[row["task"]] == 1 else f"{row['task']}#{n}" for n, row in enumerate(rows))
+    metadata = prompts.run_metadata(run, run_dir)
     for n, scores in _scores(run_dir).items():
-        if n < len(rows):
-            rows[n]["scores"] = scores
-    for row in rows:
-        row.pop("few_shot", None)
-    kept = ("stage", "backbone", "settings", "parameters", "versions")
-    metadata = {
-        "source": os.path.basename(os.path.abspath(run_dir)),
-        "runs": rows,
-        **{key: run[key] for key in kept if key in run},
-    }
+        if n < len(metadata["runs"]):
+            metadata["runs"][n]["scores"] = scores
     factors = (None if array is None else np.asarray(array, np.float32) for array in (bank.cols_NPR, bank.rows_NRD))
     return prompts.PromptFile(
         np.asarray(bank.shared_GPD, np.float32),
         *factors,
         np.asarray(bank.group_N, np.int32),
-        labels,
+        prompts.task_labels(run["runs"]),
         metadata,
     )
 

@@ -152,7 +152,7 @@ def command_convert(arguments: argparse.Namespace) -> int:
     """Converts backbones and prompts."""
     from mpt_jax.convert import convert
 
-    written = convert(arguments.source, arguments.to, arguments.output, arguments.task)
+    written = convert(arguments.source, arguments.to, arguments.output, arguments.task, arguments.backbone)
     print("\n".join(written) if len(written) <= 8 else f"{arguments.output}: {len(written)} files")
     return 0
 
@@ -209,9 +209,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=int, default=3, help="rows to show (default: %(default)s)")
     convert = add("convert", command_convert)
     convert.add_argument("--from", dest="source", required=True, help="run folder, checkpoint folder of any format, or a backbone's name")
-    convert.add_argument("--to", required=True, help="t5x | orbax | hf | own | peft | peft_single | npz | npy")
+    convert.add_argument("--to", required=True, help="t5x | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank")
     convert.add_argument("--output", required=True)
     convert.add_argument("--task", default=None, help="one task of a bank (default: all)")
+    convert.add_argument("--backbone", default=None, help="of the prompts, for t5x_bank, where the source does not name it")
     report = add("report", command_report)
     report.add_argument("run_dirs", nargs="+", help="run folders")
     report.add_argument("--output", default=None, help="folder to write to (default: the first run folder)")

@@ -1,15 +1,17 @@
 """Prompts in and out: nothing changes on the way, labels and scores travel along, wrong requests are named."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from fixture_folders import TINY, data_folder, random_params
 
-from mpt_jax.checkpoint import Checkpoints
+from mpt_jax.checkpoint import Checkpoints, load_bank
 from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
+from mpt_jax.model.backbone import fingerprint_of
 from mpt_jax.model.formats import prompt_writers, prompts
 from mpt_jax.model.formats.prompts import PromptFile
 from mpt_jax.model.prompt_bank import PromptBank, compose_all, read_prompt_array
@@ -18,19 +20,19 @@ REAL = ("sst2", "mrpc", "rte")
 SCORES = {"accuracy": 87.5}
 
 
-def bank(num_groups: int = 1, rank: int = 2, seed: int = 0) -> PromptFile:
-    """Three tasks, P = 4, D = 6; rank 0 has no factors and a group for each task."""
+def bank(num_groups: int = 1, rank: int = 2, seed: int = 0, width: int = 6) -> PromptFile:
+    """Three tasks, P = 4, D = width; rank 0 has no factors and a group for each task."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     groups = 3 if rank == 0 else num_groups
-    factors = (draw(3, 4, rank), draw(3, rank, 6)) if rank else (None, None)
+    factors = (draw(3, 4, rank), draw(3, rank, width)) if rank else (None, None)
     metadata = {
         "stage": "source",
         "backbone": {"name": "nano", "fingerprint": "0123456789abcdef"},
         "settings": {"train_steps": 7},
         "runs": [{"task": name, "seed": 42, "learning_rate": 0.3, "scores": SCORES} for name in "abc"],
     }
-    return PromptFile(draw(groups, 4, 6), *factors, np.arange(3, dtype=np.int32) % groups, tuple("abc"), metadata)
+    return PromptFile(draw(groups, 4, width), *factors, np.arange(3, dtype=np.int32) % groups, tuple("abc"), metadata)
 
 
 def same(ours: PromptFile, theirs: PromptFile) -> None:
@@ -108,6 +110,41 @@ def test_a_prompt_variable_of_t5x(tmp_path):
         assert formats.read_backbone(folder)[1].keys() == params.keys()  # and it is a backbone, too
         convert(str(folder), "npy", str(tmp_path / f"out{number}"))
         np.testing.assert_array_equal(np.load(tmp_path / f"out{number}.npy"), prompt_PD)
+
+
+@pytest.mark.parametrize("groups, rank", [(1, 2), (2, 1), (3, 0)])
+def test_a_bank_goes_to_t5x_with_its_backbone_and_comes_back(groups, rank, tmp_path):
+    formats.write_backbone("own", tmp_path / "own", TINY, random_params(TINY))
+    held = bank(groups, rank, width=TINY.d_model)
+    prompt_writers.write("npz", str(tmp_path / "bank"), held)
+    with pytest.raises(UserError, match="is not the one the prompts were trained on .0123456789abcdef"):
+        convert(str(tmp_path / "bank.npz"), "t5x_bank", str(tmp_path / "out"), backbone=str(tmp_path / "own"))
+    known = {"name": str(tmp_path / "own"), "fingerprint": fingerprint_of(formats.read_backbone(tmp_path / "own")[1])}
+    prompt_writers.write("npz", str(tmp_path / "known"), dataclasses.replace(held, metadata=held.metadata | {"backbone": known}))
+    convert(str(tmp_path / "known.npz"), "t5x_bank", str(tmp_path / "out"))
+    checkpoint = tmp_path / "out" / "checkpoint_0"
+    same(held, prompts.read(checkpoint, TINY.d_model))
+    loaded, run = load_bank(tmp_path / "out")
+    np.testing.assert_array_equal(compose_all(loaded), held.compose())
+    assert run["tasks"] == list("abc") and run["backbone"] == {"name": str(checkpoint), "fingerprint": known["fingerprint"]}
+    assert fingerprint_of(formats.read_backbone(checkpoint)[1]) == known["fingerprint"]
+    convert(str(tmp_path / "out"), "npz", str(tmp_path / "back"))  # the folder is a run folder
+    same(held, prompts.read(tmp_path / "back.npz"))
+
+
+def test_a_bank_in_a_t5x_checkpoint_alone(tmp_path):
+    held = bank(1, 2, width=TINY.d_model)
+    arrays = {"shared": held.shared_GPD, "cols": held.cols_NPR, "rows": held.rows_NRD}
+    (tmp_path / "checkpoint_7").mkdir()
+    formats.t5x.write_orbax(str(tmp_path / "checkpoint_7"), {f"bank/{name}": formats.in_memory(array) for name, array in arrays.items()})
+    back = prompts.read(tmp_path / "checkpoint_7")
+    np.testing.assert_array_equal(back.compose(), held.compose())
+    assert back.task_names == ("task_1", "task_2", "task_3")  # their numbers in a batch
+    prompt_writers.write("npz", str(tmp_path / "bank"), dataclasses.replace(held, metadata={}))
+    with pytest.raises(UserError, match="names none: give --backbone"):
+        convert(str(tmp_path / "bank.npz"), "t5x_bank", str(tmp_path / "out"))
+    with pytest.raises(UserError, match="width 192, the prompts have width 16"):
+        convert(str(tmp_path / "bank.npz"), "t5x_bank", str(tmp_path / "out"), backbone="nano")
 
 
 @pytest.fixture

@@ -75,3 +75,10 @@ def load_backbone(
     place = None if sharding else lambda _, array: jax.device_put(array)
     params = formats.restore(arrays, dtype, place, sharding, digests)
     return Backbone(config.name, dataclasses.replace(config, dtype=dtype), params, vocabulary, formats.fingerprint(digests))
+
+
+def fingerprint_of(arrays: dict) -> str:
+    """The fingerprint of a backbone's arrays that are not read yet (formats.read_backbone); one after the other is read and let go."""
+    digests: dict[str, bytes] = {}
+    formats.restore(arrays, None, lambda path, array: None, None, digests)
+    return formats.fingerprint(digests)

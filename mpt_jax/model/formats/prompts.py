@@ -3,6 +3,7 @@
 N tasks, G groups that share a prompt, P prompt positions, D model width, R rank. Writers: prompt_writers.py.
 """
 
+import collections
 import dataclasses
 import io
 import json
@@ -242,8 +243,10 @@ def _tensor(weights: Mapping[str, LazyArray], name: str, folder: Folder) -> np.n
 
 
 def _read_t5x(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
-    """The encoder's prompt variable of prompt-tuning's models."""
+    """The prompt bank of a run under T5X's trainer, or the encoder's prompt variable of prompt-tuning's models."""
     found = {name: lazy for name, lazy in arrays.items() if t5x.is_prompt(name)}
+    if f"{t5x.BANK}shared" in found:
+        return _read_t5x_bank(found, path)
     if not found:
         raise UserError(f"{path} holds no prompt variable (such as {ENCODER_PROMPT}); it is a backbone.")
     unknown = found.keys() - {ENCODER_PROMPT}
@@ -257,3 +260,36 @@ def _read_t5x(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
     if array.ndim != 2:
         raise UserError(f"{path}: {ENCODER_PROMPT} has shape {array.shape}; a prompt is (length, width).")
     return plain(array[None], ["prompt"], {"source": path})
+
+
+def _read_t5x_bank(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
+    """A bank with the labels and groups of the run.json beside the checkpoint.
+
+    Without that file labels are numbers from 1, and tasks share prompts evenly in their order.
+    """
+    shared_GPD, cols_NPR, rows_NRD = (
+        _float32(arrays[t5x.BANK + name].load(), path) if t5x.BANK + name in arrays else None for name in ("shared", "cols", "rows")
+    )
+    around = Folder(os.path.dirname(path.rstrip("/")) or ".")
+    if around.exists("run.json"):
+        run = read_json(around, "run.json")
+        group_N, labels = np.array([row["group"] for row in run["runs"]], np.int32), task_labels(run["runs"])
+        return PromptFile(shared_GPD, cols_NPR, rows_NRD, group_N, labels, run_metadata(run, path))
+    num_groups, num_tasks = len(shared_GPD), len(shared_GPD if cols_NPR is None else cols_NPR)
+    if num_tasks % num_groups:
+        raise UserError(f"{path} holds {num_tasks} tasks over {num_groups} shared prompts, and no run.json beside it says which share one.")
+    group_N = np.repeat(np.arange(num_groups, dtype=np.int32), num_tasks // num_groups)
+    return PromptFile(shared_GPD, cols_NPR, rows_NRD, group_N, tuple(f"task_{n + 1}" for n in range(num_tasks)), {"source": path})
+
+
+def task_labels(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """A label for each row of a bank: its task's name, `task#n` for row n of a task that was trained several times."""
+    counts = collections.Counter(row["task"] for row in runs)
+    return tuple(row["task"] if counts[row["task"]] == 1 else f"{row['task']}#{n}" for n, row in enumerate(runs))
+
+
+def run_metadata(run: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a run.json tells of its prompts."""
+    rows = [{key: value for key, value in row.items() if key != "few_shot"} for row in run["runs"]]
+    kept = ("stage", "backbone", "vocabulary", "settings", "parameters", "versions")
+    return {"source": os.path.basename(os.path.abspath(source)), "runs": rows, **{key: run[key] for key in kept if key in run}}

@@ -22,6 +22,7 @@ VERSION = 3  # t5x/checkpoints.py; version 2 wrote bfloat16 as uint16
 ORBAX_MARKS = ("_METADATA", "manifest.ocdbt")
 ORBAX_ITEMS = ("state", "default", "params")  # T5X's item, Orbax' unnamed one, our runs'
 ROOTS = ("optimizer/target/", "target/", "params/params/", "params/")
+BANK = "bank/"  # where mpt_jax/t5x_bridge keeps the prompt bank in a T5X run's parameters
 OLD_PLACEHOLDER = "PLACEHOLDER://"  # Orbax before its _METADATA file
 
 
@@ -34,8 +35,8 @@ def read(kind: str, path: str) -> dict[str, LazyArray]:
 
 
 def is_prompt(name: str) -> bool:
-    """Whether a parameter is a prompt variable (prompt_tuning/prompts.py, extended/multitask_prompts.py)."""
-    return "prompt" in name.split("/")
+    """Whether a parameter is a prompt variable (prompt_tuning/prompts.py, extended/multitask_prompts.py), or of a prompt bank."""
+    return "prompt" in name.split("/") or name.startswith(BANK)
 
 
 def read_native(folder: Folder) -> dict[str, LazyArray]:
