@@ -1,5 +1,8 @@
 """Errors that a user can cause and mend; the command prints them without a traceback."""
 
+# exit code of a command that was told to end (SIGTERM) and saved: the same command continues; launchers start it again
+EXIT_PREEMPTED = 83
+
 
 class UserError(ValueError):
     """Bad input: the message names the value, the limit and the setting to change."""

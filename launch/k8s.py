@@ -1,0 +1,228 @@
+"""Kubernetes: one JobSet of as many pods as the slice or the nodes have hosts, followed and deleted at the end.
+
+A pod that ends with EXIT_PREEMPTED, or whose node is taken away, restarts the whole set, at most --max_restarts times; any other failure
+fails it. Needs the JobSet controller 0.6 or newer in the cluster (jobset.sigs.k8s.io). The manifest is JSON, which kubectl reads as YAML.
+Sources: jobset.sigs.k8s.io/docs/reference; kubernetes.io/docs/tasks/job/pod-failure-policy;
+cloud.google.com/kubernetes-engine/docs/how-to/tpus.
+"""
+
+import argparse
+import json
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Sequence
+
+from launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, say, show, signals_wait
+from launch.machines import GPU_HOSTS, gpu_host, tpu_slice
+from mpt_jax.errors import EXIT_PREEMPTED
+
+PORT = 8476  # of the coordinator
+GRACE_S = 120  # between SIGTERM and SIGKILL: time to save
+DELETIONS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this target."""
+    parser.add_argument("--type", default="v5e:2x2", help="TPU slice GENERATION:TOPOLOGY or kind of GPU host (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=1, help="hosts with GPUs; a TPU slice has its own number (default: %(default)s)")
+    parser.add_argument("--image", required=True, help="container image with mpt_jax")
+    parser.add_argument("--namespace", default="default", help="(default: %(default)s)")
+    parser.add_argument("--name", default="", help="of the JobSet (default: made up, unique)")
+    parser.add_argument("--spot", action="store_true", help="GKE spot nodes")
+    parser.add_argument("--service_account", default="", help="Kubernetes service account that may read and write the bucket")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command; may be repeated")
+    parser.add_argument("--max_restarts", type=int, default=20, help="starts again after preemptions (default: %(default)s)")
+    parser.add_argument("--poll_s", type=float, default=5.0, help="seconds between questions about the state (default: %(default)s)")
+
+
+def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -> dict:
+    """The JobSet."""
+    if arguments.type in GPU_HOSTS:
+        host, pods = gpu_host(arguments.type), arguments.nodes
+        selector = {"cloud.google.com/gke-accelerator": host.gke_accelerator}
+        resources = {"nvidia.com/gpu": host.gpus}
+    else:
+        machine = tpu_slice(arguments.type)
+        pods = machine.hosts
+        selector = {"cloud.google.com/gke-tpu-accelerator": machine.gke_accelerator, "cloud.google.com/gke-tpu-topology": machine.topology}
+        resources = {"google.com/tpu": machine.chips_per_host}
+    if arguments.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+    container = {
+        "name": "main",
+        "image": arguments.image,
+        "command": ["python", "-u", "-m", "mpt_jax", *command],
+        "env": _variables(arguments.env, name, pods),
+        "ports": [{"containerPort": PORT}],
+        "resources": {"limits": resources, "requests": resources},
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_S,
+        "nodeSelector": selector,
+        "containers": [container],
+    }
+    if arguments.spot:
+        pod["tolerations"] = [{"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
+    if arguments.service_account:
+        pod["serviceAccountName"] = arguments.service_account
+    rules = [
+        {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": [EXIT_PREEMPTED]}},
+        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+    job = {
+        "parallelism": pods,
+        "completions": pods,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": rules},
+        "template": {"spec": pod},
+    }
+    policy = [
+        {"name": "preempted", "action": "RestartJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
+        {"name": "failed", "action": "FailJobSet"},
+    ]
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": name,
+            "namespace": arguments.namespace,
+            # a slice belongs to one job: GKE puts its pods on one node pool
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": name},  # the controller makes this headless service
+            "failurePolicy": {"maxRestarts": arguments.max_restarts, "rules": policy},
+            "replicatedJobs": [{"name": "workers", "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+
+
+def _variables(bindings: Sequence[str], name: str, pods: int) -> list[dict]:
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    variables = [
+        {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-workers-0-0.{name}:{PORT}"},
+        {"name": "JAX_NUM_PROCESSES", "value": str(pods)},
+        {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+    ]
+    for binding in bindings:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", binding, re.DOTALL):
+            raise LaunchError(f"--env {binding!r}: it takes NAME=VALUE.")
+        variable, _, value = binding.partition("=")
+        variables.append({"name": variable, "value": value})
+    return variables
+
+
+class JobSet:
+    """The kubectl commands about one JobSet."""
+
+    def __init__(self, namespace: str, name: str, pods: int):
+        self.name, self._pods = name, pods
+        self._selector = f"--selector=jobset.sigs.k8s.io/jobset-name={name}"
+        self._kubectl = ["kubectl", f"--namespace={namespace}"]
+
+    def create(self) -> list[str]:
+        """Makes it from the manifest on standard input; refuses a name that is there."""
+        return [*self._kubectl, "create", "--filename=-"]
+
+    def get(self) -> list[str]:
+        """Asks for its state."""
+        return [*self._kubectl, "get", "jobset", self.name, "--output=json", "--ignore-not-found"]
+
+    def pods(self) -> list[str]:
+        """Asks for its pods."""
+        return [*self._kubectl, "get", "pods", self._selector, "--output=json"]
+
+    def logs(self) -> list[str]:
+        """Follows all pods' output."""
+        return [*self._kubectl, "logs", "--follow", self._selector, "--prefix", "--tail=-1", f"--max-log-requests={self._pods}"]
+
+    def delete(self) -> list[str]:
+        """Deletes it with its pods and service, and waits for that."""
+        return [*self._kubectl, "delete", "jobset", self.name, "--ignore-not-found", "--wait"]
+
+
+def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Runs the command as a JobSet. Returns its exit code, EXIT_PREEMPTED after the last restart, or EXIT_LEFT_BEHIND."""
+    name = arguments.name or f"mpt-{secrets.token_hex(3)}"
+    described = manifest(arguments, command, name)
+    text = json.dumps(described, indent=2)
+    pods = described["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"]
+    jobset = JobSet(arguments.namespace, name, pods)
+    if arguments.dry_run:
+        print(text)
+        for argv in (jobset.create(), jobset.get(), jobset.logs(), jobset.pods(), jobset.delete()):
+            print(show(argv))
+        return 0
+    ours, left = True, False
+    try:
+        with signals_wait():
+            say(show(jobset.create()))
+            created = ask(jobset.create(), text)
+            # of a set by this name that somebody else made, nothing may be deleted
+            ours = not (created.code and re.search(r"already.?exists", created.stderr, re.IGNORECASE))
+        if created.code:
+            raise LaunchError(f"kubectl refused the JobSet: {created.last_lines}")
+        code = _follow(jobset, arguments.poll_s)
+    finally:
+        if ours:
+            with signals_wait():
+                left = not _delete(jobset, arguments.poll_s)
+    return EXIT_LEFT_BEHIND if left else code
+
+
+def _follow(jobset: JobSet, poll_s: float) -> int:
+    """Passes the pods' output through until the set has ended; returns the command's exit code."""
+    logs, logged, following, last = None, -1, -1, ""
+    try:
+        while True:
+            answer = ask(jobset.get())
+            if answer.code == 0 and not answer.stdout.strip():
+                raise LaunchError(f"JobSet {jobset.name} is gone: somebody deleted it.")
+            status = json.loads(answer.stdout).get("status", {}) if answer.code == 0 else {}
+            ended = [c["type"] for c in status.get("conditions", []) if c["type"] in ("Completed", "Failed") and c["status"] == "True"]
+            restarts = status.get("restarts", 0)
+            state = ended[0] if ended else f"running, {restarts} restarts"
+            if state != last and status:
+                say(f"JobSet {jobset.name}: {state}")
+                last = state
+            if logs is not None and logs.poll() == 0:
+                logged = following  # all there was of this start
+            if ended:
+                break
+            # pods that still wait for a node have no log yet, so kubectl fails and is asked again
+            if restarts > logged and (logs is None or logs.poll() is not None):
+                following, quiet = restarts, subprocess.DEVNULL
+                with signals_wait():
+                    logs = subprocess.Popen(jobset.logs(), stdin=quiet, stderr=quiet, start_new_session=True)
+            time.sleep(poll_s)
+        if logs is not None and logs.poll() is None:
+            time.sleep(poll_s)
+        return 0 if ended == ["Completed"] else _worst_code(jobset)
+    finally:
+        if logs is not None:
+            end([logs], 5.0)
+
+
+def _worst_code(jobset: JobSet) -> int:
+    """Exit code of the failed pods: a failure before a preemption."""
+    answer = ask(jobset.pods())
+    pods = json.loads(answer.stdout)["items"] if answer.code == 0 else []
+    statuses = [status for pod in pods for status in pod.get("status", {}).get("containerStatuses", [])]
+    codes = [status.get("state", {}).get("terminated", {}).get("exitCode", 0) for status in statuses]
+    failed = sorted((code for code in codes if code), key=lambda code: code == EXIT_PREEMPTED)
+    return failed[0] if failed else 1
+
+
+def _delete(jobset: JobSet, poll_s: float) -> bool:
+    for _ in range(DELETIONS):
+        deleted = ask(jobset.delete())
+        if deleted.code == 0:
+            say(f"JobSet {jobset.name}: nothing is left")
+            return True
+        time.sleep(poll_s)
+    say(f"JobSet {jobset.name} IS STILL THERE ({deleted.last_lines}). Delete it: {show(jobset.delete())}")
+    return False

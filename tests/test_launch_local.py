@@ -1,0 +1,142 @@
+"""The local launcher with real processes: environment, one log, the first failure, signals, restarts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from stand_ins import ROOT
+
+from launch.local import environment
+
+# takes the place of mpt_jax in the processes: its own folder is first on their path
+PACKAGE = """
+import os, sys, time, signal, pathlib
+process, folder = int(os.environ["JAX_PROCESS_ID"]), pathlib.Path(sys.argv[1])
+def wait(saves):
+    if saves:
+        signal.signal(signal.SIGTERM, lambda *_: (print("saved"), sys.exit(83)))
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    (folder / f"ready{process}").touch()
+    print("ready")
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the launcher over two processes that run the given code."""
+
+    def start(code: str, *options: str) -> subprocess.Popen:
+        (tmp_path / "mpt_jax").mkdir()
+        (tmp_path / "mpt_jax" / "__init__.py").touch()
+        (tmp_path / "mpt_jax" / "errors.py").write_text("EXIT_PREEMPTED = 83\n")
+        (tmp_path / "mpt_jax" / "__main__.py").write_text(PACKAGE + code)
+        (tmp_path / "launch").symlink_to(ROOT / "launch")
+        argv = [sys.executable, "-m", "launch", "--target", "local", "--grace_s", "1", *options, "--", str(tmp_path)]
+        return subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def ready(folder, processes: int = 2) -> None:
+    deadline = time.monotonic() + 30
+    while not all((folder / f"ready{i}").exists() for i in range(processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_environment_of_processes(monkeypatch):
+    from launch.__main__ import parse
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some_flag")
+    parsed = lambda *more: parse(["--target", "local", "--processes", "2", "--devices_per_process", "4", *more, "--", "tasks"])[0]  # noqa: E731
+    first = environment(parsed(), 1, 99)
+    assert first["XLA_FLAGS"] == "--xla_some_flag --xla_force_host_platform_device_count=4" and first["JAX_PLATFORMS"] == "cpu"
+    assert first["JAX_COORDINATOR_ADDRESS"] == "127.0.0.1:99" and first["JAX_NUM_PROCESSES"] == "2" and first["JAX_PROCESS_ID"] == "1"
+    gpus = environment(parsed("--platform", "gpu"), 1, 99)
+    assert gpus["CUDA_VISIBLE_DEVICES"] == "4,5,6,7" and "JAX_PLATFORMS" not in gpus
+
+
+def test_one_log_with_a_prefix(start):
+    process = start("print('one'); print('two', file=sys.stderr); print('three', end='')")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert sorted(output.splitlines()) == sorted(f"[{i}] {word}" for i in (0, 1) for word in ("one", "two", "three"))
+
+
+def test_the_first_failure_ends_all_with_its_code(start, tmp_path):
+    process = start("wait(False) if process == 0 else (time.sleep(0.5), sys.exit(7))")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 7 and "process 1 ended with code 7; ending the others" in said
+
+
+def test_a_killed_process_ends_all_even_one_that_does_not_listen(start, tmp_path):
+    code = "(folder / f'pid{process}').write_text(str(os.getpid())); signal.signal(signal.SIGTERM, signal.SIG_IGN); wait(False)"
+    process = start(code)
+    ready(tmp_path)
+    os.kill(int((tmp_path / "pid0").read_text()), signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == 137
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid1").read_text()), 0)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 83)])
+def test_signals_are_passed_on(start, tmp_path, number, code):
+    process = start("wait(True)", "--max_restarts", "3")
+    ready(tmp_path)
+    process.send_signal(number)
+    output, said = process.communicate(timeout=30)
+    assert process.returncode == code and "passing it on" in said
+    assert output.count("saved") == (2 if number == signal.SIGTERM else 0) and output.count("ready") == 2
+
+
+def test_preempted_processes_are_started_again(start, tmp_path):
+    code = """
+if (folder / "second").exists():
+    print("continued"); sys.exit(0)
+if process == 0:
+    while not (folder / "ready1").exists(): time.sleep(0.02)
+    (folder / "second").touch(); sys.exit(83)
+wait(True)
+"""
+    process = start(code, "--max_restarts", "1")
+    output, said = process.communicate(timeout=30)
+    assert process.returncode == 0 and output.count("continued") == 2 and output.count("saved") == 1
+    assert "preempted in start 1 of at most 2" in said
+
+
+def test_a_failure_while_saving_is_worse_than_being_preempted(start):
+    code = """
+if process == 0:
+    while not (folder / "ready1").exists(): time.sleep(0.02)
+    sys.exit(83)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+(folder / "ready1").touch(); time.sleep(60)
+"""
+    process = start(code, "--max_restarts", "1")
+    process.communicate(timeout=30)
+    assert process.returncode == 5
+
+
+def test_no_command_and_bad_numbers(capsys):
+    from launch.__main__ import main
+
+    assert main(["--target", "local"]) == 2 and main(["--target", "local", "--processes", "0", "--", "tasks"]) == 2
+    said = capsys.readouterr().err
+    assert "no command; give it after --" in said and "--processes 0" in said
+
+
+def test_the_launcher_imports_no_jax():
+    code = "import sys, launch.__main__; sys.exit(bool({'jax', 'numpy', 'gin'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_real_command_in_two_processes():
+    argv = [sys.executable, "-m", "launch", "--target", "local", "--devices_per_process", "2", "--", "tasks", "no_such_task"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "no_such_task" in done.stdout and "mpt-jax: " in done.stdout

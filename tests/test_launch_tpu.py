@@ -1,0 +1,207 @@
+"""The TPU launcher against a stand-in for gcloud: which calls it makes, and that afterwards nothing exists that it created."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from stand_ins import ROOT, StandIn
+
+from launch import tpu
+from launch.__main__ import main, parse
+
+QUOTA = (
+    "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit "
+    "'TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone us-west4-a."
+)
+WHERE = ["--zone=us-west4-a", "--project=acme"]
+MODEL_DIR = "--gin.MODEL_DIR='gs://bucket/run'"
+ONCE = ["create", "describe", "describe", "describe", "scp", "ssh install.sh", "ssh run.sh"]
+END = ["describe", "delete", "describe"]
+
+
+def arguments(folder, *more: str) -> list[str]:
+    wheel = folder / "mpt_jax-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    options = ["--target", "tpu", "--type", "v5e:4x4", *WHERE, "--name", "run", "--spot", "--poll_s", "0.01", "--wheel", str(wheel), *more]
+    return [*options, "--", "train", "--gin_file=source.gin", MODEL_DIR]
+
+
+def gcloud(folder, **scenario) -> StandIn:
+    return StandIn(folder, "fake_gcloud.py", ("gcloud",), {"states": ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], **scenario})
+
+
+def verbs(stand_in: StandIn) -> list[str]:
+    scripts = {True: lambda call: call[4] + " " + call[-1].split("/")[-1], False: lambda call: call[4]}
+    return [scripts[call[4] == "ssh"](call) for call in stand_in.calls]
+
+
+def test_success_makes_exactly_these_calls(tmp_path):
+    stand_in = gcloud(tmp_path)
+    code, output, said = stand_in.run(*arguments(tmp_path))
+    assert code == 0 and "[worker-0] step 1" in output
+    queued = lambda verb, *more: ["gcloud", "compute", "tpus", "queued-resources", verb, "run", *WHERE, *more]  # noqa: E731
+    ssh = lambda script: [  # noqa: E731
+        *["gcloud", "compute", "tpus", "tpu-vm", "ssh", "run"], *WHERE, "--worker=all", f"--command=bash mpt_jax_run/{script}",
+    ]  # fmt: skip
+    described = queued("describe", "--format=json")
+    copied = stand_in.calls[4]
+    assert copied[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse"] and copied[6].endswith("/mpt_jax_run")
+    assert copied[7:] == ["run:", *WHERE, "--worker=all"]
+    types = ["--node-id=run", "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"]
+    expected = [queued("create", *types), *[described] * 3, copied, ssh("install.sh"), ssh("run.sh")]
+    assert stand_in.calls == [*expected, described, queued("delete", "--force", "--quiet"), described]
+    assert stand_in.left() == [] and "nothing is left" in said
+
+
+def test_quota_refused_at_once(tmp_path):
+    stand_in = gcloud(tmp_path, create_errors=[QUOTA])
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    assert code == 2 and "TPUV5sPreemptibleLitepod" in said and "Ask for quota" in said and "Traceback" not in said
+    assert verbs(stand_in) == ["create", "describe"] and stand_in.left() == []
+
+
+def test_quota_refused_later(tmp_path):
+    stand_in = gcloud(tmp_path, states=["WAITING_FOR_RESOURCES", "FAILED"], failed="Quota limit 'TPUV5' has been exceeded.")
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    assert code == 2 and "Quota limit 'TPUV5'" in said and "Ask for quota" in said
+    assert verbs(stand_in) == ["create", "describe", "describe", *END] and stand_in.left() == []
+
+
+@pytest.mark.parametrize("preempted", [[255, "SUSPENDED"], [83, ""]])
+def test_a_preempted_slice_is_deleted_and_created_again(tmp_path, preempted):
+    stand_in = gcloud(tmp_path, runs=[preempted, [0, ""]])
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    looked = [] if preempted[0] == 83 else ["describe"]
+    assert code == 0 and "start 1 of at most 21" in said
+    assert verbs(stand_in) == [*ONCE, *looked, *END, *ONCE, *END] and stand_in.left() == []
+
+
+def test_preempted_before_it_was_ready_and_too_often(tmp_path):
+    stand_in = gcloud(tmp_path, states=["PROVISIONING", "SUSPENDED"])
+    code, _, _ = stand_in.run(*arguments(tmp_path, "--max_restarts", "1"))
+    assert code == 83 and verbs(stand_in) == ["create", "describe", "describe", *END] * 2 and stand_in.left() == []
+
+
+def test_a_failing_command_gives_its_code(tmp_path):
+    stand_in = gcloud(tmp_path, runs=[[2, ""]])
+    assert stand_in.run(*arguments(tmp_path))[0] == 2
+    assert verbs(stand_in) == [*ONCE, "describe", *END] and stand_in.left() == []
+
+
+def test_a_broken_connection_is_made_again(tmp_path):
+    stand_in = gcloud(tmp_path, runs=[[255, ""], [0, ""]])
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    assert code == 0 and "connection 1 broke" in said
+    assert verbs(stand_in) == [*ONCE, "describe", "describe", "ssh run.sh", *END] and stand_in.left() == []
+
+
+def test_installing_fails(tmp_path):
+    stand_in = gcloud(tmp_path, install=1)
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    assert code == 2 and "installing on the workers failed" in said and stand_in.left() == []
+
+
+@pytest.mark.parametrize(
+    "moment, scenario, number, code",
+    [
+        (" create ", {"create_s": 0.5}, signal.SIGINT, 130),
+        (" describe ", {"states": ["WAITING_FOR_RESOURCES"]}, signal.SIGINT, 130),
+        ("install.sh", {"install_s": 30}, signal.SIGINT, 130),
+        ("run.sh", {"run_s": 30}, signal.SIGINT, 130),
+        ("run.sh", {"run_s": 30}, signal.SIGTERM, 143),
+    ],
+)
+def test_ctrl_c_deletes(tmp_path, moment, scenario, number, code):
+    stand_in = gcloud(tmp_path, **scenario)
+    ended, _, said = stand_in.interrupt(moment, *arguments(tmp_path), number=number)
+    done = verbs(stand_in)
+    assert stand_in.left() == [] and "Traceback" not in said
+    assert done[0] == "create" and done[-3:] == END and done.count("create") == 1
+    assert ended == code
+    if moment == "run.sh":
+        assert done == [*ONCE, *END]
+
+
+def test_deleting_is_tried_again_and_its_failure_told(tmp_path):
+    stand_in = gcloud(tmp_path, delete_errors=["internal", ""])
+    assert stand_in.run(*arguments(tmp_path))[0] == 0
+    assert verbs(stand_in) == [*ONCE, "describe", "delete", *END] and stand_in.left() == []
+    (tmp_path / "never").mkdir()
+    stand_in = gcloud(tmp_path / "never", delete_errors=["internal"])
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    assert code == 3 and stand_in.left() == ["run"]
+    assert "STILL THERE" in said and "Delete it: gcloud compute tpus queued-resources delete run --zone=us-west4-a" in said
+
+
+def test_gcloud_without_an_account(tmp_path):
+    stand_in = gcloud(tmp_path, create_errors=["ERROR: You do not currently have an active account selected."], describe_error="no account")
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    assert code == 2 and "active account" in said and "look with: gcloud" in said
+    assert verbs(stand_in) == ["create", "describe"]
+
+
+def test_a_slice_of_somebody_else_is_never_deleted(tmp_path):
+    stand_in = gcloud(tmp_path, taken=True)
+    code, _, said = stand_in.run(*arguments(tmp_path))
+    assert code == 2 and "already exists" in said and verbs(stand_in) == ["create"]
+
+
+def test_dry_run_calls_nothing(tmp_path):
+    stand_in = gcloud(tmp_path)
+    code, output, _ = stand_in.run(*arguments(tmp_path, "--dry_run", "--env", "NAME=a b"))
+    assert code == 0 and stand_in.calls == []
+    assert "queued-resources create run" in output and "export NAME='a b'" in output and output.rstrip().endswith("--format=json")
+
+
+@pytest.mark.parametrize(
+    "changes, command, message",
+    [
+        (["--type", "v5e:3x3"], MODEL_DIR, "known: v5e:4x4; v5e: 1x1, 2x2"),
+        (["--type", "v9:2x2"], MODEL_DIR, "generations v4, v5e, v5p, v6e"),
+        ([], "--gin.MODEL_DIR='runs/source'", "gs://BUCKET/FOLDER"),
+        (["--env", "NAME"], MODEL_DIR, "NAME=VALUE"),
+        (["--ship", "nowhere"], MODEL_DIR, "--ship nowhere"),
+        (["--wheel", "none.whl"], MODEL_DIR, "--wheel none.whl"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_created(tmp_path, capsys, monkeypatch, changes, command, message):
+    stand_in = gcloud(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+    options = arguments(tmp_path)
+    assert main([*options[: options.index("--")], *changes, "--", "train", command]) == 2
+    assert message in capsys.readouterr().err and stand_in.calls == []
+
+
+@pytest.mark.parametrize("code", [7])
+def test_the_workers_script_starts_once_and_follows(tmp_path, code):
+    """The script for real, in a home folder of its own: two calls at once see one start, its whole output and its exit code."""
+    work = tmp_path / tpu.FOLDER
+    (work / "venv" / "bin").mkdir(parents=True)
+    program = work / "venv" / "bin" / "python"
+    program.write_text(f'#!/bin/bash\necho x >>starts\necho "$NAME: $*"\nsleep 1\necho last\nexit {code}\n')
+    program.chmod(0o755)
+    options, command = parse(arguments(tmp_path, "--env", "NAME=a b"))
+    for name, text in tpu.scripts(options, command, "mpt.whl").items():
+        (work / name).write_text(text)
+        assert subprocess.run(["bash", "-n", str(work / name)], check=False).returncode == 0
+    start = lambda: subprocess.Popen(  # noqa: E731
+        ["bash", str(work / "run.sh")], env={**os.environ, "HOME": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+    )
+    for process in [start(), start()]:
+        output = process.communicate(timeout=30)[0]
+        assert process.returncode == code
+        assert f"a b: -u -m mpt_jax train --gin_file=source.gin {MODEL_DIR}" in output and output.rstrip().endswith("last")
+    assert (work / "starts").read_text() == "x\n"
+
+
+def test_shipped_files_lie_beside_the_command(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").touch()
+    (tmp_path / "my_tasks.py").touch()
+    options, command = parse(arguments(tmp_path, "--ship", str(tmp_path / "data"), "--ship", str(tmp_path / "my_tasks.py")))
+    (tmp_path / "out").mkdir()
+    tpu.write_folder(tmp_path / "out", options, command, tmp_path / "mpt_jax-0.1.0-py3-none-any.whl")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
+    assert {"data/a.jsonl", "my_tasks.py", "install.sh", "run.sh", "constraints.txt", "mpt_jax-0.1.0-py3-none-any.whl"} <= names
+    assert (ROOT / "constraints.txt").is_file()
