@@ -66,11 +66,13 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
     dtype: str = "float32"  # of computation: 'bfloat16' on TPU and GPU
+    remat: str = "none"  # training: 'none' keeps all activations for the backward pass, 'layers' only those between layers
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         check_types(self)
         check_choice("T5Config.dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("T5Config.remat (REMAT)", self.remat, ("none", "layers"))
         if self.mlp_activations not in (("relu",), ("gelu", "linear")):
             raise UserError(f"T5Config.mlp_activations = {self.mlp_activations}; known: ('relu',) and ('gelu', 'linear').")
         check_range("T5Config.dropout_rate", self.dropout_rate, 0.0, 0.99)
@@ -246,6 +248,20 @@ class DataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How many parts the devices of all processes are arranged in (mpt_jax/sharding.py); the product is their number [ours]."""
+
+    data: int = 0  # MESH_DATA: copies of the backbone that share a batch; 0 = the devices that are left
+    fsdp: int = 1  # MESH_FSDP: they share a batch and hold a part of each frozen weight, gathered where it is needed
+    tensor: int = 1  # MESH_TENSOR: they share each layer's heads, feed-forward width and vocabulary
+
+    def __post_init__(self):
+        check_types(self)
+        for name, low in (("data", 0), ("fsdp", 1), ("tensor", 1)):
+            check_range(f"MeshSettings.{name} (MESH_{name.upper()})", getattr(self, name), low)
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskSettings:
     """Which tasks: names of tasks or mixtures, and the module that registers them."""
 
@@ -281,6 +297,7 @@ class TrainSettings:
     backbone: str = "nano"
     dtype: str = "float32"  # of computation and of the frozen weights
     vocabulary: str = ""  # for a backbone that brings none: a SentencePiece model, a tokenizer.json, or 'bytes'
+    remat: str = "none"  # 'none' | 'layers': less memory, a second forward pass of each layer [ours]
     teacher_dir: str = ""
     source_dir: str = ""
     train_steps: int = 1000

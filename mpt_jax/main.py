@@ -15,6 +15,7 @@ from mpt_jax.config import (
     DataSettings,
     DistillationSettings,
     EvalSettings,
+    MeshSettings,
     OptimizerSettings,
     PromptSettings,
     TaskSettings,
@@ -25,7 +26,9 @@ from mpt_jax.errors import UserError
 
 SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
-    for cls in (TaskSettings, TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, EvalSettings)
+    for cls in (
+        TaskSettings, TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings, EvalSettings,
+    )  # fmt: skip
 }
 PLACES = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
 # beside an installed package, gin/ is the package gin-config
@@ -100,7 +103,7 @@ def command_train(arguments: argparse.Namespace) -> int:
 
     if not arguments.gin_file:
         raise UserError("train needs a stage: --gin_file=teacher.gin | source.gin | target.gin | fewshot.gin | finetune.gin | pretrain.gin")
-    classes = (TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings)
+    classes = (TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
     settings = Settings(*(configured(cls) for cls in classes))
     folder = run_train(settings, task_names(), make_evaluate, gin.operative_config_str())
     print(folder)
@@ -111,7 +114,7 @@ def command_eval(arguments: argparse.Namespace) -> int:
     """Scores tasks with a run's prompts."""
     from mpt_jax.infer.commands import run_eval
 
-    print(run_eval(configured(EvalSettings), configured(DataSettings), task_names(required=False)), end="")
+    print(run_eval(configured(EvalSettings), configured(DataSettings), configured(MeshSettings), task_names(required=False)), end="")
     return 0
 
 
@@ -121,7 +124,8 @@ def command_infer(arguments: argparse.Namespace) -> int:
 
     names = task_names(required=False)
     files = arguments.input, arguments.output
-    print(run_infer(configured(EvalSettings), configured(DataSettings), names, *files, arguments.score), end="")
+    settings = (configured(cls) for cls in (EvalSettings, DataSettings, MeshSettings))
+    print(run_infer(*settings, names, *files, arguments.score), end="")
     return 0
 
 

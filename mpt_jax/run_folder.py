@@ -11,8 +11,8 @@ import jax
 from mpt_jax.errors import UserError
 
 VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# changing these does not change what a run computes
-FREE_TO_CHANGE = ("model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch")
+# changing these does not change what a run computes, up to the order of sums
+FREE_TO_CHANGE = ("model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch", "data", "fsdp", "tensor", "remat")
 
 
 def write_json(path: Path, value: dict) -> None:

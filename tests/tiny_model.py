@@ -13,6 +13,7 @@ from mpt_jax.model import prompt_bank
 from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.prompt_bank import PromptBank
 from mpt_jax.model.prompted_t5 import init_backbone
+from mpt_jax.sharding import place_tree
 from mpt_jax.train.groups import PROMPTS_ONLY, split
 from mpt_jax.train.optimizer import make_optimizer
 from mpt_jax.train.step import Objective, TrainStep
@@ -40,7 +41,9 @@ def new_bank(groups: int, tasks_each: int, rank: int = 1) -> PromptBank:
     return prompt_bank.stack_groups(banks)
 
 
-def make_step(bank: PromptBank, distillation: DistillationSettings | None = None, teacher_NPD=None, steps: int = 20, rate: float = 0.1):
+def make_step(
+    bank: PromptBank, distillation: DistillationSettings | None = None, teacher_NPD=None, steps: int = 20, rate: float = 0.1, mesh=None
+):
     """(train step, state, frozen tree) for prompts alone."""
     parameters = backbone() | {f"bank/{name}": jnp.array(array, copy=True) for name, array in bank.trainable().items()}
     trainable, frozen = split(parameters, PROMPTS_ONLY)
@@ -49,8 +52,9 @@ def make_step(bank: PromptBank, distillation: DistillationSettings | None = None
     groups = int(bank.group_N.max()) + 1
     settings = OptimizerSettings(schedule="constant", warmup_steps=0)
     rates = {"prompt": np.full(groups, rate), "factors": np.full(groups, rate)}
-    step_fn = TrainStep(Objective(CONFIG, bank.group_N, distillation), make_optimizer(settings, steps, groups, PROMPTS_ONLY, rates))
-    return step_fn, step_fn.init(trainable), frozen
+    optimizer = make_optimizer(settings, steps, groups, PROMPTS_ONLY, rates)
+    step_fn = TrainStep(Objective(CONFIG, bank.group_N, distillation), optimizer, mesh)
+    return step_fn, step_fn.init(trainable), place_tree(mesh, frozen)
 
 
 def streams(caches, groups: int, batch_size: int = 8, mixing: str = "stochastic") -> list[Stream]:

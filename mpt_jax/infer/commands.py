@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import tasks
-from mpt_jax.config import DataSettings, EvalSettings
+from mpt_jax.config import DataSettings, EvalSettings, MeshSettings
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
@@ -13,22 +13,23 @@ from mpt_jax.infer.predictor import Predictor, load
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import backbone_folder
+from mpt_jax.sharding import mesh_or_none
 
 DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at most
 
 
-def _load(settings: EvalSettings, data: DataSettings) -> Predictor:
+def _load(settings: EvalSettings, data: DataSettings, mesh: MeshSettings) -> Predictor:
     """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS was set to others."""
     given = data.feature_lengths if data.feature_lengths != DataSettings().feature_lengths else None
-    return load(settings.model_dir, settings.checkpoint, feature_lengths=given, batch_size=settings.batch_size)
+    return load(settings.model_dir, settings.checkpoint, feature_lengths=given, batch_size=settings.batch_size, mesh=mesh_or_none(mesh))
 
 
-def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -> str:
+def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, names: Sequence[str]) -> str:
     """Scores the named tasks (default: all of the run), writes ``eval/<task>.json`` in the run folder, returns a Markdown table.
 
     A task with several seeds is scored with each; of several learning rates those that did best on the dev split in training.
     """
-    predictor = _load(settings, data)
+    predictor = _load(settings, data, mesh)
     chosen = tuple(names) or predictor.tasks
     bank_rows = {name: predictor.bank_rows(name) for name in chosen}
     folder = cache_folder(data.cache_dir)
@@ -46,11 +47,13 @@ def run_eval(settings: EvalSettings, data: DataSettings, names: Sequence[str]) -
     return f"{evaluate.table(summaries)}\n{lengths}; written: {', '.join(map(str, paths))}\n"
 
 
-def run_infer(settings: EvalSettings, data: DataSettings, names: Sequence[str], source: str, output: str, score: bool = False) -> str:
+def run_infer(
+    settings: EvalSettings, data: DataSettings, mesh: MeshSettings, names: Sequence[str], source: str, output: str, score: bool = False
+) -> str:
     """Answers each row of a JSONL file (or TASK:SPLIT) into another file; returns one line that says so."""
     if len(names) > 1:
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
-    predictor = _load(settings, data)
+    predictor = _load(settings, data, mesh)
     count = rows.infer(predictor, source, output, names[0] if names else None, score)
     return f"{count} rows written to {output}\n"
 

@@ -12,6 +12,7 @@ from mpt_jax.config import T5Config
 from mpt_jax.model import prompt_bank
 from mpt_jax.model.prompt_bank import PromptBank
 from mpt_jax.model.prompted_t5 import decode_step, empty_cache, encode
+from mpt_jax.sharding import constrain
 
 EOS = 1  # in every T5 vocabulary
 
@@ -48,7 +49,7 @@ def greedy_decode(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, max_l
         limit_B <= 0,
         empty_cache(config, batch, max_length),
     )
-    return jax.lax.while_loop(running, one_token, start)[2]
+    return constrain(jax.lax.while_loop(running, one_token, start)[2])
 
 
 _compose = jax.jit(prompt_bank.compose)

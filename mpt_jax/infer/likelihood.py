@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mpt_jax.config import T5Config
 from mpt_jax.model.prompted_t5 import decode_targets, encode
+from mpt_jax.sharding import constrain
 
 LABELS_AT_ONCE = 8  # bounds the memory of logits (B, C, T, V)
 
@@ -31,13 +32,13 @@ def target_log_probabilities(logits_BTV, targets_BT) -> jax.Array:
 def score_targets(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, targets_BT) -> jax.Array:
     """log p(target | prompt, input) of each row, (B,) float32; targets end with EOS and are padded with 0."""
     encoded = encode(config, backbone, prompt_BPD, inputs_BL)
-    return target_log_probabilities(decode_targets(config, backbone, encoded, targets_BT), targets_BT)
+    return constrain(target_log_probabilities(decode_targets(config, backbone, encoded, targets_BT), targets_BT))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def score_labels(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, labels_CT) -> jax.Array:
     """log p(label | prompt, input) of each row and label: (B, C) float32. The input is encoded once for all labels."""
-    return _each_label(config, backbone, prompt_BPD, inputs_BL, labels_CT, target_log_probabilities).T
+    return constrain(_each_label(config, backbone, prompt_BPD, inputs_BL, labels_CT, target_log_probabilities).T)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -48,7 +49,7 @@ def walk_labels(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, labels_
     decoding without that restriction writes the tokens of a label, each of them had the highest logit of all, so it is that label.
     """
     logits_CBT = _each_label(config, backbone, prompt_BPD, inputs_BL, labels_CT, target_logits)
-    return walk(jnp.moveaxis(logits_CBT, 0, 1), labels_CT)
+    return constrain(walk(jnp.moveaxis(logits_CBT, 0, 1), labels_CT))
 
 
 def walk(logits_BCT, labels_CT) -> jax.Array:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 import tasks
+from mpt_jax import sharding
 from mpt_jax.checkpoint import load_bank, load_trainable
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.vocabulary import Vocabulary
@@ -154,18 +156,20 @@ def load(
     backbone: str = "",
     feature_lengths: Mapping[str, int] | None = None,
     batch_size: int = BATCH_SIZE,
+    mesh: Mesh | None = None,
 ) -> Predictor:
     """A run folder ready to answer. checkpoint: 'best' on the dev split | 'last'.
 
     ``backbone`` replaces a folder that has moved since training; its weights must be the same. ``feature_lengths`` (tokens) default
-    to those of training; ``batch_size`` rows are answered together. Raises UserError for a folder that is
-    no run, is damaged, or belongs to other weights.
+    to those of training; ``batch_size`` rows are answered together, split over ``mesh`` if there is one. Raises UserError for a folder
+    that is no run, is damaged, or belongs to other weights.
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")
     bank, run = load_bank(run_dir, checkpoint)
     train = run["settings"]["train"]
-    loaded = load_backbone(backbone or train["backbone"], train.get("dtype", "float32"), train.get("vocabulary", ""))
+    name, place = backbone or train["backbone"], sharding.backbone_sharding(mesh)
+    loaded = load_backbone(name, train.get("dtype", "float32"), train.get("vocabulary", ""), place)
     if loaded.fingerprint != run["backbone"]["fingerprint"]:
         there = f"{run['backbone']['name']} ({run['backbone']['fingerprint']})"
         message = f"run {str(run_dir)!r} was trained on backbone {there}, but {loaded.name} ({loaded.fingerprint}) was found"
@@ -173,11 +177,11 @@ def load(
     params = loaded.params
     if bank is None:
         trained, _ = load_trainable(run_dir, checkpoint)
-        params = _with_trained(params, trained)
+        params = sharding.place_tree(mesh, _with_trained(params, trained))
     lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     vocabulary = loaded.vocabulary()
-    return Predictor(Model(loaded.config, params, bank), vocabulary, run, spec, best_dev(run_dir))
+    return Predictor(Model(loaded.config, params, bank, mesh), vocabulary, run, spec, best_dev(run_dir))
 
 
 def _with_trained(params: dict, trained: Mapping[str, np.ndarray]) -> dict:

@@ -7,9 +7,10 @@ B examples, L input tokens, T target tokens, N rows of the prompt bank, C labels
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from mpt_jax import sharding
 from mpt_jax.config import T5Config
 from mpt_jax.data.batches import BatchSpec, eval_batches
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
@@ -28,13 +29,17 @@ IN_FLIGHT = 2  # batches handed to the device ahead of the one being read
 class Model:
     """What answers: a network, its frozen weights, and the prompt bank, or None for a fine-tuned or bare backbone.
 
-    ``place`` puts the arrays of a batch on the devices; on one device nothing is to do.
+    ``mesh``: the devices that the weights are on and batches are split over; None on one device.
     """
 
     config: T5Config
     params: dict
     bank: PromptBank | None
-    place: Callable[[np.ndarray], jax.Array | np.ndarray] = lambda array: array
+    mesh: Mesh | None = None
+
+    def place(self, array: np.ndarray):
+        """An array of examples (B, ...) on the devices."""
+        return sharding.place_rows(self.mesh, array)
 
 
 class Requests:
@@ -160,10 +165,12 @@ def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program,
         if progress:
             progress(done, requests.rows)
 
+    spec = dataclasses.replace(spec, micro_batch_size=sharding.whole_rows(model.mesh, spec.micro_batch_size))
     for group in groups:
         for index_B, part in eval_batches(requests, spec, subset=group):
             task_id_B = np.where(index_B < 0, 0, requests.task_id[index_B]).astype(np.int32)
-            waiting.append((index_B, program(part, index_B, prompts_of(model.bank, model.place(task_id_B)))))
+            with sharding.use(model.mesh):
+                waiting.append((index_B, program(part, index_B, prompts_of(model.bank, model.place(task_id_B)))))
             if len(waiting) > IN_FLIGHT:
                 yield from read()
     while waiting:

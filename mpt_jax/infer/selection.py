@@ -20,7 +20,7 @@ def make_evaluate(scene) -> Callable[[dict], Sequence[tuple[dict[str, float], fl
     def evaluate(trainable: dict) -> list[tuple[dict[str, float], float]]:
         tree = unflatten_dict({**scene.frozen, **trainable}, sep="/")
         bank = bank_from(tree["bank"], np.asarray(scene.group_N)) if "bank" in tree else None
-        results = evaluate_runs(Model(scene.backbone.config, tree["backbone"], bank), runs, scene.vocabulary, spec)
+        results = evaluate_runs(Model(scene.backbone.config, tree["backbone"], bank, scene.mesh), runs, scene.vocabulary, spec)
         return [(result.scores, result.scores[tasks.main_score(result.task)]) for result in results]
 
     return evaluate

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mpt_jax.config import T5Config
 from mpt_jax.model.layers import Dense
+from mpt_jax.sharding import constrain
 
 MASKED = -1e9  # added to logits of keys that may not be seen; finite, so that a row without keys stays a number
 
@@ -34,7 +35,8 @@ class MultiHeadAttention(nn.Module):
         self.out = Dense(config.d_model, config.dtype, width**-0.5)
 
     def _split(self, x_BTX):
-        return x_BTX.reshape(*x_BTX.shape[:-1], self.config.num_heads, self.config.head_dim)
+        x_BTHK = x_BTX.reshape(*x_BTX.shape[:-1], self.config.num_heads, self.config.head_dim)
+        return constrain(x_BTHK, "batch", "length", "heads", "kv")
 
     def keys_values(self, x_BSD):
         """Keys and values (B, S, H, K) of the positions attended to."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mpt_jax.config import T5Config
+from mpt_jax.sharding import constrain
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
@@ -56,7 +57,10 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
 
     def __call__(self, tokens_BT):
-        return jnp.take(self.embedding, tokens_BT, axis=0).astype(self.config.dtype)
+        # split over the vocabulary alone for the look-up: with its width split as well the compiler gathers all of it
+        table_VD = constrain(self.embedding, "vocab", "activation_embed")
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(self.config.dtype)
+        return constrain(x_BTD, "batch", "length", "activation_embed")
 
     def attend(self, x_BTD):
         """Logits (B, T, V) against the embeddings, with T5 v1.0's scaling of the decoder's output."""
@@ -77,7 +81,7 @@ class Mlp(nn.Module):
         for name, activation in zip(names, config.mlp_activations, strict=True):
             wi = Dense(config.d_ff, config.dtype, config.d_model**-0.5, name=name)
             hidden_BTF = hidden_BTF * ACTIVATIONS[activation](wi(x_BTD))
-        hidden_BTF = dropout(hidden_BTF)
+        hidden_BTF = constrain(dropout(hidden_BTF), "batch", "length", "mlp")
         return Dense(config.d_model, config.dtype, config.d_ff**-0.5, name="wo")(hidden_BTF)
 
 

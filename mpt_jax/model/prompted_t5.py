@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mpt_jax.config import T5Config
 from mpt_jax.model.t5 import T5, Stack
+from mpt_jax.sharding import constrain
 
 
 class Outputs(NamedTuple):
@@ -54,6 +55,7 @@ def encode(config: T5Config, backbone: dict, prompt_BPD, inputs_BL) -> Encoded:
 def empty_cache(config: T5Config, batch: int, length: int) -> tuple:
     """Key/value cache of the decoder's self-attention for ``length`` positions: zeros (B, T, H, K), a pair each layer."""
     zeros = jnp.zeros((batch, length, config.num_heads, config.head_dim), config.dtype)
+    zeros = constrain(zeros, "batch", "length", "heads", "kv")
     return tuple((zeros, zeros) for _ in range(config.num_decoder_layers))
 
 

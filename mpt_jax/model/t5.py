@@ -13,6 +13,7 @@ from flax import linen as nn
 from mpt_jax.config import T5Config
 from mpt_jax.model.attention import MASKED, MultiHeadAttention
 from mpt_jax.model.layers import Dense, Embed, LayerNorm, Mlp, RelativePositionBias
+from mpt_jax.sharding import constrain
 
 
 class Stack(NamedTuple):
@@ -29,6 +30,11 @@ def _dropout(module: nn.Module):
         return lambda x: x
     # T5 drops whole positions' features alike along the length
     return nn.Dropout(rate, broadcast_dims=(-2,), deterministic=False)
+
+
+def _residual(x_BTD):
+    """The residual stream between layers: examples on their devices, width whole."""
+    return constrain(x_BTD, "batch", "length", "activation_embed")
 
 
 class EncoderLayer(nn.Module):
@@ -57,10 +63,11 @@ class Encoder(nn.Module):
         position_S = jnp.arange(x_BSD.shape[1])
         bias_BHSS = RelativePositionBias(self.config, True, name="relpos_bias")(position_S, position_S)
         bias_BHSS = bias_BHSS + jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
-        x_BSD = dropout(x_BSD)
+        x_BSD = _residual(dropout(x_BSD))
+        layer = nn.remat(EncoderLayer) if self.config.remat == "layers" else EncoderLayer
         layers = []
         for i in range(self.config.num_encoder_layers):
-            x_BSD = EncoderLayer(self.config, name=f"layers_{i}")(x_BSD, bias_BHSS)
+            x_BSD = _residual(layer(self.config, name=f"layers_{i}")(x_BSD, bias_BHSS))
             layers.append(x_BSD)
         return Stack(dropout(LayerNorm(self.config, name="encoder_norm")(x_BSD)), tuple(layers))
 
@@ -104,7 +111,8 @@ class Decoder(nn.Module):
 
     def setup(self):
         self.relpos_bias = RelativePositionBias(self.config, False)
-        self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+        layer = nn.remat(DecoderLayer) if self.config.remat == "layers" else DecoderLayer
+        self.layers = [layer(self.config) for _ in range(self.config.num_decoder_layers)]
         self.decoder_norm = LayerNorm(self.config)
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense(self.config.vocab_size, self.config.dtype, self.config.d_model**-0.5)
@@ -121,11 +129,12 @@ class Decoder(nn.Module):
         bias_BHTT = self.relpos_bias(query_T, key_T)
         bias_BHTT = bias_BHTT + jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)
         cross_bias_BHTS = jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
-        x_BTD = dropout(x_BTD)
+        x_BTD = _residual(dropout(x_BTD))
         layers, new_cache = [], []
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]
             x_BTD, layer_cache = layer(x_BTD, bias_BHTT, cross[i], cross_bias_BHTS, layer_cache, position)
+            x_BTD = _residual(x_BTD)
             layers.append(x_BTD)
             new_cache.append(layer_cache)
         stack = Stack(dropout(self.decoder_norm(x_BTD)), tuple(layers))
@@ -157,9 +166,8 @@ class T5(nn.Module):
 
     def logits(self, decoded_BTD):
         """Decoder output -> logits (B, T, V)."""
-        if self.config.logits_via_embedding:
-            return self.token_embedder.attend(decoded_BTD)
-        return self.decoder.logits_dense(decoded_BTD)
+        project = self.token_embedder.attend if self.config.logits_via_embedding else self.decoder.logits_dense
+        return constrain(project(decoded_BTD), "batch", "length", "vocab")
 
     def decode(self, decoder_inputs_BT, mask_BS, cross, cache=None, position=0):
         """Decoder inputs (targets shifted right) -> (Stack, cache)."""

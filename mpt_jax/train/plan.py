@@ -16,6 +16,7 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.prompt_bank import PromptBank, compose_all, init_factors, init_prompt, select, stack_groups, transfer
+from mpt_jax.sharding import to_host
 
 ONE_STREAM = ("source", "finetune", "pretrain")  # stages whose tasks are trained together
 
@@ -88,7 +89,7 @@ def make_streams(runs: list[Run], caches: dict[str, TokenCache], data: DataSetti
 
 def make_bank(runs: list[Run], train: TrainSettings, prompt: PromptSettings, backbone: Backbone, vocabulary: Vocabulary) -> PromptBank:
     """The bank before training: transferred from SOURCE_DIR in the target stages, fresh otherwise."""
-    embedding_VD = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
+    embedding_VD = to_host(backbone.params["token_embedder"]["embedding"]).astype(np.float32)
     text_ids = vocabulary.encode(prompt.init_text) if prompt.init == "text" else None
     source = None
     if train.stage in ("target", "fewshot") and prompt.transfer != "none":

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from mpt_jax import sharding
 from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.config import DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
 from mpt_jax.data.vocabulary import Vocabulary
@@ -37,6 +39,7 @@ class Settings(NamedTuple):
     distillation: DistillationSettings
     optimizer: OptimizerSettings
     data: DataSettings
+    mesh: MeshSettings = MeshSettings()
 
     def describe(self) -> dict:
         """As plain JSON values."""
@@ -53,6 +56,7 @@ class Scene(NamedTuple):
     dev_caches: dict[str, TokenCache]
     group_N: np.ndarray
     frozen: dict
+    mesh: Mesh | None
 
 
 MakeEvaluate = Callable[[Scene], Evaluate]
@@ -61,7 +65,8 @@ MakeEvaluate = Callable[[Scene], Evaluate]
 def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEvaluate, config_gin: str = "") -> Path:
     """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend."""
     train = settings.train
-    backbone = load_backbone(train.backbone, train.dtype, train.vocabulary)
+    mesh = sharding.mesh_or_none(settings.mesh)
+    backbone = load_backbone(train.backbone, train.dtype, train.vocabulary, sharding.backbone_sharding(mesh))
     vocabulary = backbone.vocabulary()
     folder = cache_folder(settings.data.cache_dir)
     caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
@@ -72,20 +77,20 @@ def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEva
     table = STAGE_TABLES[train.stage]
     num_groups = runs[-1].group + 1
     optimizer = make_optimizer(settings.optimizer, train.train_steps, num_groups, table, plan.rates(runs))
-    step_fn = TrainStep(objective, optimizer)
+    step_fn = TrainStep(objective, optimizer, mesh)
+    frozen = sharding.place_tree(mesh, frozen)
 
     description = describe_run(settings, runs, backbone, trainable)
     run_folder = open_run_folder(train.model_dir, description, config_gin)
     print(accounting(description), file=sys.stderr)
     checkpoints = Checkpoints(run_folder)
     state, best, start_step = resume(checkpoints, step_fn.init(trainable))
-    scene = Scene(settings, runs, backbone, vocabulary, dev_caches, objective.group_N, frozen)
+    scene = Scene(settings, runs, backbone, vocabulary, dev_caches, objective.group_N, frozen, mesh)
     eval_steps = train.eval_steps or max(train.train_steps // 10, 1)
     writer = MetricsWriter(run_folder, start_step)
     data = settings.data
-    spec = BatchSpec(
-        data.input_length, data.target_length, data.micro_batch_size, tuple(data.input_buckets), tuple(data.target_buckets)
-    )
+    rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
+    spec = BatchSpec(data.input_length, data.target_length, rows, tuple(data.input_buckets), tuple(data.target_buckets))
     batches = batch_iterator(plan.make_streams(runs, caches, data), spec, len(runs), start_step, data.prefetch)
     loop = Loop(
         train, runs, step_fn, frozen, batches, checkpoints, writer,
@@ -122,7 +127,8 @@ def make_parameters(settings: Settings, runs, backbone: Backbone, vocabulary: Vo
     if prompts_NPD is not None:
         frozen["teacher/prompts"] = jnp.asarray(prompts_NPD)
     seed = train.seed_list[0]
-    return trainable, frozen, Objective(backbone.config, group_N, None if prompts_NPD is None else distillation, teaching, seed)
+    config = dataclasses.replace(backbone.config, remat=train.remat)
+    return trainable, frozen, Objective(config, group_N, None if prompts_NPD is None else distillation, teaching, seed)
 
 
 def _teaching_head(width: int, caches, train: TrainSettings):

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
 
+from mpt_jax import sharding
 from mpt_jax.config import DistillationSettings, T5Config
 from mpt_jax.model.prompt_bank import PromptBank, bank_from, compose
 from mpt_jax.model.prompted_t5 import Outputs, forward
@@ -120,18 +122,23 @@ def weighted_loss(objective: Objective, trainable: dict, frozen: dict, batch: di
 
 
 class TrainStep:
-    """Calls ``accumulate`` for each micro-batch and ``update`` once. ``traces`` counts compilations by shape, for tests and logs."""
+    """Calls ``accumulate`` for each micro-batch and ``update`` once. ``traces`` counts compilations by shape, for tests and logs.
 
-    def __init__(self, objective: Objective, optimizer: Optimizer):
-        self.objective, self.optimizer = objective, optimizer
+    With a mesh the arrays come in on its devices (sharding.place_tree), micro-batches are placed here, and results stay where their
+    table of axes says. The jitted programs are attributes, to be lowered from shapes alone within ``sharding.use(mesh)``:
+    ``zeros(trainable)``, ``accumulate(trainable, frozen, sums, micro, totals, step, index)``, ``update(state, sums)``.
+    """
+
+    def __init__(self, objective: Objective, optimizer: Optimizer, mesh: Mesh | None = None):
+        self.objective, self.optimizer, self.mesh = objective, optimizer, mesh
         self.traces: list[str] = []
-        self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
-        self._update = jax.jit(self._update_fn, donate_argnums=0)
-        self._zeros = jax.jit(self._zeros_fn)
+        self.accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
+        self.update = jax.jit(self._update_fn, donate_argnums=0)
+        self.zeros = jax.jit(self._zeros_fn)
 
     def _zeros_fn(self, trainable):
         tasks = jnp.zeros(len(self.objective.group_N), jnp.float32)
-        return Sums(jax.tree.map(jnp.zeros_like, trainable), {name: tasks for name in self.objective.terms})
+        return sharding.constrain_tree(Sums(jax.tree.map(jnp.zeros_like, trainable), {name: tasks for name in self.objective.terms}))
 
     def _accumulate_fn(self, trainable, frozen, sums: Sums, batch, totals, step, index) -> Sums:
         self.traces.append(f"accumulate {batch['inputs_BL'].shape} {batch['targets_BT'].shape}")
@@ -144,25 +151,37 @@ class TrainStep:
         grads, sums_B = jax.grad(loss_fn, has_aux=True)(trainable, frozen, batch, totals, rng)
         is_task_NB = jnp.arange(len(self.objective.group_N))[:, None] == task_id_B
         by_task = {name: jnp.sum(jnp.where(is_task_NB, value_B, 0.0), axis=1) for name, value_B in sums_B.items()}
-        return jax.tree.map(jnp.add, sums, Sums(grads, by_task))
+        return sharding.constrain_tree(jax.tree.map(jnp.add, sums, Sums(grads, by_task)))
 
     def _update_fn(self, state: TrainState, sums: Sums):
         self.traces.append("update")
         trainable, opt_state, norm_G, finite_G = self.optimizer.update(sums.grads, state.opt_state, state.trainable, state.step)
         metrics = {**sums.by_task, "grad_norm": norm_G, "finite": finite_G}
-        return TrainState(state.step + 1, trainable, opt_state), metrics
+        return sharding.constrain_tree((TrainState(state.step + 1, trainable, opt_state), metrics))
 
     def init(self, trainable: dict) -> TrainState:
-        """State before the first update."""
-        return TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
+        """State before the first update, on the mesh."""
+        trainable = sharding.place_tree(self.mesh, trainable)
+        start = lambda trainable: sharding.constrain_tree((jnp.zeros((), jnp.int32), self.optimizer.init(trainable)))  # noqa: E731
+        with sharding.use(self.mesh):
+            step, opt_state = jax.jit(start)(trainable)
+        return TrainState(step, trainable, opt_state)
+
+    def sums(self, state: TrainState, frozen: dict, batch) -> Sums:
+        """Gradients and sums by task of a data.Batch."""
+        totals = batch_totals(self.objective, batch, frozen, state.trainable)
+        with sharding.use(self.mesh):
+            sums = self.zeros(state.trainable)
+            for index, micro in enumerate(batch.micro):
+                micro = {name: sharding.place_rows(self.mesh, array) for name, array in micro.items()}
+                sums = self.accumulate(state.trainable, frozen, sums, micro, totals, state.step, np.int32(index))
+        return sums
 
     def __call__(self, state: TrainState, frozen: dict, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update from a data.Batch. Returns the state and, still on the device, sums by task and gradient norms by group."""
-        totals = batch_totals(self.objective, batch, frozen, state.trainable)
-        sums = self._zeros(state.trainable)
-        for index, micro in enumerate(batch.micro):
-            sums = self._accumulate(state.trainable, frozen, sums, micro, totals, state.step, np.int32(index))
-        return self._update(state, sums)
+        sums = self.sums(state, frozen, batch)
+        with sharding.use(self.mesh):
+            return self.update(state, sums)
 
 
 def batch_totals(objective: Objective, batch, frozen: dict, trainable: dict) -> dict[str, np.ndarray]:

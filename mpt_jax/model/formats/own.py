@@ -47,7 +47,7 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
     safetensors.write(os.path.join(folder, WEIGHTS), ordered)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         fields = dataclasses.asdict(config)
-        del fields["dtype"]  # of computation: chosen where it is used
+        del fields["dtype"], fields["remat"]  # of computation: chosen where it is used
         json.dump(fields, file, indent=2)
         file.write("\n")
     if vocabulary and vocabulary != "bytes":

@@ -1,0 +1,233 @@
+"""Where arrays live on many devices: a mesh of three axes and ONE table from logical axis name to mesh axis.
+
+A parameter's path gives its logical axes (T5X's names), RULES give the mesh axes. A dimension that its mesh axis does not divide is kept
+whole on that axis, so that tiny models run on any mesh. The batch is split over ``data`` and ``fsdp``, frozen weights over ``fsdp`` and
+``tensor``; the prompt bank and the optimiser's state are on every device, or split over tasks once they are large. Everything here
+works from shapes alone, with devices that are not there as well. B examples, N tasks of the bank.
+"""
+
+import contextlib
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from mpt_jax.config import MeshSettings
+from mpt_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+LARGE_BANK_BYTES = 2**28  # of one array of the bank (870 float32 prompts of T5-Base): from there it is split over its tasks [ours]
+
+RULES: dict[str, tuple[str, ...]] = {
+    # parameters
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "joined_kv": ("tensor",),
+    "heads": ("tensor",),
+    "relpos_buckets": (),
+    "scale": (),  # of a norm: too small to be worth gathering
+    "task": BATCH_AXES,  # of a bank from LARGE_BANK_BYTES on
+    "prompt": (),
+    # activations
+    "batch": BATCH_AXES,
+    "length": (),
+    "activation_embed": (),
+    "kv": (),
+}
+
+PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r".*token_embedder/embedding", ("vocab", "embed")),
+    (r".*/(query|key|value)/kernel", ("embed", "joined_kv")),
+    (r".*/out/kernel", ("joined_kv", "embed")),
+    (r".*/mlp/wi(_0|_1)?/kernel", ("embed", "mlp")),
+    (r".*/mlp/wo/kernel", ("mlp", "embed")),
+    (r".*/logits_dense/kernel", ("embed", "vocab")),
+    (r".*/relpos_bias/rel_embedding", ("heads", "relpos_buckets")),
+    (r".*/scale", ("scale",)),
+    (r"bank/.*|teacher/prompts", ("task", "prompt", "activation_embed")),
+    (r"head/kernel", ("activation_embed", "activation_embed")),
+)
+
+
+def mesh_shape(settings: MeshSettings, devices: int) -> tuple[int, int, int]:
+    """Sizes of AXES over so many devices. Raises UserError where the numbers do not fit."""
+    rest = settings.fsdp * settings.tensor
+    data = settings.data or devices // rest
+    if data * rest != devices or not data:
+        asked = f"MESH_DATA = {settings.data}, MESH_FSDP = {settings.fsdp}, MESH_TENSOR = {settings.tensor}"
+        if settings.data:
+            wanted = f"their product is {data * rest}, and there are {devices} devices"
+        else:
+            wanted = f"MESH_FSDP * MESH_TENSOR = {rest} does not divide the {devices} devices"
+        raise UserError(f"{asked}: {wanted}; change them (MESH_DATA = 0 takes what is left).")
+    return data, settings.fsdp, settings.tensor
+
+
+def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over the given devices (default: all of all processes). Raises UserError where the numbers do not divide them."""
+    devices = jax.devices() if devices is None else list(devices)
+    shape = mesh_shape(settings, len(devices))
+    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+
+
+def mesh_or_none(settings: MeshSettings) -> Mesh | None:
+    """The mesh of a command; None on one device, where nothing is to be placed."""
+    mesh = make_mesh(settings)
+    return mesh if mesh.size > 1 else None
+
+
+def use(mesh: Mesh | AbstractMesh | None) -> contextlib.AbstractContextManager:
+    """Context in which ``constrain`` sees the mesh; programs are traced and called within. It places nothing by itself."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh)
+
+
+def _spec(sizes: dict[str, int], shape: Sequence[int], logical_axes: Sequence[str | None]) -> PartitionSpec:
+    """Mesh axes of each dimension; those that do not divide it are left out. logical_axes are the last ones of the shape."""
+    parts: list[tuple[str, ...] | None] = [None] * (len(shape) - len(logical_axes))
+    for size, name in zip(shape[len(parts) :], logical_axes, strict=True):
+        axes = RULES[name] if name else ()
+        parts.append(axes if axes and size % math.prod(sizes[axis] for axis in axes) == 0 else None)
+    return PartitionSpec(*parts)
+
+
+def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+    """Tells the compiler where an array of a program lives, by the names of its last dimensions; without names: whole on every device.
+
+    Nothing happens outside of ``use(mesh)``.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(dict(mesh.shape), x.shape, logical_axes))
+
+
+def constrain_whole(tree: Any) -> Any:
+    """Every array of a tree whole on every device, so that each process can read it."""
+    return jax.tree.map(constrain, tree)
+
+
+def _parameter_axes(path: str) -> tuple[str, ...] | None:
+    return next((axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)), None)
+
+
+def _parameter_spec(sizes: dict[str, int], path: str, shape: Sequence[int]) -> PartitionSpec:
+    axes = _parameter_axes(path)
+    if axes is None:
+        raise UserError(f"parameter {path!r} has no row in PARAMETER_AXES (mpt_jax/sharding.py); add one.")
+    if axes[0] != "task":
+        return _spec(sizes, shape, axes) if len(shape) >= len(axes) else PartitionSpec()
+    if 4 * math.prod(shape) < LARGE_BANK_BYTES:
+        return PartitionSpec()
+    return _spec(sizes, shape, ("task", *[None] * (len(shape) - 1)))
+
+
+def parameter_sharding(mesh: Mesh, path: str, shape: Sequence[int]) -> NamedSharding:
+    """Sharding of a parameter by its path (``backbone/encoder/…`` or ``encoder/…``). Raises UserError for a path that no row covers."""
+    return NamedSharding(mesh, _parameter_spec(dict(mesh.shape), path, shape))
+
+
+def backbone_sharding(mesh: Mesh | None) -> Callable[[str, tuple[int, ...]], NamedSharding] | None:
+    """What load_backbone takes to restore straight onto the mesh's shards."""
+    return None if mesh is None else lambda path, shape: parameter_sharding(mesh, path, shape)
+
+
+def _leaf_spec(sizes: dict[str, int], keys: Sequence[Any], shape: Sequence[int]) -> PartitionSpec:
+    """Spec of a leaf of any tree that is keyed by parameter paths somewhere (parameters, gradients, moments); others are replicated.
+
+    Moments of a bank's array (N, ...) have runs in front, (G, M, ...): then the runs are split.
+    """
+    names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
+    path = next((name for name in (*names, "/".join(names)) if _parameter_axes(name) is not None), None)  # flat, or nested
+    return PartitionSpec() if path is None else _parameter_spec(sizes, path, shape)
+
+
+def tree_sharding(mesh: Mesh, tree: Any) -> Any:
+    """NamedSharding of each leaf (array or ShapeDtypeStruct) of a tree keyed by parameter paths: trainable, frozen, sums, optimiser."""
+    sizes = dict(mesh.shape)
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: NamedSharding(mesh, _leaf_spec(sizes, keys, np.shape(leaf))), tree)
+
+
+def constrain_tree(tree: Any) -> Any:
+    """As ``tree_sharding``, for results inside a program."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    place = lambda keys, leaf: jax.lax.with_sharding_constraint(leaf, _leaf_spec(dict(mesh.shape), keys, leaf.shape))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """Sharding of an array whose first dimension are the examples."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"], *[None] * (ndim - 1)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh | None) -> int:
+    """Parts that the examples of a micro-batch are cut into."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def whole_rows(mesh: Mesh | None, rows: int, setting: str = "") -> int:
+    """``rows`` rounded up to what the mesh divides; missing rows are filler. ``setting``: told on the terminal if it was rounded."""
+    shards = batch_shards(mesh)
+    rounded = -(-rows // shards) * shards
+    if setting and rounded != rows and jax.process_index() == 0:
+        print(f"{setting} = {rows} rounded up to {rounded}: {shards} parts of the mesh share a batch", file=sys.stderr)
+    return rounded
+
+
+def local_rows(mesh: Mesh | None, rows: int) -> tuple[int, ...] | None:
+    """Rows of a batch that this process holds, ascending; None = all of them."""
+    if mesh is None or not mesh.is_multi_process:
+        return None
+    held = np.zeros(rows, bool)
+    for (part,) in batch_sharding(mesh, 1).addressable_devices_indices_map((rows,)).values():
+        held[part] = True
+    return tuple(int(row) for row in np.flatnonzero(held))
+
+
+def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
+    """A host array on its devices; with several processes each gives the parts of its own devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def place_rows(mesh: Mesh | None, array: np.ndarray) -> jax.Array | np.ndarray:
+    """An array of examples (B, ...) split over the mesh; without one it stays."""
+    return array if mesh is None else place(batch_sharding(mesh, array.ndim), array)
+
+
+def place_tree(mesh: Mesh | None, tree: Any) -> Any:
+    """Host arrays of a tree keyed by parameter paths onto the mesh; arrays that lie right already stay. Without a mesh nothing moves."""
+    if mesh is None:
+        return tree
+
+    def put(leaf, sharding):
+        there = isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        return leaf if there else place(sharding, np.asarray(leaf))
+
+    return jax.tree.map(put, tree, tree_sharding(mesh, tree))
+
+
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """An array as numpy, gathered from all processes where it is split among them (all of them must call)."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    gather = jax.jit(lambda x: x, out_shardings=replicated(array.sharding.mesh))
+    return np.asarray(gather(array))
