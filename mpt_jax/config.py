@@ -343,3 +343,15 @@ class EvalSettings:
         check_range("EvalSettings.max_rows", self.max_rows, 0)
         if not self.model_dir:
             raise UserError("EvalSettings.model_dir is empty; give --gin.MODEL_DIR=\"'run folder'\".")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileSettings:
+    """What the command compile compiles for."""
+
+    topology: str = ""  # TOPOLOGY: a TPU slice, 'v5e:4x4' or 'v5p:2x2x2', or pretend CPU devices, 'cpu:8'
+
+    def __post_init__(self):
+        check_types(self)
+        if not self.topology:
+            raise UserError("CompileSettings.topology (TOPOLOGY) is empty; give --gin.TOPOLOGY=\"'v5e:4x4'\".")

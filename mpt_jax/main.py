@@ -12,6 +12,7 @@ from pathlib import Path
 import gin
 import tasks
 from mpt_jax.config import (
+    CompileSettings,
     DataSettings,
     DistillationSettings,
     EvalSettings,
@@ -28,6 +29,7 @@ SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
     for cls in (
         TaskSettings, TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings, EvalSettings,
+        CompileSettings,
     )  # fmt: skip
 }
 PLACES = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
@@ -74,10 +76,10 @@ def _check_macros() -> None:
         raise UserError(f"unknown gin name {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(used))}."))
 
 
-def configured(cls):
+def configured(cls, **fixed):
     """A settings dataclass filled from gin. Raises UserError for a parameter that it does not have or a missing one."""
     try:
-        return SETTINGS[cls]()
+        return SETTINGS[cls](**fixed)
     except UserError as error:
         raise UserError(str(error).split("\n")[0]) from error  # gin adds lines on where it was called
     except (TypeError, ValueError, RuntimeError) as error:
@@ -152,6 +154,24 @@ def command_tasks(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def command_compile(arguments: argparse.Namespace) -> int:
+    """Compiles a stage for devices that are not there; reports memory, operations, collectives, time."""
+    from mpt_jax.compiling import chips
+
+    if not arguments.gin_file:
+        raise UserError("compile needs a stage: --gin_file=source.gin, target.gin or another that train takes")
+    topology = configured(CompileSettings).topology
+    chips.prepare(topology)
+    from mpt_jax.compiling.command import run_compile
+    from mpt_jax.train.run import Settings
+
+    classes = (PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
+    settings = Settings(configured(TrainSettings, model_dir="(none)"), *(configured(cls) for cls in classes))
+    rows = configured(EvalSettings, model_dir="(none)").batch_size
+    print(run_compile(settings, topology, task_names(required=False), rows, arguments.json), end="")
+    return 0
+
+
 def command_convert(arguments: argparse.Namespace) -> int:
     """Converts backbones and prompts."""
     from mpt_jax.convert import convert
@@ -211,6 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     show = add("tasks", command_tasks, "cache.gin")
     show.add_argument("name", nargs="?", help="task to show")
     show.add_argument("--rows", type=int, default=3, help="rows to show (default: %(default)s)")
+    compiling = add("compile", command_compile, "")
+    compiling.add_argument("--json", default="", help="file for everything as JSON")
     convert = add("convert", command_convert)
     convert.add_argument("--from", dest="source", required=True, help="run folder, checkpoint folder of any format, or a backbone's name")
     convert.add_argument("--to", required=True, help="t5x | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank")

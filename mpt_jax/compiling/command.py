@@ -1,0 +1,173 @@
+"""``mpt-jax compile``: compiles a stage for a topology and reports memory, operations, collectives and a time estimate for a device."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from mpt_jax.compiling import fitting, hlo, need
+from mpt_jax.compiling.chips import GIB, Chip, Topology, topology
+from mpt_jax.compiling.programs import Compiled, DoesNotFit, Stage, decode_programs, make_mesh, make_stage, rows_of, train_programs
+from mpt_jax.compiling.report import render
+from mpt_jax.config import T5_SIZES, T5Config
+from mpt_jax.errors import UserError
+from mpt_jax.model import formats
+from mpt_jax.model.backbone import backbone_folder
+from mpt_jax.sharding import whole_rows
+from mpt_jax.train.run import Settings
+
+TRIES = 3  # other meshes compiled where the one that was asked for does not fit
+SOURCES = 6  # tasks of the paper's source stage
+
+
+def network(name: str) -> T5Config:
+    """The shape of a named size (t5_xl is t5_1_1_xl), or of a backbone's folder, of which no weights are read."""
+    if name.startswith("t5_") and name not in T5_SIZES:
+        name = name.replace("t5_", "t5_1_1_", 1) if name.replace("t5_", "t5_1_1_", 1) in T5_SIZES else name
+    if name in T5_SIZES:
+        return T5_SIZES[name]
+    try:
+        return formats.read_backbone(backbone_folder(name))[0]
+    except UserError as error:
+        raise UserError(f"{error} Sizes that need no folder: {', '.join(T5_SIZES)}.") from error
+
+
+def run_compile(settings: Settings, topology_name: str, tasks: tuple[str, ...], decode_rows: int, json_path: str = "") -> str:
+    """Compiles, writes the JSON file if asked to, and returns the text. Raises UserError for what the user can mend."""
+    where = topology(topology_name)
+    named = list(tasks) or [f"task_{n}" for n in range(SOURCES if settings.train.stage in ("teacher", "source") else 1)]
+    stage = make_stage(settings, network(settings.train.backbone), named, decode_rows)
+    report = compile_report(stage, where)
+    if json_path:
+        try:
+            Path(json_path).write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {json_path}: {error.strerror}; give another file.") from error
+    return render(report)
+
+
+def compile_report(stage: Stage, where: Topology) -> dict[str, Any]:
+    """Everything the command reports, as plain JSON values; numbers are those of one device."""
+    mesh = make_mesh(stage.settings.mesh, where.devices)
+    report = _header(stage, where, mesh)
+    try:
+        programs = train_programs(stage, mesh)
+    except DoesNotFit as error:
+        return report | {"fits": False, "why": str(error), "needed_bytes": error.needed, "would_fit": _would_fit(stage, where, mesh, error)}
+    report["train"] = _train(stage, where, mesh, programs)
+    try:
+        decode, encode = decode_programs(stage, mesh)
+    except DoesNotFit as error:
+        return report | {"fits": False, "why": str(error), "needed_bytes": error.needed, "would_fit": "a smaller EVAL_BATCH_SIZE"}
+    report["decode"] = _decode(stage, where, mesh, decode, encode)
+    live = max(program["memory"]["live"] for part in (report["train"], report["decode"]) for program in part["programs"].values())
+    # what lies on the device while another program runs: the optimiser's state
+    live += report["train"]["programs"]["update"]["memory"]["argument"]
+    fits = where.chip is None or live <= where.chip.hbm_bytes
+    report |= {"fits": fits, "live_bytes": live}
+    if not fits:
+        report["would_fit"] = _would_fit(stage, where, mesh, None, live)
+    return report
+
+
+def _header(stage: Stage, where: Topology, mesh) -> dict[str, Any]:
+    data, config = stage.settings.data, stage.config
+    return {
+        "stage": stage.settings.train.stage,
+        "backbone": config.name,
+        "parameters": config.num_parameters(),
+        "topology": where.name,
+        "devices": len(where.devices),
+        "mesh": dict(mesh.shape),
+        "dtype": config.dtype,
+        "remat": config.remat,
+        "hbm_bytes": where.chip.hbm_bytes if where.chip else None,
+        "tasks": len(stage.runs),
+        "examples": stage.examples,
+        "micro_batch": rows_of(stage, mesh),
+        "lengths": {"prompt": stage.prompt_length, "inputs": data.input_length, "targets": data.target_length},
+    }
+
+
+def roofline(chip: Chip | None, flops: float, bytes_accessed: float, sent: float) -> dict[str, Any]:
+    """Seconds by what could bound a program, and the longest of them; {} without a data sheet."""
+    if chip is None:
+        return {}
+    seconds = {"flops": flops / chip.flops, "memory": bytes_accessed / chip.hbm_bandwidth, "links": sent / chip.ici_bandwidth}
+    bound = max(seconds, key=seconds.get)
+    return {"by": seconds, "bound": bound, "seconds": seconds[bound]}
+
+
+def _program(where: Topology, compiled: Compiled) -> dict[str, Any]:
+    found = hlo.collectives(compiled.hlo, len(where.devices))
+    table = hlo.by_kind(found)
+    sent = sum(row["sent"] for row in table.values())
+    return {
+        "memory": compiled.memory,
+        "flops": compiled.flops,
+        "bytes": compiled.bytes_accessed,
+        "collectives": table,
+        "time": roofline(where.chip, compiled.flops, compiled.bytes_accessed, sent),
+        "compile_seconds": compiled.seconds,
+    }
+
+
+def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dict[str, Any]:
+    accumulate, update = programs
+    rows, devices = rows_of(stage, mesh), len(where.devices)
+    micro_batches = math.ceil(stage.examples / rows)
+    named = {compiled.name: _program(where, compiled) for compiled in programs}
+    result: dict[str, Any] = {"programs": named, "micro_batches": micro_batches}
+    kernels = [leaf.shape for path, leaf in stage.frozen.items() if path.endswith(("kernel", "embedding"))]
+    if stage.prompt_length:
+        S, T = stage.prompt_length + stage.settings.data.input_length, stage.settings.data.target_length  # noqa: N806
+        parts = need.prompt_step(stage.config, S, T, stage.objective.distillation is not None)
+        parts = {name: value * rows / devices for name, value in parts.items()}
+        result["need"] = {
+            "flops": parts,
+            "ratio": accumulate.flops / sum(parts.values()),
+            "weight_gradients_would_add": need.weight_gradients(stage.config, S, T) * rows / devices,
+            "products_with_the_shape_of_a_weight": hlo.products_like(accumulate.stablehlo, kernels),
+        }
+        elements = sum(math.prod(shape) for shape in kernels)
+        gathered = hlo.gathered_weights(hlo.collectives(accumulate.hlo, devices), kernels)
+        result["gathered_share_of_backbone"] = gathered / elements
+    if where.chip:
+        times = [result["programs"][name]["time"]["seconds"] for name in ("accumulate", "update")]
+        seconds = micro_batches * times[0] + times[1]
+        useful = sum(value for name, value in result.get("need", {}).get("flops", {}).items() if name != "recomputed")
+        result |= {"seconds": seconds, "examples_per_second": stage.examples / seconds}
+        result["share_of_peak"] = micro_batches * useful / seconds / where.chip.flops if useful else None
+    return result
+
+
+def _decode(stage: Stage, where: Topology, mesh, decode: Compiled, encode: Compiled) -> dict[str, Any]:
+    """The compiler counts a loop's body once: decoding less its encoder is one token of every row."""
+    result: dict[str, Any] = {"programs": {decode.name: _program(where, decode), encode.name: _program(where, encode)}}
+    rows = result["rows"] = whole_rows(mesh, stage.decode_rows)
+    if where.chip:
+        sent = [sum(row["sent"] for row in result["programs"][name]["collectives"].values()) for name in ("decode", "encode")]
+        differences = (decode.flops - encode.flops, decode.bytes_accessed - encode.bytes_accessed, sent[0] - sent[1])
+        token = roofline(where.chip, *(max(value, 0.0) for value in differences))["seconds"]
+        seconds = result["programs"]["encode"]["time"]["seconds"] + stage.settings.data.target_length * token
+        result |= {"seconds_per_token": token, "seconds": seconds, "examples_per_second": rows / seconds}
+    return result
+
+
+def _would_fit(stage: Stage, where: Topology, mesh, error: DoesNotFit | None, live: float | None = None) -> dict[str, Any] | None:
+    """The first arrangement that the compiler finds to fit, or None."""
+    asked = fitting.Arrangement(*mesh.shape.values(), stage.config.remat)
+    needed = live if error is None else error.needed
+    hbm = where.chip.hbm_bytes if where.chip else math.inf
+    for arrangement in fitting.candidates(stage, asked, needed, hbm)[:TRIES]:
+        train = dataclasses.replace(stage.settings.train, remat=arrangement.remat)
+        settings = stage.settings._replace(train=train, mesh=arrangement.mesh)
+        other = make_stage(settings, stage.config, [run.task for run in stage.runs], stage.decode_rows)
+        try:
+            accumulate = train_programs(other, make_mesh(arrangement.mesh, where.devices))[0]
+        except DoesNotFit:
+            continue
+        if accumulate.memory["live"] <= hbm:
+            return {"settings": arrangement.bindings(), "live_bytes": accumulate.memory["live"], "of_gib": hbm / GIB}
+    return None

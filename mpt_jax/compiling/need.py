@@ -1,0 +1,92 @@
+"""Floating-point operations that the matrix products of a step need: 2 for each multiplication and addition.
+
+A step of a frozen backbone needs its forward pass and the gradients with respect to activations, none with respect to weights. A product
+with a weight is needed once more for the gradient of its input; a product of two activations (attention) twice more. Nothing before the
+prompt's way through the network is differentiated: of the decoder's first layer neither self-attention nor the queries.
+B examples, S encoder positions, T target tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+from mpt_jax.config import T5Config
+
+
+class Products(NamedTuple):
+    """Operations of one pass for one example: with a weight on one side, with activations on both."""
+
+    weights: float
+    attention: float
+
+    @property
+    def forward(self) -> float:
+        """The pass itself."""
+        return self.weights + self.attention
+
+    @property
+    def gradient(self) -> float:
+        """Gradients with respect to activations."""
+        return self.weights + 2 * self.attention
+
+
+def _add(*parts: Products) -> Products:
+    return Products(*(sum(values) for values in zip(*parts, strict=True)))
+
+
+def _times(number: float, part: Products) -> Products:
+    return Products(number * part.weights, number * part.attention)
+
+
+def _projections(config: T5Config, positions: int, number: int) -> Products:
+    return Products(2.0 * number * positions * config.d_model * config.num_heads * config.head_dim, 0.0)
+
+
+def _attention(config: T5Config, queries: int, keys: int) -> Products:
+    return Products(0.0, 2.0 * 2 * queries * keys * config.num_heads * config.head_dim)
+
+
+def _mlp(config: T5Config, positions: int, matrices: int | None = None) -> Products:
+    matrices = matrices or (3 if config.gated else 2)
+    return Products(2.0 * matrices * positions * config.d_model * config.d_ff, 0.0)
+
+
+def encoder_layer(config: T5Config, S: int) -> Products:  # noqa: N803
+    """One encoder layer."""
+    return _add(_projections(config, S, 4), _attention(config, S, S), _mlp(config, S))
+
+
+def decoder_layer(config: T5Config, T: int, S: int, keys: int | None = None) -> Products:  # noqa: N803
+    """One decoder layer over T positions, without the keys and values of the encoder's output; ``keys`` of self-attention, default T."""
+    self_attention = _add(_projections(config, T, 4), _attention(config, T, keys or T))
+    return _add(self_attention, _projections(config, T, 2), _attention(config, T, S), _mlp(config, T))
+
+
+def forward(config: T5Config, S: int, T: int) -> Products:  # noqa: N803
+    """Encoder, decoder and logits of one example."""
+    encoder = _times(config.num_encoder_layers, encoder_layer(config, S))
+    decoder = _times(config.num_decoder_layers, _add(decoder_layer(config, T, S), _projections(config, S, 2)))
+    return _add(encoder, decoder, Products(2.0 * T * config.d_model * config.vocab_size, 0.0))
+
+
+def prompt_step(config: T5Config, S: int, T: int, distilled: bool) -> dict[str, float]:  # noqa: N803
+    """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers."""
+    whole = forward(config, S, T)
+    not_differentiated = _add(_projections(config, T, 4), _attention(config, T, T), _projections(config, T, 1))
+    first_queries = _attention(config, T, S).attention / 2  # gradient of the first layer's queries
+    recomputed = 0.0
+    if config.remat == "layers":
+        # of each layer all but the last product, whose result nothing needs
+        last = lambda positions: _mlp(config, positions, 1)  # noqa: E731
+        encoder = encoder_layer(config, S).forward - last(S).forward
+        decoder = decoder_layer(config, T, S).forward - last(T).forward
+        recomputed = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
+    return {
+        "forward": whole.forward,
+        "gradient": whole.gradient - not_differentiated.gradient - first_queries,
+        "teacher": whole.forward if distilled else 0.0,
+        "recomputed": recomputed,
+    }
+
+
+def weight_gradients(config: T5Config, S: int, T: int) -> float:  # noqa: N803
+    """What gradients with respect to all weights would add."""
+    return forward(config, S, T).weights

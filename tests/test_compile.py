@@ -1,0 +1,193 @@
+"""``mpt-jax compile``: what the products need, what programs say, which mesh fits, and the command for devices that are not there."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from stand_ins import ROOT
+from tiny_model import CONFIG
+
+from mpt_jax.compiling import fitting, hlo, need
+from mpt_jax.compiling.chips import CHIPS, GIB, prepare, topology
+from mpt_jax.compiling.command import network, roofline
+from mpt_jax.compiling.programs import DoesNotFit, make_stage
+from mpt_jax.config import T5_SIZES, DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.errors import UserError
+from mpt_jax.model import formats
+from mpt_jax.model.prompted_t5 import init_backbone
+from mpt_jax.train.run import Settings
+from mpt_jax.train.step import weighted_loss
+
+ROWS, PROMPT, INPUTS, TARGETS = 2, 3, 5, 4
+TIED = dataclasses.replace(CONFIG, logits_via_embedding=True, mlp_activations=("relu",), num_encoder_layers=3, num_decoder_layers=2)
+
+
+def stage_of(config, stage="source", weight=0.9, remat="none"):
+    settings = Settings(
+        TrainSettings(stage, "x", remat=remat),
+        PromptSettings(length=PROMPT),
+        DistillationSettings(weight=weight),
+        OptimizerSettings(),
+        DataSettings(batch_size=ROWS, micro_batch_size=ROWS, feature_lengths={"inputs": INPUTS, "targets": TARGETS}),
+        MeshSettings(),
+    )
+    return make_stage(settings, config, ["a", "b"], 2)
+
+
+def product_operations(jaxpr) -> float:
+    """Operations of all dot_general of a program, inner ones too."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        for inner in _inner(equation):
+            total += product_operations(inner)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    return total
+
+
+def _inner(equation):
+    for value in equation.params.values():
+        for candidate in value if isinstance(value, list | tuple) else (value,):
+            if hasattr(candidate, "eqns"):
+                yield candidate
+            elif hasattr(candidate, "jaxpr"):
+                yield candidate.jaxpr
+
+
+def gradient_of(stage):
+    batch = {"inputs_BL": (ROWS, INPUTS), "targets_BT": (ROWS, TARGETS), "task_id_B": (ROWS,)}
+    batch = {name: jax.ShapeDtypeStruct(shape, "int32") for name, shape in batch.items()}
+    totals = {name: jax.ShapeDtypeStruct((1,), "float32") for name in ("target_tokens_G", "encoder_positions_G")}
+    function = jax.grad(lambda *arguments: weighted_loss(stage.objective, *arguments), has_aux=True)
+    return function, (stage.trainable, stage.frozen, batch, totals)
+
+
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["gated", "relu_tied"])
+@pytest.mark.parametrize("weight, remat", [(0.9, "none"), (0.0, "none"), (0.9, "layers")])
+def test_products_of_the_step_are_those_that_are_needed(config, weight, remat):
+    stage = stage_of(config, weight=weight, remat=remat)
+    function, arguments = gradient_of(stage)
+    counted = product_operations(jax.make_jaxpr(function)(*arguments).jaxpr) / ROWS
+    parts = need.prompt_step(stage.config, PROMPT + INPUTS, TARGETS, weight > 0)
+    assert parts["teacher"] == (parts["forward"] if weight else 0) and bool(parts["recomputed"]) == (remat == "layers")
+    assert counted == sum(parts.values())
+
+
+def test_weight_gradients_would_be_seen():
+    for name, seen in (("source", False), ("finetune", True)):
+        stage = stage_of(CONFIG, name)
+        function, arguments = gradient_of(stage)
+        kernels = [leaf.shape for path, leaf in (stage.frozen | stage.trainable).items() if path.endswith(("kernel", "embedding"))]
+        found = hlo.products_like(jax.jit(function).lower(*arguments).as_text(), kernels)
+        assert (found > 0) == seen
+    whole = need.forward(CONFIG, PROMPT + INPUTS, TARGETS)
+    assert need.weight_gradients(CONFIG, PROMPT + INPUTS, TARGETS) == whole.weights > whole.attention
+
+
+def test_collectives_of_a_program():
+    text = """
+  %all-gather.1 = bf16[128,768]{1,0:T(8,128)(2,1)} all-gather(%p0), channel_id=1, replica_groups=[4,2]<=[8], dimensions={0}
+  %ag = (f32[16,64]{1,0}, f32[64,64]{1,0:T(8,128)}) all-gather-start(%p1), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %agd = f32[64,64]{1,0} all-gather-done(%ag)
+  %ar = (f32[10]{0}, s32[]) all-reduce(%a, %b), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %rs = f32[2,4]{1,0} reduce-scatter(%c), replica_groups=[2,4]<=[8], dimensions={0}
+  %cp = (f32[8], f32[8], u32[], u32[]) collective-permute-start(%d), source_target_pairs={{0,1},{1,0}}
+  %use = f32[8]{0} fusion(%all-gather.1), kind=kLoop, calls=%fused
+"""
+    found = hlo.collectives(text, 8)
+    assert [(one.kind, one.result_bytes, one.group) for one in found] == [
+        ("all-gather", 128 * 768 * 2, 2),
+        ("all-gather", 64 * 64 * 4, 4),
+        ("all-reduce", 44, 8),
+        ("reduce-scatter", 32, 4),
+        ("collective-permute", 32, 8),
+    ]
+    assert [one.sent_bytes for one in found] == [128 * 768, 64 * 64 * 3, 2 * 44 * 7 / 8, 96, 32]
+    row = hlo.by_kind(found)["all-gather"]
+    assert row["count"] == 2 and row["bytes"] == 128 * 768 * 2 + 64 * 64 * 4
+    assert row["largest"] == 128 * 768 * 2 and row["sent"] == 128 * 768 + 64 * 64 * 3
+    assert hlo.gathered_weights(found, [(768, 128), (5, 5)]) == 128 * 768
+
+
+def test_memory_that_the_compiler_lacks_is_read():
+    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    error = DoesNotFit("accumulate", message)
+    assert error.needed == 20.5 * GIB and error.available == 15.75 * GIB
+    assert DoesNotFit("accumulate", "something else").needed is None
+
+
+def test_arrangements_that_should_fit():
+    stage = stage_of(T5_SIZES["t5_1_1_xl"])
+    asked = fitting.Arrangement(16, 1, 1, "none")
+    every = fitting.arrangements(stage, 16)
+    assert all(one.data * one.fsdp * one.tensor == 16 for one in every) and every[0] == asked and len(set(every)) == len(every)
+    assert not any(one.tensor == 16 for one in fitting.arrangements(stage_of(CONFIG), 16))  # it has fewer heads
+    weights = 4 * T5_SIZES["t5_1_1_xl"].num_parameters()
+    assert fitting.estimate(stage, asked) > weights > fitting.estimate(stage, fitting.Arrangement(1, 1, 16, "none"))
+    assert fitting.estimate(stage, asked._replace(remat="layers")) < fitting.estimate(stage, asked)
+    found = fitting.candidates(stage, asked, None, 8 * GIB)
+    assert asked not in found and found[0].fsdp * found[0].tensor == 2  # 11 GiB of float32 weights, halved
+    more = fitting.candidates(stage, asked, 3 * fitting.estimate(stage, asked), 8 * GIB)
+    assert more[0].fsdp * more[0].tensor > 2
+
+
+def test_the_longest_of_three_times_bounds():
+    chip = CHIPS["v5e"]
+    assert roofline(chip, 197e12, 0, 0)["seconds"] == 1 and roofline(chip, 0, 819e9, 0)["bound"] == "memory"
+    assert roofline(chip, 1, 1, 200e9)["bound"] == "links" and roofline(None, 1, 1, 1) == {}
+
+
+def test_names():
+    assert network("t5_xl") is T5_SIZES["t5_1_1_xl"] and network("t5_base") is T5_SIZES["t5_base"]
+    with pytest.raises(UserError, match="'t5_xxxl' is neither.*t5_1_1_xl"):
+        network("t5_xxxl")
+    prepare("cpu:1")
+    assert len(topology("cpu:1").devices) == 1
+    for name in ("v9:2x2", "v5e:large", "cpu:many", "cpu:4096"):
+        with pytest.raises(UserError, match="TOPOLOGY"):
+            topology(name)
+
+
+def compiled(folder, topology_name, config, *more):
+    """The command in a process of its own; the JSON and what it printed."""
+    formats.write_backbone("own", str(folder / "backbone"), config, init_backbone(config, 0), "bytes")
+    bindings = {"BACKBONE": str(folder / "backbone"), "TOPOLOGY": topology_name, "PROMPT_LENGTH": 4}
+    bindings |= {"TASK_FEATURE_LENGTHS": {"inputs": 12, "targets": 4}, "EVAL_BATCH_SIZE": 8}
+    argv = ["compile", "--gin_file=source.gin", *(f"--gin.{name}={value!r}" for name, value in bindings.items()), *more]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mpt_jax", *argv, "--json", str(folder / "r.json")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "r.json").read_text()), done.stdout
+
+
+def test_the_command_for_pretend_devices(tmp_path):
+    report, text = compiled(tmp_path, "cpu:8", CONFIG, "--gin.MESH_TENSOR=2")
+    assert report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2} and report["tasks"] == 6 and report["examples"] == 32
+    assert report["train"]["micro_batches"] == 4 and report["fits"] and "fits: " in text
+    accumulate = report["train"]["programs"]["accumulate"]
+    assert accumulate["memory"]["argument"] > 0 and accumulate["collectives"]["all-reduce"]["count"] > 0
+    assert report["train"]["need"]["products_with_the_shape_of_a_weight"] == 0
+    assert report["train"]["gathered_share_of_backbone"] < 0.5 and {"decode", "encode"} == set(report["decode"]["programs"])
+
+
+libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'mpt_jax[tpu]'")
+
+
+@libtpu
+@pytest.mark.slow
+def test_the_command_for_a_tpu_slice(tmp_path):
+    report, text = compiled(tmp_path, "v5e:2x2", CONFIG, "--gin.MESH_TENSOR=2", "--gin.DTYPE='bfloat16'")
+    assert report["devices"] == 4 and report["hbm_bytes"] == 16 * GIB and report["fits"]
+    assert report["train"]["examples_per_second"] > 0 and report["decode"]["seconds_per_token"] > 0
+    assert "at least" in text and "examples/s of all devices" in text
