@@ -1,6 +1,7 @@
 """What all targets share: running and showing commands, signals, exit codes."""
 
 import contextlib
+import re
 import shlex
 import signal
 import subprocess
@@ -121,6 +122,14 @@ def end(processes: Sequence[subprocess.Popen], grace_s: float, number: int = sig
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def variables(bindings: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, value) of each --env NAME=VALUE. Raises LaunchError for anything else."""
+    for binding in bindings:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", binding, re.DOTALL):
+            raise LaunchError(f"--env {binding!r}: it takes NAME=VALUE.")
+    return [binding.partition("=")[::2] for binding in bindings]
 
 
 def shell_code(code: int) -> int:

@@ -1,7 +1,8 @@
 """Kubernetes: one JobSet of as many pods as the slice or the nodes have hosts, followed and deleted at the end.
 
-A pod that ends with EXIT_PREEMPTED, or whose node is taken away, restarts the whole set, at most --max_restarts times; any other failure
-fails it. Needs the JobSet controller 0.6 or newer in the cluster (jobset.sigs.k8s.io). The manifest is JSON, which kubectl reads as YAML.
+A pod that ends with EXIT_PREEMPTED or EXIT_PEER_LOST, or whose node is taken away, restarts the whole set, at most --max_restarts times;
+any other failure fails it. Buckets in the command are mounted by GKE's driver (launch/buckets.py); elsewhere give a --claim.
+Needs the JobSet controller 0.6 or newer in the cluster. The manifest is JSON, which kubectl reads as YAML.
 Sources: jobset.sigs.k8s.io/docs/reference; kubernetes.io/docs/tasks/job/pod-failure-policy;
 cloud.google.com/kubernetes-engine/docs/how-to/tpus.
 """
@@ -14,9 +15,10 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, say, show, signals_wait
+from launch.buckets import MOUNT_OPTIONS, model_dir, mounted
+from launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, say, show, signals_wait, variables
 from launch.machines import GPU_HOSTS, gpu_host, tpu_slice
-from mpt_jax.errors import EXIT_PREEMPTED
+from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PREEMPTED
 
 PORT = 8476  # of the coordinator
 GRACE_S = 120  # between SIGTERM and SIGKILL: time to save
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="of the JobSet (default: made up, unique)")
     parser.add_argument("--spot", action="store_true", help="GKE spot nodes")
     parser.add_argument("--service_account", default="", help="Kubernetes service account that may read and write the bucket")
+    parser.add_argument("--claim", default="", metavar="NAME:/PATH", help="persistent volume claim, mounted at that path in all pods")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command; may be repeated")
     parser.add_argument("--max_restarts", type=int, default=20, help="starts again after preemptions (default: %(default)s)")
     parser.add_argument("--poll_s", type=float, default=5.0, help="seconds between questions about the state (default: %(default)s)")
@@ -50,26 +53,32 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         resources = {"google.com/tpu": machine.chips_per_host}
     if arguments.spot:
         selector["cloud.google.com/gke-spot"] = "true"
+    command, buckets = mounted(command, "/gcs")
+    volumes, mounts = _volumes(buckets, arguments.claim)
+    folder = model_dir(command)
+    shared = [f"MPT_CACHE_DIR={folder}/cache"] if folder else []  # the first pod writes token caches that all read
     container = {
         "name": "main",
         "image": arguments.image,
         "command": ["python", "-u", "-m", "mpt_jax", *command],
-        "env": _variables(arguments.env, name, pods),
+        "env": _variables([*shared, *arguments.env], name, pods),
         "ports": [{"containerPort": PORT}],
         "resources": {"limits": resources, "requests": resources},
+        "volumeMounts": mounts,
     }
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_S,
         "nodeSelector": selector,
         "containers": [container],
+        "volumes": volumes,
     }
     if arguments.spot:
         pod["tolerations"] = [{"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
     if arguments.service_account:
         pod["serviceAccountName"] = arguments.service_account
     rules = [
-        {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": [EXIT_PREEMPTED]}},
+        {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": [EXIT_PREEMPTED, EXIT_PEER_LOST]}},
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
     job = {
@@ -78,7 +87,7 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {"rules": rules},
-        "template": {"spec": pod},
+        "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"} if buckets else {}}, "spec": pod},
     }
     policy = [
         {"name": "preempted", "action": "RestartJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
@@ -101,19 +110,31 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
     }
 
 
+def _volumes(buckets: Sequence[str], claim: str) -> tuple[list[dict], list[dict]]:
+    """(volumes of a pod, where its container sees them)."""
+    driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"mountOptions": ",".join(MOUNT_OPTIONS)}}
+    volumes, mounts = [], []
+    for n, bucket in enumerate(buckets):
+        attributes = {**driver["volumeAttributes"], "bucketName": bucket}
+        volumes.append({"name": f"bucket-{n}", "csi": {**driver, "volumeAttributes": attributes}})
+        mounts.append({"name": f"bucket-{n}", "mountPath": f"/gcs/{bucket}"})
+    if claim:
+        name, _, path = claim.partition(":")
+        if not name or not path.startswith("/"):
+            raise LaunchError(f"--claim {claim!r}: it takes NAME:/PATH.")
+        volumes.append({"name": "claim", "persistentVolumeClaim": {"claimName": name}})
+        mounts.append({"name": "claim", "mountPath": path})
+    return volumes, mounts
+
+
 def _variables(bindings: Sequence[str], name: str, pods: int) -> list[dict]:
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-    variables = [
+    own = [
         {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-workers-0-0.{name}:{PORT}"},
         {"name": "JAX_NUM_PROCESSES", "value": str(pods)},
         {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": index}}},
     ]
-    for binding in bindings:
-        if not re.fullmatch(r"[A-Za-z_]\w*=.*", binding, re.DOTALL):
-            raise LaunchError(f"--env {binding!r}: it takes NAME=VALUE.")
-        variable, _, value = binding.partition("=")
-        variables.append({"name": variable, "value": value})
-    return variables
+    return own + [{"name": variable, "value": value} for variable, value in variables(bindings)]
 
 
 class JobSet:

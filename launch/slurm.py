@@ -7,12 +7,13 @@ that their exit codes tell a preemption from a failure. Options: slurm.schedmd.c
 
 import argparse
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.calls import EXIT_LEFT_BEHIND, LaunchError, Stopped, ask, say, show, signals_wait
+from launch.calls import EXIT_LEFT_BEHIND, LaunchError, Stopped, ask, say, show, signals_wait, variables
 from launch.machines import gpu_host
 from mpt_jax.errors import EXIT_PREEMPTED
 
@@ -41,7 +42,7 @@ SCRIPT = """#!/bin/bash
 set -u
 export JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
 export JAX_NUM_PROCESSES="$SLURM_NTASKS"
-{variables}
+{exports}
 told=0
 srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax {command} &
 step=$!
@@ -74,12 +75,9 @@ def batch_script(arguments: argparse.Namespace, command: Sequence[str], log: Pat
         "open-mode": "append",
     }
     directives = [f"#SBATCH --{name}={value}" for name, value in options.items() if value] + ["#SBATCH --requeue"]
-    for binding in arguments.env:
-        if not re.fullmatch(r"[A-Za-z_]\w*=.*", binding, re.DOTALL):
-            raise LaunchError(f"--env {binding!r}: it takes NAME=VALUE.")
     return SCRIPT.format(
         directives="\n".join(directives),
-        variables="\n".join(f"export {show([binding])}" for binding in arguments.env),
+        exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables(arguments.env)),
         command=show([arguments.python, "-u", "-m", "mpt_jax", *command]),
         preempted=EXIT_PREEMPTED,
         max_restarts=arguments.max_restarts,

@@ -1,7 +1,7 @@
 """TPU VM: a slice is created as a queued resource, code and environment are copied to all workers, the command runs, the slice is deleted.
 
 Deleting is the last thing whatever the ending. A preempted spot slice cannot be started again: it is deleted and created anew, and
-the command continues from its MODEL_DIR, which must be in a bucket.
+the command continues from its MODEL_DIR, which must be in a bucket; buckets are mounted on the workers (launch/buckets.py).
 Arguments of gcloud: cloud.google.com/sdk/gcloud/reference/compute/tpus.
 """
 
@@ -18,7 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.calls import EXIT_LEFT_BEHIND, Answer, LaunchError, ask, follow, say, show, signals_wait
+from launch.buckets import MOUNT_OPTIONS, model_dir, mounted
+from launch.calls import EXIT_LEFT_BEHIND, Answer, LaunchError, ask, follow, say, show, signals_wait, variables
 from launch.machines import Slice, tpu_slice
 from mpt_jax.errors import EXIT_PREEMPTED
 
@@ -97,12 +98,25 @@ cd "$HOME/{folder}"
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --python 3.11 venv
 python3 -m uv pip install --quiet --python venv/bin/python {constraints}"mpt_jax[tpu] @ file://$PWD/{wheel}"
+{mounts}"""
+
+MOUNTS = """
+key=/usr/share/keyrings/cloud.google.asc
+curl --silent https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
+echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
+  sudo tee /etc/apt/sources.list.d/gcsfuse.list
+sudo apt-get update -qq
+sudo apt-get install -qq --yes gcsfuse
+for bucket in {buckets}; do
+  mkdir -p "gcs/$bucket"
+  gcsfuse {options} "$bucket" "gcs/$bucket"
+done
 """
 
 RUN = """#!/bin/bash
 # Starts the command once; called again, after a broken connection, follows the one that runs
 cd "$HOME/{folder}"
-{variables}
+{exports}
 if mkdir started 2>/dev/null; then
   setsid bash -c '"$@"; echo $? >code.tmp; mv code.tmp code' command {command} >log 2>&1 </dev/null &
 fi
@@ -131,15 +145,23 @@ def write_folder(folder: Path, arguments: argparse.Namespace, command: Sequence[
 
 def scripts(arguments: argparse.Namespace, command: Sequence[str], wheel: str) -> dict[str, str]:
     """Text of install.sh and run.sh."""
-    for binding in arguments.env:
-        if not re.fullmatch(r"[A-Za-z_]\w*=.*", binding, re.DOTALL):
-            raise LaunchError(f"--env {binding!r}: it takes NAME=VALUE.")
-    variables = "\n".join(f"export {name}={shlex.quote(value)}" for name, _, value in (b.partition("=") for b in arguments.env))
-    constraints = "-c constraints.txt " if (ROOT / "constraints.txt").is_file() else ""
-    run = show(["venv/bin/python", "-u", "-m", "mpt_jax", *command])
+    command, buckets = mounted(command, "gcs")
+    folder = model_dir(command)
+    shared = [f"MPT_CACHE_DIR={folder}/cache"] if folder else []  # the first worker writes token caches that all read
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables([*shared, *arguments.env])]
+    options = " ".join(f"--{option}" for option in MOUNT_OPTIONS)
     return {
-        "install.sh": INSTALL.format(folder=FOLDER, constraints=constraints, wheel=wheel),
-        "run.sh": RUN.format(folder=FOLDER, variables=variables, command=run),
+        "install.sh": INSTALL.format(
+            folder=FOLDER,
+            constraints="-c constraints.txt " if (ROOT / "constraints.txt").is_file() else "",
+            wheel=wheel,
+            mounts=MOUNTS.format(buckets=show(buckets), options=options) if buckets else "",
+        ),
+        "run.sh": RUN.format(
+            folder=FOLDER,
+            exports="\n".join(exports),
+            command=show(["venv/bin/python", "-u", "-m", "mpt_jax", *command]),
+        ),
     }
 
 
@@ -157,10 +179,10 @@ def build_wheel(folder: Path) -> Path:
 
 def check_model_dir(command: Sequence[str]) -> None:
     """Raises LaunchError if the run would be deleted with the slice."""
-    for argument in command:
-        name, _, value = argument.partition("=")
-        if name == "--gin.MODEL_DIR" and not value.strip("'\"").startswith("gs://"):
-            raise LaunchError(f"{argument}: the slice and its disks are deleted at the end; name a folder in a bucket, gs://BUCKET/FOLDER.")
+    folder = model_dir(command)
+    if folder is not None and not folder.startswith("gs://"):
+        advice = "name a folder in a bucket, gs://BUCKET/FOLDER"
+        raise LaunchError(f"MODEL_DIR = {folder!r}: the slice and its disks are deleted at the end; {advice}.")
 
 
 def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:

@@ -3,6 +3,9 @@
 # exit code of a command that was told to end (SIGTERM) and saved: the same command continues; launchers start it again
 EXIT_PREEMPTED = 83
 
+# exit code of a process whose peer is gone; all of them started again continue
+EXIT_PEER_LOST = 84
+
 
 class UserError(ValueError):
     """Bad input: the message names the value, the limit and the setting to change."""

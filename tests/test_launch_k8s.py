@@ -87,7 +87,18 @@ def test_manifest_of_a_tpu_slice():
     assert container["resources"]["limits"] == {"google.com/tpu": 4} and container["command"][-2:] == ["train", "--gin_file=source.gin"]
     assert {"name": "NAME", "value": "a b"} in container["env"]
     assert value["spec"]["failurePolicy"]["maxRestarts"] == 3 and value["spec"]["network"]["enableDNSHostnames"]
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [83] and pod["restartPolicy"] == "Never"
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [83, 84] and pod["restartPolicy"] == "Never"
+
+
+def test_volumes_of_the_manifest():
+    options, command = parse([*arguments("--claim", "data:/data"), "--gin.MODEL_DIR='gs://runs/source'"])
+    template = manifest(options, command, "run")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    container = template["spec"]["containers"][0]
+    assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    assert template["spec"]["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "runs"
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/gcs/runs", "/data"]
+    assert container["command"][-1] == "--gin.MODEL_DIR='/gcs/runs/source'"
+    assert {"name": "MPT_CACHE_DIR", "value": "/gcs/runs/source/cache"} in container["env"]
 
 
 def test_manifest_of_gpu_hosts():

@@ -191,8 +191,19 @@ def test_the_workers_script_starts_once_and_follows(tmp_path, code):
     for process in [start(), start()]:
         output = process.communicate(timeout=30)[0]
         assert process.returncode == code
-        assert f"a b: -u -m mpt_jax train --gin_file=source.gin {MODEL_DIR}" in output and output.rstrip().endswith("last")
+        assert "a b: -u -m mpt_jax train --gin_file=source.gin --gin.MODEL_DIR='gcs/bucket/run'" in output
+        assert output.rstrip().endswith("last")
     assert (work / "starts").read_text() == "x\n"
+
+
+def test_buckets_are_mounted_on_the_workers(tmp_path):
+    options, _ = parse(arguments(tmp_path))
+    command = ["train", MODEL_DIR, "--gin.TEACHER_DIR='gs://other-1/teachers'", "--gin.SEED=[1, 2]"]
+    texts = tpu.scripts(options, command, "mpt.whl")
+    assert "for bucket in bucket other-1; do" in texts["install.sh"] and "--rename-dir-limit=" in texts["install.sh"]
+    assert "gs://" not in texts["run.sh"] and "gcs/other-1/teachers" in texts["run.sh"]
+    assert "export MPT_CACHE_DIR=gcs/bucket/run/cache" in texts["run.sh"]
+    assert "gcsfuse" not in tpu.scripts(options, ["tasks"], "mpt.whl")["install.sh"]
 
 
 def test_shipped_files_lie_beside_the_command(tmp_path):
