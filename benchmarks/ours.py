@@ -1,0 +1,86 @@
+"""Our side of the training comparisons: the package's own train step, batches and optimiser. Run by the benchmarks.
+
+Prints a JSON line: seconds of each timed step, batches included, the share of them spent waiting for batches, and the peak of resident
+memory. Steps before the timed ones compile every bucket that the timed ones use.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+
+import numpy as np
+
+from benchmarks import rows
+from benchmarks.side import add_side_arguments, finish, rows_of
+
+
+def make_training(arguments: argparse.Namespace, source):
+    """(train step, state, frozen tree) as run_train makes them, from a Hugging Face folder."""
+    import jax.numpy as jnp
+
+    from mpt_jax.config import DistillationSettings, OptimizerSettings, PromptSettings
+    from mpt_jax.model import prompt_bank
+    from mpt_jax.model.backbone import load_backbone
+    from mpt_jax.train.groups import PROMPTS_ONLY, split
+    from mpt_jax.train.optimizer import make_optimizer
+    from mpt_jax.train.step import Objective, TrainStep
+
+    backbone = load_backbone(arguments.backbone, arguments.dtype, "bytes")
+    settings, tasks = PromptSettings(length=arguments.prompt), len(source.caches)
+    embedding = backbone.params["token_embedder"]["embedding"][: settings.init_vocabulary_rows]
+    shared_GPD = prompt_bank.init_prompt(settings, np.asarray(embedding, np.float32), 0)[None]
+    factors = prompt_bank.init_factors(settings, tasks, backbone.config.d_model, 0)
+    bank = prompt_bank.PromptBank(shared_GPD, *factors, np.zeros(tasks, np.int32))
+    parameters = backbone.flat() | {f"bank/{name}": jnp.asarray(array) for name, array in bank.trainable().items()}
+    trainable, frozen = split(parameters, PROMPTS_ONLY)
+    distillation = DistillationSettings() if arguments.teacher != "none" else None
+    if arguments.teacher == "beside":
+        noise = np.random.default_rng(1).standard_normal((tasks, *shared_GPD.shape[1:]))
+        frozen["teacher/prompts"] = jnp.asarray(noise, jnp.float32)
+    rates = {"prompt": np.array([0.3]), "factors": np.array([0.3])}
+    optimizer = make_optimizer(OptimizerSettings(), 1000, 1, PROMPTS_ONLY, rates)
+    step_fn = TrainStep(Objective(backbone.config, bank.group_N, distillation), optimizer)
+    return step_fn, step_fn.init(trainable), frozen
+
+
+def compile_buckets(step_fn, state, frozen, batches):
+    """Runs a micro-batch of each pair of padded lengths once."""
+    shapes = {(part["inputs_BL"].shape, part["targets_BT"].shape): part for batch in batches for part in batch.micro}
+    return step_fn(state, frozen, dataclasses.replace(batches[0], micro=list(shapes.values())))[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_side_arguments(parser)
+    parser.add_argument("--teacher", default="none", choices=("none", "beside"))
+    parser.add_argument("--micro", type=int, default=0, help="rows of a micro-batch; 0 = the package's default")
+    parser.add_argument("--dtype", default="float32")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    import jax
+
+    from mpt_jax.config import DataSettings
+    from mpt_jax.data.batches import BatchSpec, batch_iterator, make_batch
+
+    source = rows_of(arguments)
+    step_fn, state, frozen = make_training(arguments, source)
+    spec = BatchSpec(rows.SETS[arguments.rows][1], 8, arguments.micro or DataSettings().micro_batch_size)
+    total = arguments.warmup + arguments.steps
+    state = compile_buckets(step_fn, state, frozen, [make_batch([source], step, spec, len(source.caches)) for step in range(total)])
+    batches = batch_iterator([source], spec, len(source.caches), 0, DataSettings().prefetch)
+    seconds, padding = [], []
+    for _ in range(total):
+        start = time.perf_counter()
+        batch = next(batches)
+        state, metrics = step_fn(state, frozen, batch)
+        loss = float(jax.device_get(metrics["loss"]).sum() / batch.target_tokens_N.sum())
+        seconds.append(time.perf_counter() - start)
+        padding.append(batch.input_padding)
+    waiting = batches.waited_s / sum(seconds)
+    batches.close()
+    finish({"seconds": seconds[arguments.warmup :], "loss": loss, "waiting_share": waiting, "input_padding": float(np.mean(padding))})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A step of target training beside PEFT's multitask prompt tuning: T5-Base, 100 prompt vectors, batch 32, float32, same rows and weights.
+
+    python -m benchmarks.train_target --json FILE [--rows short|long] [--repeats N --append]
+
+A step draws rows, pads, runs forward and backward and updates the prompt, on both sides. ``useful_share``: operations that the
+mathematics needs (benchmarks/flops.py), a second, as a share of the machine's rate of float32 products.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import alternate, flops, rows
+from benchmarks.backbones import backbone_folder, config_of
+
+
+def step_arguments(arguments: argparse.Namespace, tasks: int = 1) -> list:
+    """The arguments of a training process of either side; writes weights and rows where there are none."""
+    size, rows_name, batch, prompt, steps = ("tiny", "tiny", 8, 10, 2) if arguments.small else (arguments.size, arguments.rows, 32, 100, 3)
+    folder = Path(arguments.folder)
+    for n in range(tasks):
+        rows.token_cache(folder, rows_name, f"task{n}", seed=n)
+    given = {"--backbone": backbone_folder(folder, size, arguments.layers), "--folder": folder, "--rows": rows_name}
+    given |= {"--tasks": tasks, "--batch": batch, "--prompt": prompt, "--steps": steps}
+    return [part for pair in given.items() for part in pair]
+
+
+def useful_gflops(arguments: argparse.Namespace) -> float:
+    """Useful operations of a step, in 10^9, the mean over the timed steps."""
+    size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, 32, 100)
+    stream = rows.stream([rows.token_cache(Path(arguments.folder), rows_name, "task0")], batch)
+    steps = (1, 2) if arguments.small else (1, 2, 3)  # step 0 is the warm-up
+    config = config_of(size, arguments.layers)
+    counted = [flops.prompt_step(config, prompt, [(len(a), len(b)) for _, a, b in rows.drawn(stream, step)]) for step in steps]
+    return sum(counted) / len(counted) / 1e9
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments of the benchmarks that train."""
+    made = alternate.parser(description)
+    made.add_argument("--rows", default="short", choices=sorted(rows.SETS))
+    made.add_argument("--size", default="t5_1_1_base", help="row of the size table (default: %(default)s)")
+    made.add_argument("--layers", type=int, default=0, help="depth of both stacks; 0 = the size's own")
+    return made
+
+
+def main() -> None:
+    arguments = parser(__doc__).parse_args()
+    given = step_arguments(arguments)
+    gflops = useful_gflops(arguments)
+
+    def summarise(runs: dict[str, list[dict]]) -> dict:
+        found = alternate.against(runs, "peft")
+        rate = alternate.product_rate(runs)
+        share = {name: round(gflops / value["median"] / rate, 3) for name, value in found["seconds"].items()}
+        last = runs["ours"][-1]
+        told = {"input_padding": round(last["input_padding"], 3), "waiting_share": round(last["waiting_share"], 5)}
+        return found | {"useful_gflops": round(gflops, 1), "product_rate": rate, "useful_share": share, **told}
+
+    case = "small" if arguments.small else f"{arguments.size}{f'_{arguments.layers}' if arguments.layers else ''} {arguments.rows}"
+    alternate.compare(
+        arguments, "train_target", case, {"peft": ["benchmarks.peer_peft", *given], "ours": ["benchmarks.ours", *given]}, summarise
+    )
+
+
+if __name__ == "__main__":
+    main()

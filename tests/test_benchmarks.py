@@ -1,0 +1,56 @@
+"""The benchmarks: what they count, and that the shortest of them run to a line of JSON."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny_model import CONFIG
+
+from benchmarks import alternate, flops, rows
+from mpt_jax.model.prompted_t5 import forward, init_backbone
+
+
+def test_row_lengths_have_the_told_median_and_cap():
+    for name, (median, cap) in rows.SETS.items():
+        drawn = rows.lengths(name, 20_000)
+        assert abs(np.median(drawn) - median) <= 0.05 * median + 1
+        assert drawn.max() == cap and drawn.min() >= 2
+
+
+def test_useful_operations_agree_with_the_compiler_where_nothing_is_padded():
+    """XLA counts element-wise work as well, so the matrix products are the greater part of what it counts, and never more."""
+    params = jax.eval_shape(lambda: init_backbone(CONFIG, 0))
+    batch, prompt, length, targets = 3, 40, 60, 6
+    shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (
+        ((batch, prompt, CONFIG.d_model), np.float32), ((batch, length), np.int32), ((batch, targets), np.int32)
+    )]  # fmt: skip
+    logits = jax.jit(lambda params, *arrays: forward(CONFIG, params, *arrays).logits_BTV)
+    counted = logits.lower(params, *shapes).compile().cost_analysis()["flops"]
+    ours = flops.forward(CONFIG, prompt, [(length, targets)] * batch)
+    assert 0.7 * counted < ours < counted
+
+
+def test_appended_repeats_join_the_last_line_of_their_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(alternate, "run", lambda module, *rest: {"seconds": [float(rest[0])], "busy_elsewhere": 0.0})
+    path = tmp_path / "lines.jsonl"
+    for first, flags in ((4, []), (8, ["--append"])):
+        arguments = alternate.parser("").parse_args(["--json", str(path), "--repeats", "1", *flags])
+        sides = {"peer": ["benchmarks.peer", first], "ours": ["benchmarks.ours", 2]}
+        monkeypatch.setattr(alternate, "RATE", ["benchmarks.roofline", 1])
+        alternate.compare(arguments, "b", "c", sides, lambda runs: alternate.against(runs, "peer"))
+    (line,) = [json.loads(text) for text in path.read_text().splitlines()]
+    assert line["seconds"]["peer"] == {"median": 6.0, "spread": [4.0, 8.0]} and line["ratio"] == {"ours": 3.0}
+    assert len(line["runs"]["ours"]) == 2
+
+
+@pytest.mark.slow
+def test_train_target_runs_both_sides(tmp_path):
+    pytest.importorskip("peft")
+    arguments = ["--json", tmp_path / "out.jsonl", "--small", "--repeats", "1", "--folder", tmp_path]
+    subprocess.run([sys.executable, "-m", "benchmarks.train_target", *map(str, arguments)], check=True)
+    line = json.loads((tmp_path / "out.jsonl").read_text())
+    assert line["seconds"]["ours"]["median"] > 0 and line["seconds"]["peft"]["median"] > 0
+    assert all(0 < share < 1 for share in line["useful_share"].values())
