@@ -349,7 +349,7 @@ class EvalSettings:
 class CompileSettings:
     """What the command compile compiles for."""
 
-    topology: str = ""  # TOPOLOGY: a TPU slice, 'v5e:4x4' or 'v5p:2x2x2', or pretend CPU devices, 'cpu:8'
+    topology: str = ""  # TOPOLOGY: a TPU slice, 'v5e:4x4' or 'v5p:2x2x2', pretend CPU devices, 'cpu:8', or 'here'
 
     def __post_init__(self):
         check_types(self)

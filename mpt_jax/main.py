@@ -155,7 +155,7 @@ def command_tasks(arguments: argparse.Namespace) -> int:
 
 
 def command_compile(arguments: argparse.Namespace) -> int:
-    """Compiles a stage for devices that are not there; reports memory, operations, collectives, time."""
+    """Compiles a stage from shapes alone, for devices that need not be there; reports memory, operations, collectives, time."""
     from mpt_jax.compiling import chips
 
     if not arguments.gin_file:
@@ -168,7 +168,7 @@ def command_compile(arguments: argparse.Namespace) -> int:
     classes = (PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
     settings = Settings(configured(TrainSettings, model_dir="(none)"), *(configured(cls) for cls in classes))
     rows = configured(EvalSettings, model_dir="(none)").batch_size
-    print(run_compile(settings, topology, task_names(required=False), rows, arguments.json), end="")
+    print(run_compile(settings, topology, task_names(required=False), rows, arguments.json, arguments.measure), end="")
     return 0
 
 
@@ -233,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=int, default=3, help="rows to show (default: %(default)s)")
     compiling = add("compile", command_compile, "")
     compiling.add_argument("--json", default="", help="file for everything as JSON")
+    compiling.add_argument("--measure", type=int, default=0, metavar="N", help="also run N updates with random weights (TOPOLOGY 'here')")
     convert = add("convert", command_convert)
     convert.add_argument("--from", dest="source", required=True, help="run folder, checkpoint folder of any format, or a backbone's name")
     convert.add_argument("--to", required=True, help="t5x | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank")

@@ -14,7 +14,7 @@ from stand_ins import ROOT
 from tiny_model import CONFIG
 
 from mpt_jax.compiling import fitting, hlo, need
-from mpt_jax.compiling.chips import CHIPS, GIB, prepare, topology
+from mpt_jax.compiling.chips import CHIPS, GIB, chip_of, prepare, topology
 from mpt_jax.compiling.command import network, roofline
 from mpt_jax.compiling.programs import DoesNotFit, make_stage
 from mpt_jax.config import T5_SIZES, DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
@@ -145,12 +145,18 @@ def test_the_longest_of_three_times_bounds():
     assert roofline(chip, 1, 1, 200e9)["bound"] == "links" and roofline(None, 1, 1, 1) == {}
 
 
+def test_data_sheets_of_devices_that_are_there():
+    assert chip_of("NVIDIA H100 80GB HBM3").flops == 989e12 and chip_of("NVIDIA A100-SXM4-80GB").hbm_bytes == 80e9
+    assert chip_of("TPU v5 lite") is CHIPS["v5e"] and chip_of("TPU v5") is CHIPS["v5p"] and chip_of("cpu") is None
+
+
 def test_names():
     assert network("t5_xl") is T5_SIZES["t5_1_1_xl"] and network("t5_base") is T5_SIZES["t5_base"]
     with pytest.raises(UserError, match="'t5_xxxl' is neither.*t5_1_1_xl"):
         network("t5_xxxl")
     prepare("cpu:1")
     assert len(topology("cpu:1").devices) == 1
+    assert [device.platform for device in topology("here").devices] == ["cpu"]
     for name in ("v9:2x2", "v5e:large", "cpu:many", "cpu:4096"):
         with pytest.raises(UserError, match="TOPOLOGY"):
             topology(name)
@@ -172,9 +178,11 @@ def compiled(folder, topology_name, config, *more):
 
 
 def test_the_command_for_pretend_devices(tmp_path):
-    report, text = compiled(tmp_path, "cpu:8", CONFIG, "--gin.MESH_TENSOR=2")
+    report, text = compiled(tmp_path, "cpu:8", CONFIG, "--gin.MESH_TENSOR=2", "--measure", "1")
     assert report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2} and report["tasks"] == 6 and report["examples"] == 32
     assert report["train"]["micro_batches"] == 4 and report["fits"] and "fits: " in text
+    measured = report["train"]["measured"]
+    assert measured["examples_per_second"] == 32 / measured["seconds"] and "measured: " in text
     accumulate = report["train"]["programs"]["accumulate"]
     assert accumulate["memory"]["argument"] > 0 and accumulate["collectives"]["all-reduce"]["count"] > 0
     assert report["train"]["need"]["products_with_the_shape_of_a_weight"] == 0

@@ -1,4 +1,4 @@
-"""Devices that are not there: topologies by name, and the data sheets of their chips."""
+"""Devices to compile for: topologies that are not there by name, or this machine's own, and the data sheets of their chips."""
 
 import importlib.util
 import math
@@ -19,6 +19,7 @@ class Chip(NamedTuple):
 
 
 GIB = 2**30
+HERE = "here"  # TOPOLOGY of the devices that this machine has
 
 # cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Of the links' bandwidth, which those pages give for both directions together
 # (v5e 400 GB/s, v5p 1200 GB/s) or in bits (v6e 3200 Gbit/s), one direction; v4: 6 links of 50 GB/s, arXiv 2304.01433 table 4.
@@ -28,6 +29,23 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9),
 }
+
+# by a part of the device's kind as JAX gives it: NVIDIA's data sheets, dense bfloat16, SXM; NVLink in one direction
+GPUS = {
+    "H200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "H100": Chip(989e12, 80e9, 3350e9, 450e9),
+    "A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
+    "A100": Chip(312e12, 40e9, 1555e9, 300e9),
+    "L4": Chip(121e12, 24e9, 300e9, 32e9),
+}
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}  # device kinds of TPUs
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The data sheet of a device that is there, by JAX's name of its kind; None if there is none here."""
+    if kind in KINDS:
+        return CHIPS[KINDS[kind]]
+    return next((chip for part, chip in GPUS.items() if part in kind), None)
 
 
 class Topology(NamedTuple):
@@ -42,6 +60,8 @@ def prepare(name: str) -> None:
     """Sets what JAX reads when it starts, for ``topology(name)`` later on. Raises UserError where the TPU's compiler is not installed."""
     import jax
 
+    if name == HERE:
+        return
     jax.config.update("jax_platforms", "cpu")  # no device is asked for
     kind, _, shape = name.partition(":")
     if kind == "cpu" and shape.isdigit():
@@ -59,10 +79,12 @@ def prepare(name: str) -> None:
 
 
 def topology(name: str) -> Topology:
-    """Devices of 'v5e:4x4', 'v4:2x2x2' and the like, or 'cpu:8'. Raises UserError for what is not known; call ``prepare`` first."""
+    """Devices of 'v5e:4x4', 'v4:2x2x2' and the like, 'cpu:8' or 'here'. Raises UserError for what is not known; call ``prepare`` first."""
     import jax
     from jax.experimental import topologies
 
+    if name == HERE:
+        return Topology(name, jax.devices(), chip_of(jax.devices()[0].device_kind))
     kind, _, shape = name.partition(":")
     if kind == "cpu":
         devices = jax.devices("cpu")
@@ -70,7 +92,8 @@ def topology(name: str) -> Topology:
             raise UserError(f"TOPOLOGY = {name!r}: there are {len(devices)} CPU devices; XLA_FLAGS sets another number.")
         return Topology(name, devices[: int(shape)], None)
     if kind not in CHIPS or not all(side.isdigit() for side in shape.split("x")):
-        raise UserError(f"TOPOLOGY = {name!r} is not GENERATION:SHAPE, as v5e:4x4 or v5p:2x2x2; generations: {', '.join(CHIPS)}, or cpu:8.")
+        known = f"generations: {', '.join(CHIPS)}; or cpu:8, here"
+        raise UserError(f"TOPOLOGY = {name!r} is not GENERATION:SHAPE, as v5e:4x4 or v5p:2x2x2; {known}.")
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except (RuntimeError, ValueError) as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mpt_jax.compiling import fitting, hlo, need
-from mpt_jax.compiling.chips import GIB, Chip, Topology, topology
+from mpt_jax.compiling.chips import GIB, HERE, Chip, Topology, topology
+from mpt_jax.compiling.measure import measure
 from mpt_jax.compiling.programs import Compiled, DoesNotFit, Stage, decode_programs, make_mesh, make_stage, rows_of, train_programs
 from mpt_jax.compiling.report import render
 from mpt_jax.config import T5_SIZES, T5Config
@@ -33,12 +34,19 @@ def network(name: str) -> T5Config:
         raise UserError(f"{error} Sizes that need no folder: {', '.join(T5_SIZES)}.") from error
 
 
-def run_compile(settings: Settings, topology_name: str, tasks: tuple[str, ...], decode_rows: int, json_path: str = "") -> str:
-    """Compiles, writes the JSON file if asked to, and returns the text. Raises UserError for what the user can mend."""
+def run_compile(
+    settings: Settings, topology_name: str, tasks: tuple[str, ...], decode_rows: int, json_path: str = "", updates: int = 0
+) -> str:
+    """Compiles, writes the JSON file if asked to, and returns the text. Raises UserError for what the user can mend.
+
+    updates > 0: also runs so many with random weights and tokens, on devices that are there, and measures them.
+    """
     where = topology(topology_name)
+    if updates and where.devices[0].platform == "tpu" and where.name != HERE:
+        raise UserError(f"--measure {updates}: the devices of TOPOLOGY = {where.name!r} are not there; TOPOLOGY = 'here' are.")
     named = list(tasks) or [f"task_{n}" for n in range(SOURCES if settings.train.stage in ("teacher", "source") else 1)]
     stage = make_stage(settings, network(settings.train.backbone), named, decode_rows)
-    report = compile_report(stage, where)
+    report = compile_report(stage, where, updates)
     if json_path:
         try:
             Path(json_path).write_text(json.dumps(report, indent=2) + "\n")
@@ -47,7 +55,7 @@ def run_compile(settings: Settings, topology_name: str, tasks: tuple[str, ...], 
     return render(report)
 
 
-def compile_report(stage: Stage, where: Topology) -> dict[str, Any]:
+def compile_report(stage: Stage, where: Topology, updates: int = 0) -> dict[str, Any]:
     """Everything the command reports, as plain JSON values; numbers are those of one device."""
     mesh = make_mesh(stage.settings.mesh, where.devices)
     report = _header(stage, where, mesh)
@@ -56,6 +64,8 @@ def compile_report(stage: Stage, where: Topology) -> dict[str, Any]:
     except DoesNotFit as error:
         return report | {"fits": False, "why": str(error), "needed_bytes": error.needed, "would_fit": _would_fit(stage, where, mesh, error)}
     report["train"] = _train(stage, where, mesh, programs)
+    if updates:
+        report["train"]["measured"] = _measured(where, report, measure(stage, mesh, programs, report["train"]["micro_batches"], updates))
     try:
         decode, encode = decode_programs(stage, mesh)
     except DoesNotFit as error:
@@ -136,10 +146,24 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
     if where.chip:
         times = [result["programs"][name]["time"]["seconds"] for name in ("accumulate", "update")]
         seconds = micro_batches * times[0] + times[1]
-        useful = sum(value for name, value in result.get("need", {}).get("flops", {}).items() if name != "recomputed")
         result |= {"seconds": seconds, "examples_per_second": stage.examples / seconds}
-        result["share_of_peak"] = micro_batches * useful / seconds / where.chip.flops if useful else None
+        result["share_of_peak"] = _needed(result) / seconds / where.chip.flops or None
     return result
+
+
+def _measured(where: Topology, report: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Adds rates to measured seconds."""
+    needed = _needed(report["train"])
+    measured["examples_per_second"] = report["examples"] / measured["seconds"]
+    if where.chip and needed:
+        measured["share_of_peak"] = needed / measured["seconds"] / where.chip.flops
+    return measured
+
+
+def _needed(train: dict[str, Any]) -> float:
+    """Operations of an update that the products need, without what is computed twice."""
+    parts = train.get("need", {}).get("flops", {})
+    return train["micro_batches"] * sum(value for name, value in parts.items() if name != "recomputed")
 
 
 def _decode(stage: Stage, where: Topology, mesh, decode: Compiled, encode: Compiled) -> dict[str, Any]:

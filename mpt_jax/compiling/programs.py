@@ -76,7 +76,10 @@ def make_stage(settings: Settings, config: T5Config, tasks: list[str], decode_ro
 
 
 class Compiled(NamedTuple):
-    """One program: the compiler's numbers for a device. ``memory`` in bytes by kind; ``hlo`` its text, ``stablehlo`` that before."""
+    """One program: the compiler's numbers for a device. ``memory`` in bytes by kind; ``hlo`` its text, ``stablehlo`` that before.
+
+    ``executable`` and ``arguments`` (shapes with their places) run it where the devices are there.
+    """
 
     name: str
     memory: dict[str, float]
@@ -85,6 +88,8 @@ class Compiled(NamedTuple):
     hlo: str
     stablehlo: str
     seconds: float
+    executable: Any
+    arguments: tuple
 
 
 class DoesNotFit(Exception):
@@ -116,9 +121,8 @@ def compile_one(name: str, mesh: Mesh, function, *arguments: Any, **more: Any) -
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     seconds = time.monotonic() - start
-    return Compiled(
-        name, memory, float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0)), compiled.as_text(), lowered.as_text(), seconds
-    )
+    counted = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
+    return Compiled(name, memory, *counted, compiled.as_text(), lowered.as_text(), seconds, compiled, arguments)
 
 
 def rows_of(stage: Stage, mesh: Mesh) -> int:

@@ -39,6 +39,8 @@ def _part(name: str, part: dict[str, Any]) -> list[str]:
         lines += _need(part)
     if "seconds" in part:
         lines.append(f"  {_speed(name, part)}")
+    if "measured" in part:
+        lines.append(f"  {_measured(part['measured'])}")
     return [*lines, ""]
 
 
@@ -60,6 +62,13 @@ def _speed(name: str, part: dict[str, Any]) -> str:
         return f"{text}: {part['rows']} rows in {1e3 * part['seconds']:,.1f} ms, {1e3 * part['seconds_per_token']:.2f} ms a token"
     share = "" if part["share_of_peak"] is None else f", {100 * part['share_of_peak']:.0f} % of the peak in products that are needed"
     return f"{text}: an update of {part['micro_batches']} micro-batches in {1e3 * part['seconds']:,.1f} ms{share}"
+
+
+def _measured(measured: dict[str, Any]) -> str:
+    share = f", {100 * measured['share_of_peak']:.1f} % of the peak" if "share_of_peak" in measured else ""
+    memory = f", {measured['peak_bytes'] / GIB:.2f} GiB in use at most" if measured["peak_bytes"] else ""
+    times = f"{1e3 * measured['seconds']:,.1f} ms ({1e3 * measured['fastest']:,.1f} to {1e3 * measured['slowest']:,.1f})"
+    return f"measured: {measured['examples_per_second']:,.1f} examples/s, {times} an update, {measured['updates']} of them{share}{memory}"
 
 
 def _verdict(report: dict[str, Any]) -> list[str]:

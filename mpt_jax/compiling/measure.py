@@ -1,0 +1,55 @@
+"""Running the compiled train step on devices that are there: random weights and tokens of the longest micro-batch, nothing read."""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mpt_jax import sharding
+from mpt_jax.compiling.programs import Compiled, Stage
+
+WARM_UP = 2  # updates before the measured ones
+
+
+def _filled(tree: Any, config, seed: int) -> Any:
+    """Arrays for a tree of shapes: small random numbers, random tokens, zeros for other whole numbers."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def fill(key, leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            make = lambda key: (0.02 * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)  # noqa: E731
+        elif len(leaf.shape) == 2:
+            make = lambda key: jax.random.randint(key, leaf.shape, 2, config.vocab_size, leaf.dtype)  # noqa: E731
+        else:
+            make = lambda key: jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+        return jax.jit(make, out_shardings=leaf.sharding)(key)
+
+    keys = jax.random.split(jax.random.PRNGKey(seed), len(leaves))
+    return jax.tree.unflatten(structure, [fill(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
+
+
+def measure(stage: Stage, mesh: Mesh, programs: list[Compiled], micro_batches: int, updates: int) -> dict[str, Any]:
+    """Median, fastest and slowest seconds of an update, and the most bytes in use on the first device, where the platform counts them."""
+    accumulate, update = programs
+    _, frozen, sums, batch, totals, scalar, _ = _filled(accumulate.arguments, stage.config, 0)
+    totals = jax.tree.map(lambda array: jnp.full_like(array, float(stage.examples)), totals)
+    state = _filled(update.arguments[0], stage.config, 1)
+    state = state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))
+    places = jax.tree.map(lambda leaf: leaf.sharding, accumulate.arguments[2])
+    zeros = jax.jit(lambda: jax.tree.map(jnp.zeros_like, sums), out_shardings=places)
+    taken = []
+    with sharding.use(mesh):
+        for _ in range(WARM_UP + updates):
+            start = time.perf_counter()
+            sums = zeros()
+            for _ in range(micro_batches):
+                sums = accumulate.executable(state.trainable, frozen, sums, batch, totals, scalar, scalar)
+            state, metrics = update.executable(state, sums)
+            jax.block_until_ready((state, metrics))
+            taken.append(time.perf_counter() - start)
+    taken = taken[WARM_UP:]
+    in_use = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"updates": updates, "seconds": statistics.median(taken), "fastest": min(taken), "slowest": max(taken), "peak_bytes": in_use}
