@@ -25,12 +25,25 @@ class Comparison(NamedTuple):
 
 
 def comparisons(records: Sequence[Scored]) -> list[Comparison]:
-    """A table for each benchmark of which some record has a score: ours first, then the published lines."""
+    """A table for each benchmark of which some record has a score: ours first, then the published lines.
+
+    Few-shot runs stand in tables of their own, one for each number of training rows.
+    """
+    few = [record for record in records if record.run["stage"] == "fewshot"]
+    whole = [record for record in records if record.run["stage"] != "fewshot"]
+    tables = [(name, names, whole, published.ROWS) for name, names in published.BENCHMARKS.items()]
+    for k in sorted({_k_shot(record) for record in few}):
+        chosen = [record for record in few if _k_shot(record) == k]
+        tables.append((f"Few-shot, {k} rows,", published.FEW_SHOT, chosen, published.FEW_SHOT_ROWS.get(k, ())))
     return [
-        _comparison(name, names, records)
-        for name, names in published.BENCHMARKS.items()
-        if any(_base(task) in names for record in records for task in record.scores)
+        _comparison(name, names, members, lines)
+        for name, names, members, lines in tables
+        if any(_base(task) in names for record in members for task in record.scores)
     ]
+
+
+def _k_shot(record: Scored) -> int:
+    return record.run["settings"]["data"]["k_shot"]
 
 
 def _base(task: str) -> str:
@@ -38,7 +51,7 @@ def _base(task: str) -> str:
     return task.partition(":")[0]
 
 
-def _comparison(benchmark: str, names: Sequence[str], records: Sequence[Scored]) -> Comparison:
+def _comparison(benchmark: str, names: Sequence[str], records: Sequence[Scored], lines: Sequence[published.Row]) -> Comparison:
     rows = [["method", "trained a task", *(name.removeprefix("superglue_") for name in names), "average", "from"]]
     missing = []
     for record in records:
@@ -52,21 +65,29 @@ def _comparison(benchmark: str, names: Sequence[str], records: Sequence[Scored])
         absent = [name for name in names if found.get(name) is None or _reported(name, found[name]) is None]
         if absent:
             missing.append(f"{record.name} has no score of {', '.join(absent)}")
-    for line in published.ROWS:
-        if any(name in line.scores for name in names):
-            values = [f"{line.scores[name]:.1f}" if name in line.scores else "–" for name in names]
-            rows.append([line.method, line.parameters, *values, _average(line, benchmark, names), line.source])
+    ours = len(rows)
+    rows += [_published(line, benchmark, names) for line in lines if any(name in line.scores for name in names)]
     for method, parameters, source, averages in published.AVERAGES:
         if benchmark in averages:
             rows.append([method, parameters, *["–"] * len(names), f"{averages[benchmark]:.1f}", source])
-    return Comparison(f"{benchmark} beside published numbers", rows, _note(benchmark, missing, len(rows), records))
+    return Comparison(f"{benchmark} beside published numbers", rows, _note(benchmark, missing, rows[ours:]))
 
 
-def _note(benchmark: str, missing: Sequence[str], rows: int, records: Sequence[Scored]) -> str:
+def _published(line: published.Row, benchmark: str, names: Sequence[str]) -> list[str]:
+    """A published line; numbers that nobody could verify carry a mark."""
+    mark = published.MARK if line.source == published.RECALLED else ""
+    values = [f"{line.scores[name]:.1f}{mark}" if name in line.scores else "–" for name in names]
+    average = _average(line, benchmark, names)
+    return [line.method, line.parameters, *values, average if average == "–" else average + mark, line.source]
+
+
+def _note(benchmark: str, missing: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     text = f"Missing: {'; '.join(missing)}. " if missing else "No row of ours is missing. "
-    if rows == 1 + len(records):
-        text += f"No published line of {benchmark} is at hand. "
-    return text + "Ours: mean ± standard deviation, number of seeds in brackets; the split where it is not test. " + published.NOTE
+    if not lines:
+        text += f"No published line of {benchmark.rstrip(',')} is at hand. "
+    text += "Ours: mean ± standard deviation, number of seeds in brackets; the split where it is not test. " + published.NOTE
+    text += f" {published.FEW_SHOT_NOTE}" if benchmark.startswith("Few-shot") else ""
+    return f"{text} {published.MARK_NOTE}" if any(line[-1] == published.RECALLED for line in lines) else text
 
 
 def _reported(task: str, score) -> tuple[float, float] | None:
