@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -16,8 +18,8 @@ from fixture_folders import CHECKPOINTS, TINY, TINY_V1_0, data_folder, random_pa
 from mpt_jax.config import T5_SIZES, T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
-from mpt_jax.model.formats import names, safetensors, torch_file
-from mpt_jax.model.formats.arrays import flatten
+from mpt_jax.model.formats import names, safetensors, torch_file, zarr
+from mpt_jax.model.formats.arrays import LazyArray, flatten
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.prompted_t5 import init_backbone
 
@@ -131,6 +133,57 @@ def test_parts_of_arrays_are_read_for_shards(kind, tmp_path):
         np.testing.assert_array_equal(arrays[path].load(index=index), params[path][index])
         half = arrays[path].load(np.float16, index)
         np.testing.assert_array_equal(half, params[path][index].astype(np.float16))
+
+
+def test_parts_of_arrays_in_several_chunks(tmp_path):
+    array = np.arange(77 * 30, dtype=np.float32).reshape(77, 30)
+    row = zarr.write(str(tmp_path), "x", array, chunk_bytes=500)
+    assert row["metadata"]["chunks"] == [11, 10]
+    lazy = zarr.lazy(zarr.spec(str(tmp_path), "x"), "x")
+    for index in ((slice(0, 77), slice(0, 30)), (slice(5, 41), slice(9, 10)), (slice(10, 22), slice(10, 30)), (slice(3, 3), slice(0, 4))):
+        np.testing.assert_array_equal(lazy.load(index=index), array[index])
+        np.testing.assert_array_equal(lazy.transposed().load(np.float16, index[::-1]), array[index].T.astype(np.float16))
+
+
+def test_what_is_read_at_once_fits_into_the_model_and_its_largest_array():
+    """Readers that need more memory than their arrays: many at a time while most of the model is not there, one at the end."""
+    lock, reading, placed, seen = threading.Lock(), [], [], []
+    beside = 15_000
+
+    def reader(size):
+        def fill(out, index):
+            with lock:
+                reading.append(out.nbytes + beside)
+                seen.append((len(reading), sum(reading) + sum(placed)))
+            time.sleep(0.002)
+            with lock:
+                reading.remove(out.nbytes + beside)
+
+        return LazyArray((size,), np.dtype(np.float32), str(size), fill, beside=beside)
+
+    sizes = [5_000, 5_000, *[1_000] * 30]
+    formats.restore({str(n): reader(size) for n, size in enumerate(sizes)}, None, lambda _, array: placed.append(array.nbytes) or array)
+    assert len(placed) == len(seen) == len(sizes)
+    assert max(number for number, _ in seen) > 1
+    assert max(held for _, held in seen) <= 4 * (sum(sizes) + max(sizes))
+
+
+def test_an_array_that_is_converted_is_read_in_parts_where_it_does_not_fit():
+    array, read = np.arange(4_000, dtype=np.float32).reshape(1_000, 4), []
+
+    def fill(out, index):
+        read.append(index[0])
+        out[...] = array[index]
+
+    lazy = LazyArray(array.shape, array.dtype, "x", fill, beside=0)
+    digests: list[dict] = [{}, {}]
+    alone = formats.restore({"x": lazy}, np.float16, digests=digests[0])["x"]
+    assert read == [slice(0, 500), slice(500, 1_000)]  # two copies of it are allowed: itself, and one half as it is in the file
+    among = formats.restore({"x": lazy, "y": formats.in_memory(array)}, np.float16, digests=digests[1])["x"]
+    assert read[2:] == [slice(0, 1_000)]
+    np.testing.assert_array_equal(alone, array.astype(np.float16))
+    np.testing.assert_array_equal(among, alone)
+    assert digests[0]["x"] == digests[1]["x"]
 
 
 def test_restores_to_a_mesh(tmp_path):
@@ -251,10 +304,11 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc to measure memory")
-@pytest.mark.parametrize("kind, dtype", [("hf", "float32"), ("hf", "float16"), ("t5x", "float32")])
+@pytest.mark.parametrize("kind, dtype", [("hf", "float32"), ("hf", "float16"), ("t5x", "float16"), ("orbax", "float16")])
 def test_peak_memory_is_the_model_and_1_3_times_its_largest_array(kind, dtype, tmp_path):
-    config = T5Config("custom", 24_576, 512, 8, 64, 1024, 2, 2)
-    params = {entry.ours: np.ones(entry.shape, np.float32) for entry in names.entries(config)}
+    config = T5Config("custom", 16_384, 512, 8, 64, 1024, 12, 12)
+    rng = np.random.default_rng(0)
+    params = {entry.ours: rng.standard_normal(entry.shape, np.float32) for entry in names.entries(config)}
     formats.write_backbone(kind, tmp_path / "x", config, params)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "x"), dtype]

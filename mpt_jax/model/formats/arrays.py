@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-import mmap
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,13 +14,13 @@ import ml_dtypes
 import numpy as np
 
 from mpt_jax.errors import UserError
+from mpt_jax.model.formats import memory
 from mpt_jax.model.formats.files import Folder
 
-READERS = 4  # arrays read at once, within the memory of the largest
-DIGEST_PARTS = 4  # of an array that is converted while its values are taken in
+READERS = max(4, os.cpu_count() or 1)  # arrays read at once, where memory allows
+PARTS = (1, 2, 4, 8)  # in so many an array that is converted is read for its digest, the fewest that memory allows
 BLOCK_BYTES = 2**18  # turned or converted at once: what fits a core's cache; 4 MiB took 1.5 times the CPU
 REMOTE_BLOCK_BYTES = 2**24  # asked of a bucket at once
-OWN_PAGES_BYTES = 2**20
 Index = tuple[slice, ...]
 FLOAT_TYPES = {
     "float64": np.dtype(np.float64),
@@ -35,8 +35,8 @@ class LazyArray:
     """An array in a file.
 
     shape and dtype are those in the file, after a transposition that the name rules ask for. `fill(out,
-    index)` reads the part `index` into `out`, converting to the type of `out`. `source` names file and array
-    in messages.
+    index)` reads the part `index` into `out`, converting to the type of `out`; meanwhile it holds at most `beside` bytes
+    of its own. `source` names file and array in messages.
     """
 
     shape: tuple[int, ...]
@@ -44,34 +44,20 @@ class LazyArray:
     source: str
     fill: Callable[[np.ndarray, Index], None]
     place: tuple[str, int] | None = None
+    beside: int = BLOCK_BYTES
 
     def load(self, dtype: Any = None, index: Index | None = None) -> np.ndarray:
-        """The array, or its part `index`, in the wanted dtype; holds no more than a block beyond it."""
+        """The array, or its part `index`, in the wanted dtype."""
         index = whole(self.shape) if index is None else index
         index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True))
-        out = _empty(tuple(part.stop - part.start for part in index), self.dtype if dtype is None else dtype)
+        out = memory.empty(tuple(part.stop - part.start for part in index), self.dtype if dtype is None else dtype)
         self.fill(out, index)
         return out
 
     def transposed(self) -> "LazyArray":
         """The same array with its axes reversed."""
-        return LazyArray(self.shape[::-1], self.dtype, self.source, lambda out, index: self.fill(out.T, index[::-1]))
-
-
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Memory for an array; large ones get pages of their own.
-
-    Those go back to the system at once when the array is gone, where malloc would keep them, and being aligned they
-    become jax arrays on CPU without a copy.
-    """
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    if size < OWN_PAGES_BYTES:
-        return np.empty(shape, dtype)
-    pages = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype, math.prod(shape)).reshape(shape)
+        fill = lambda out, index: self.fill(out.T, index[::-1])  # noqa: E731
+        return dataclasses.replace(self, shape=self.shape[::-1], fill=fill, place=None)
 
 
 def whole(shape: tuple[int, ...]) -> Index:
@@ -101,14 +87,24 @@ def raw(folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[in
         if out.dtype == dtype and out.flags.c_contiguous and out.shape[1:] == row_shape:
             folder.read_into(name, offset + rows.start * row_bytes, out)
             return
-        buffer = _empty((min(rows_at_once, max(rows.stop - rows.start, 0)), *row_shape), dtype)
+        buffer = memory.empty((min(rows_at_once, max(rows.stop - rows.start, 0)), *row_shape), dtype)
         for start in range(rows.start, rows.stop, rows_at_once):
             block = buffer[: min(rows_at_once, rows.stop - start)]
             folder.read_into(name, offset + start * row_bytes, block)
             where = slice(start - rows.start, start - rows.start + len(block)) if index else ...
-            out[where] = block[(slice(None), *columns)] if index else block[0]
+            _copy(block[(slice(None), *columns)] if index else block.reshape(()), out[where])
 
-    return LazyArray(shape, dtype, source, fill, (folder.where(name), offset))
+    return LazyArray(shape, dtype, source, fill, (folder.where(name), offset), min(rows_at_once, shape[0] if shape else 1) * row_bytes)
+
+
+def _copy(values: np.ndarray, out: np.ndarray) -> None:
+    """out[...] = values. Converts first and then turns whole words: 3 times as fast for bfloat16, which NumPy copies one by one."""
+    if values.dtype != out.dtype and out.ndim == 2 and not out.flags.c_contiguous:
+        values = values.astype(out.dtype)
+    if values.dtype == out.dtype:
+        word = np.dtype(f"u{out.dtype.itemsize}")
+        values, out = values.view(word), out.view(word)
+    out[...] = values
 
 
 def check_float(dtype_name: str, source: str) -> np.dtype:
@@ -151,30 +147,34 @@ def restore(
     place(path, array) puts an array where it belongs; without it arrays stay numpy. sharding(path, shape) gives a
     jax Sharding instead: each process then reads only the parts that its devices hold. digests: filled with a SHA-256
     of each array's name, shape and values as they are in the file, for `fingerprint`; every process then reads every
-    array. Above the arrays themselves, host memory holds no more than the largest one: small arrays are read ahead.
+    array. Host memory holds no more than all arrays and, once again, the largest.
     """
     sizes = {path: _bytes(lazy, dtype) for path, lazy in arrays.items()}
-    limit = max(sizes.values(), default=0)
-    if digests is not None:  # an array that is converted is in memory as it is in the file, too
-        sizes = {
-            path: size + (_bytes(arrays[path]) if _converted(arrays[path], dtype) else 0)
-            for path, size in sizes.items()
-        }
-    parts = {path: 1 if size <= limit else DIGEST_PARTS for path, size in sizes.items()}
+    held = {path: _held(path, lazy, dtype, sharding) for path, lazy in arrays.items()}
+    room = sum(held.values()) + max(sizes.values(), default=0)  # less what is placed or being read
     fetch = functools.partial(_fetch, dtype=dtype, sharding=sharding, digests=digests)
-    waiting: collections.deque[tuple[str, concurrent.futures.Future]] = collections.deque()
+    waiting: collections.deque[tuple[str, int, concurrent.futures.Future]] = collections.deque()
     placed = {}
 
-    def take() -> None:
-        path, future = waiting.popleft()
-        placed[path] = _place(path, future.result(), place)
+    def needed(path: str, parts: int) -> int:
+        lazy = arrays[path]
+        twice = held[path] if sharding is not None else 0
+        read = -(-_bytes(lazy) // parts) if digests is not None and _converted(lazy, dtype) else 0
+        return sizes[path] + twice + read + lazy.beside
 
-    with concurrent.futures.ThreadPoolExecutor(READERS) as readers:
+    def take() -> int:
+        path, need, future = waiting.popleft()
+        placed[path] = _place(path, future.result(), place)
+        return need - held[path]
+
+    with memory.given_back(), concurrent.futures.ThreadPoolExecutor(READERS) as readers:
         # the largest first: what reading them needs beside them is there while the others are not yet
         for path, lazy in sorted(arrays.items(), key=lambda item: -sizes[item[0]]):
-            while waiting and sizes[path] + sum(sizes[name] for name, _ in waiting) > limit:
-                take()
-            waiting.append((path, readers.submit(fetch, path, lazy, parts[path])))
+            while waiting and (len(waiting) == READERS or needed(path, 1) > room):
+                room += take()
+            parts = next((parts for parts in PARTS if needed(path, parts) <= room), PARTS[-1])
+            waiting.append((path, needed(path, parts), readers.submit(fetch, path, lazy, parts)))
+            room -= needed(path, parts)
         while waiting:
             take()
     return unflatten((path, placed[path]) for path in arrays)
@@ -199,6 +199,15 @@ def _bytes(lazy: LazyArray, dtype: Any = None) -> int:
     return math.prod(lazy.shape) * np.dtype(lazy.dtype if dtype is None else dtype).itemsize
 
 
+def _held(path: str, lazy: LazyArray, dtype: Any, sharding: Any) -> int:
+    """Bytes of an array that stay in this process."""
+    if sharding is None:
+        return _bytes(lazy, dtype)
+    target = sharding(path, lazy.shape)
+    shard = dataclasses.replace(lazy, shape=target.shard_shape(lazy.shape))
+    return len(target.addressable_devices) * _bytes(shard, dtype)
+
+
 def _fetch(path: str, lazy: LazyArray, parts: int, dtype: Any, sharding: Any, digests: dict[str, bytes] | None) -> Any:
     """An array in the wanted dtype: numpy, or a jax array with the given sharding."""
     if sharding is None:
@@ -221,7 +230,7 @@ def _load(path: str, lazy: LazyArray, parts: int, dtype: Any, digests: dict[str,
         array = lazy.load()
         digest.update(array.reshape(-1).view(np.uint8).data)
     else:
-        array = _empty(lazy.shape, dtype)
+        array = memory.empty(lazy.shape, dtype)
         rows = -(-lazy.shape[0] // parts) if lazy.shape else 1
         for start in range(0, lazy.shape[0] if lazy.shape else 1, max(rows, 1)):
             index = (slice(start, start + rows), *whole(lazy.shape[1:])) if lazy.shape else ()

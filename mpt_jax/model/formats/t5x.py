@@ -134,8 +134,8 @@ def steps(folder: Folder) -> list[str]:
     return sorted(names, key=lambda name: int(name[len("checkpoint_") :]))
 
 
-def write_native(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) -> None:
-    """Writes a native checkpoint of the parameters alone into an existing empty folder.
+def write_native(folder: str, arrays: Mapping[str, LazyArray], step: int = 0, chunk_bytes: int = zarr.CHUNK_BYTES) -> None:
+    """Writes a native checkpoint of the parameters alone into an existing empty folder, chunks of at most `chunk_bytes`.
 
     It has the tree of T5X's InferenceState (no param_states: T5X stumbles over empty ones). Matrices become zarr folders,
     vectors lie in the index, as T5X writes them.
@@ -150,7 +150,7 @@ def write_native(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) ->
             node = node.setdefault(parent, {})
         array = lazy.load()
         small = array.ndim < 2 or leaf == "rel_embedding"
-        node[leaf] = array if small else zarr.write(folder, "target." + path.replace("/", "."), array)
+        node[leaf] = array if small else zarr.write(folder, "target." + path.replace("/", "."), array, chunk_bytes)
     index = {
         "version": VERSION,
         "optimizer": {"target": target, "state": {"step": np.asarray(step, np.int32)}},
