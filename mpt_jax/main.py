@@ -168,7 +168,8 @@ def command_compile(arguments: argparse.Namespace) -> int:
     classes = (PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
     settings = Settings(configured(TrainSettings, model_dir="(none)"), *(configured(cls) for cls in classes))
     rows = configured(EvalSettings, model_dir="(none)").batch_size
-    print(run_compile(settings, topology, task_names(required=False), rows, arguments.json, arguments.measure), end="")
+    options = arguments.json, arguments.measure, not arguments.train_only
+    print(run_compile(settings, topology, task_names(required=False), rows, *options), end="")
     return 0
 
 
@@ -233,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=int, default=3, help="rows to show (default: %(default)s)")
     compiling = add("compile", command_compile, "")
     compiling.add_argument("--json", default="", help="file for everything as JSON")
+    compiling.add_argument("--train_only", action="store_true", help="leave out decoding, which is the same in all stages")
     compiling.add_argument("--measure", type=int, default=0, metavar="N", help="also run N updates with random weights (TOPOLOGY 'here')")
     convert = add("convert", command_convert)
     convert.add_argument("--from", dest="source", required=True, help="run folder, checkpoint folder of any format, or a backbone's name")

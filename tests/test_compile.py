@@ -15,8 +15,9 @@ from tiny_model import CONFIG
 
 from mpt_jax.compiling import fitting, hlo, need
 from mpt_jax.compiling.chips import CHIPS, GIB, chip_of, prepare, topology
-from mpt_jax.compiling.command import network, roofline
+from mpt_jax.compiling.command import compile_report, network, roofline
 from mpt_jax.compiling.programs import DoesNotFit, make_stage
+from mpt_jax.compiling.report import render
 from mpt_jax.config import T5_SIZES, DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
@@ -199,3 +200,24 @@ def test_the_command_for_a_tpu_slice(tmp_path):
     assert report["devices"] == 4 and report["hbm_bytes"] == 16 * GIB and report["fits"]
     assert report["train"]["examples_per_second"] > 0 and report["decode"]["seconds_per_token"] > 0
     assert "at least" in text and "examples/s of all devices" in text
+
+
+@libtpu
+@pytest.mark.slow
+def test_a_slice_that_is_too_small_gets_another_mesh(tmp_path):
+    """Shapes alone: 10 thousand million weights in one layer do not fit beside one another, and do in four parts."""
+    settings = Settings(
+        TrainSettings("target", "x", dtype="bfloat16"),
+        PromptSettings(length=4),
+        DistillationSettings(),
+        OptimizerSettings(),
+        DataSettings(batch_size=4, micro_batch_size=4, feature_lengths={"inputs": 12, "targets": 4}),
+        MeshSettings(),
+    )
+    wide = dataclasses.replace(T5_SIZES["t5_1_1_xxl"], num_encoder_layers=1, num_decoder_layers=1, d_ff=2**18 + 2**17)
+    prepare("v5e:2x2")
+    report = compile_report(make_stage(settings, wide, ["a"], 4), topology("v5e:2x2"))
+    assert not report["fits"] and report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+    other = report["would_fit"]
+    assert other["live_bytes"] < 16 * GIB and "MESH_DATA=4 --gin.MESH_FSDP=1 --gin.MESH_TENSOR=1" not in other["settings"]
+    assert "DOES NOT FIT in 16 GiB" in render(report) and other["settings"] in render(report)

@@ -35,18 +35,25 @@ def network(name: str) -> T5Config:
 
 
 def run_compile(
-    settings: Settings, topology_name: str, tasks: tuple[str, ...], decode_rows: int, json_path: str = "", updates: int = 0
+    settings: Settings,
+    topology_name: str,
+    tasks: tuple[str, ...],
+    decode_rows: int,
+    json_path: str = "",
+    updates: int = 0,
+    decode: bool = True,
 ) -> str:
     """Compiles, writes the JSON file if asked to, and returns the text. Raises UserError for what the user can mend.
 
-    updates > 0: also runs so many with random weights and tokens, on devices that are there, and measures them.
+    updates > 0: also runs so many with random weights and tokens, on devices that are there, and measures them. decode: decoding as well,
+    which is the same program in all stages.
     """
     where = topology(topology_name)
     if updates and where.devices[0].platform == "tpu" and where.name != HERE:
         raise UserError(f"--measure {updates}: the devices of TOPOLOGY = {where.name!r} are not there; TOPOLOGY = 'here' are.")
     named = list(tasks) or [f"task_{n}" for n in range(SOURCES if settings.train.stage in ("teacher", "source") else 1)]
     stage = make_stage(settings, network(settings.train.backbone), named, decode_rows)
-    report = compile_report(stage, where, updates)
+    report = compile_report(stage, where, updates, decode)
     if json_path:
         try:
             Path(json_path).write_text(json.dumps(report, indent=2) + "\n")
@@ -55,7 +62,7 @@ def run_compile(
     return render(report)
 
 
-def compile_report(stage: Stage, where: Topology, updates: int = 0) -> dict[str, Any]:
+def compile_report(stage: Stage, where: Topology, updates: int = 0, decode: bool = True) -> dict[str, Any]:
     """Everything the command reports, as plain JSON values; numbers are those of one device."""
     mesh = make_mesh(stage.settings.mesh, where.devices)
     report = _header(stage, where, mesh)
@@ -66,12 +73,13 @@ def compile_report(stage: Stage, where: Topology, updates: int = 0) -> dict[str,
     report["train"] = _train(stage, where, mesh, programs)
     if updates:
         report["train"]["measured"] = _measured(where, report, measure(stage, mesh, programs, report["train"]["micro_batches"], updates))
-    try:
-        decode, encode = decode_programs(stage, mesh)
-    except DoesNotFit as error:
-        return report | {"fits": False, "why": str(error), "needed_bytes": error.needed, "would_fit": "a smaller EVAL_BATCH_SIZE"}
-    report["decode"] = _decode(stage, where, mesh, decode, encode)
-    live = max(program["memory"]["live"] for part in (report["train"], report["decode"]) for program in part["programs"].values())
+    if decode:
+        try:
+            report["decode"] = _decode(stage, where, mesh, *decode_programs(stage, mesh))
+        except DoesNotFit as error:
+            return report | {"fits": False, "why": str(error), "needed_bytes": error.needed, "would_fit": "a smaller EVAL_BATCH_SIZE"}
+    parts = [report[name] for name in ("train", "decode") if name in report]
+    live = max(program["memory"]["live"] for part in parts for program in part["programs"].values())
     # what lies on the device while another program runs: the optimiser's state
     live += report["train"]["programs"]["update"]["memory"]["argument"]
     fits = where.chip is None or live <= where.chip.hbm_bytes
