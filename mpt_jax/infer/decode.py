@@ -27,7 +27,7 @@ def greedy_decode(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, max_l
     batch = inputs_BL.shape[0]
     if limit_B is None:
         limit_B = jnp.full((batch,), max_length, jnp.int32)
-    encoded = encode(config, backbone, prompt_BPD, inputs_BL)
+    encoded = encode(config, backbone, prompt_BPD, inputs_BL, max_length)
 
     def running(state):
         step, _, _, done_B, _ = state

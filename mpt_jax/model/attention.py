@@ -21,6 +21,19 @@ def attend(query_BTHK, key_BSHK, value_BSHK, bias_BHTS):
     return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, value_BSHK)
 
 
+def attend_to_states(query_BTHK, states_BSD, key_DHK, value_DHK, bias_BHTS):
+    """What ``attend`` gives for keys ``states key`` and values ``states value``, without making them. Returns (B, T, H, K).
+
+    The kernels go to the other side of both products: (query key^T) states^T, and (weights states) value. That is 4 T H S D operations in
+    place of 4 S D H K: less where T < K, and no keys or values (B, S, H, K) are held.
+    """
+    folded_BHTD = jnp.einsum("BTHK,DHK->BHTD", query_BTHK, key_DHK)
+    logits_BHTS = jnp.einsum("BHTD,BSD->BHTS", folded_BHTD, states_BSD, preferred_element_type=jnp.float32)
+    weights_BHTS = jax.nn.softmax(logits_BHTS + bias_BHTS, axis=-1).astype(states_BSD.dtype)
+    mixed_BHTD = jnp.einsum("BHTS,BSD->BHTD", weights_BHTS, states_BSD)
+    return jnp.einsum("BHTD,DHK->BTHK", mixed_BHTD, value_DHK)
+
+
 class MultiHeadAttention(nn.Module):
     """Attention with kernels ``query``, ``key``, ``value`` (D, H*K) and ``out`` (H*K, D)."""
 
@@ -42,7 +55,15 @@ class MultiHeadAttention(nn.Module):
         """Keys and values (B, S, H, K) of the positions attended to."""
         return self._split(self.key(x_BSD)), self._split(self.value(x_BSD))
 
-    def __call__(self, x_BTD, keys_values, bias_BHTS):
-        """Attends from x to keys and values of ``keys_values``. Returns (B, T, D)."""
-        mixed_BTHK = attend(self._split(self.query(x_BTD)), *keys_values, bias_BHTS)
+    def __call__(self, x_BTD, attended, bias_BHTS):
+        """Attends from x to ``attended``: keys and values of ``keys_values``, or the states (B, S, D) themselves. Returns (B, T, D)."""
+        query_BTHK = self._split(self.query(x_BTD))
+        if isinstance(attended, tuple):
+            mixed_BTHK = attend(query_BTHK, *attended, bias_BHTS)
+        else:
+            mixed_BTHK = attend_to_states(query_BTHK, attended, self._kernel(self.key), self._kernel(self.value), bias_BHTS)
         return self.out(mixed_BTHK.reshape(*x_BTD.shape[:-1], -1))
+
+    def _kernel(self, dense: Dense):
+        kernel_DX = dense.variables["params"]["kernel"].astype(self.config.dtype)
+        return kernel_DX.reshape(-1, self.config.num_heads, self.config.head_dim)

@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What decoding needs of an input: mask (B, S) and each decoder layer's keys and values (B, S, H, K)."""
+    """What decoding needs of an input: mask (B, S) and what each decoder layer attends to (T5.cross)."""
 
     mask_BS: jax.Array
     cross: tuple
@@ -44,11 +44,11 @@ def forward(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, targets_BT,
     return Outputs(logits_BTV, encoder, decoder, mask_BS)
 
 
-def encode(config: T5Config, backbone: dict, prompt_BPD, inputs_BL) -> Encoded:
-    """Runs the encoder and computes the decoder's cross-attention keys and values once."""
+def encode(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, positions: int | None = None) -> Encoded:
+    """Runs the encoder and, unless few target ``positions`` will be decoded, makes the cross-attention's keys and values once."""
     model, variables = T5(config), {"params": backbone}
     encoder, mask_BS = model.apply(variables, inputs_BL, prompt_BPD, method=T5.encode)
-    cross = model.apply(variables, encoder.output_BTD, method=T5.cross_keys_values)
+    cross = model.apply(variables, encoder.output_BTD, positions, method=T5.cross)
     return Encoded(mask_BS, cross)
 
 

@@ -15,6 +15,10 @@ from mpt_jax.model.attention import MASKED, MultiHeadAttention
 from mpt_jax.model.layers import Dense, Embed, LayerNorm, Mlp, RelativePositionBias
 from mpt_jax.sharding import constrain
 
+# up to K / 4 target positions (16 in every published size) attend to the encoder's output itself: a quarter of the operations that its
+# keys and values take [ours]
+FEW_POSITIONS = 4
+
 
 class Stack(NamedTuple):
     """Output of encoder or decoder: ``output`` after the final norm, ``layers`` the residual stream after each layer."""
@@ -117,12 +121,18 @@ class Decoder(nn.Module):
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense(self.config.vocab_size, self.config.dtype, self.config.d_model**-0.5)
 
-    def cross_keys_values(self, encoded_BSD):
-        """For each layer the keys and values (B, S, H, K) of the encoder's output."""
+    def cross(self, encoded_BSD, positions: int | None):
+        """What each layer attends to: keys and values (B, S, H, K), or for few target positions the encoder's output itself.
+
+        ``positions``: how many target positions will attend, over all calls; None = unknown.
+        """
+        few = positions is not None and positions <= self.config.head_dim // FEW_POSITIONS
+        if few and not self.is_initializing():
+            return (encoded_BSD,) * len(self.layers)
         return tuple(layer.cross_keys_values(encoded_BSD) for layer in self.layers)
 
     def __call__(self, x_BTD, mask_BS, cross, cache=None, position=0):
-        """Embedded decoder inputs -> (Stack, cache). ``cross`` from cross_keys_values; ``cache`` as DecoderLayer's, a layer each."""
+        """Embedded decoder inputs -> (Stack, cache). ``cross`` from ``cross``; ``cache`` as DecoderLayer's, a layer each."""
         dropout = _dropout(self)
         query_T = position + jnp.arange(x_BTD.shape[1])
         key_T = query_T if cache is None else jnp.arange(cache[0][0].shape[1])
@@ -160,9 +170,9 @@ class T5(nn.Module):
             mask_BS = jnp.concatenate([jnp.ones(prompt_BPD.shape[:2], bool), mask_BS], axis=1)
         return self.encoder(x_BSD, mask_BS), mask_BS
 
-    def cross_keys_values(self, encoded_BSD):
-        """Keys and values of the encoder's output for each decoder layer."""
-        return self.decoder.cross_keys_values(encoded_BSD)
+    def cross(self, encoded_BSD, positions: int | None = None):
+        """What each decoder layer attends to, see Decoder.cross."""
+        return self.decoder.cross(encoded_BSD, positions)
 
     def logits(self, decoded_BTD):
         """Decoder output -> logits (B, T, V)."""
@@ -176,5 +186,6 @@ class T5(nn.Module):
     def __call__(self, inputs_BL, decoder_inputs_BT, prompt_BPD=None):
         """Returns logits (B, T, V), encoder Stack, decoder Stack."""
         encoded, mask_BS = self.encode(inputs_BL, prompt_BPD)
-        decoded, _ = self.decode(decoder_inputs_BT, mask_BS, self.cross_keys_values(encoded.output_BTD))
+        cross = self.cross(encoded.output_BTD, decoder_inputs_BT.shape[1])
+        decoded, _ = self.decode(decoder_inputs_BT, mask_BS, cross)
         return self.logits(decoded.output_BTD), encoded, decoded
