@@ -29,13 +29,13 @@ ROWS, PROMPT, INPUTS, TARGETS = 2, 3, 5, 4
 TIED = dataclasses.replace(CONFIG, logits_via_embedding=True, mlp_activations=("relu",), num_encoder_layers=3, num_decoder_layers=2)
 
 
-def stage_of(config, stage="source", weight=0.9, remat="none"):
+def stage_of(config, stage="source", weight=0.9, remat="none", targets=TARGETS):
     settings = Settings(
         TrainSettings(stage, "x", remat=remat),
         PromptSettings(length=PROMPT),
         DistillationSettings(weight=weight),
         OptimizerSettings(),
-        DataSettings(batch_size=ROWS, micro_batch_size=ROWS, feature_lengths={"inputs": INPUTS, "targets": TARGETS}),
+        DataSettings(batch_size=ROWS, micro_batch_size=ROWS, feature_lengths={"inputs": INPUTS, "targets": targets}),
         MeshSettings(),
     )
     return make_stage(settings, config, ["a", "b"], 2)
@@ -64,7 +64,7 @@ def _inner(equation):
 
 
 def gradient_of(stage):
-    batch = {"inputs_BL": (ROWS, INPUTS), "targets_BT": (ROWS, TARGETS), "task_id_B": (ROWS,)}
+    batch = {"inputs_BL": (ROWS, INPUTS), "targets_BT": (ROWS, stage.settings.data.target_length), "task_id_B": (ROWS,)}
     batch = {name: jax.ShapeDtypeStruct(shape, "int32") for name, shape in batch.items()}
     totals = {name: jax.ShapeDtypeStruct((1,), "float32") for name in ("target_tokens_G", "encoder_positions_G")}
     function = jax.grad(lambda *arguments: weighted_loss(stage.objective, *arguments), has_aux=True)
@@ -72,12 +72,13 @@ def gradient_of(stage):
 
 
 @pytest.mark.parametrize("config", [CONFIG, TIED], ids=["gated", "relu_tied"])
-@pytest.mark.parametrize("weight, remat", [(0.9, "none"), (0.0, "none"), (0.9, "layers")])
-def test_products_of_the_step_are_those_that_are_needed(config, weight, remat):
-    stage = stage_of(config, weight=weight, remat=remat)
+@pytest.mark.parametrize("weight, remat, targets", [(0.9, "none", 4), (0.0, "none", 4), (0.9, "layers", 4), (0.9, "layers", 2)])
+def test_products_of_the_step_are_those_that_are_needed(config, weight, remat, targets):
+    stage = stage_of(config, weight=weight, remat=remat, targets=targets)
     function, arguments = gradient_of(stage)
     counted = product_operations(jax.make_jaxpr(function)(*arguments).jaxpr) / ROWS
-    parts = need.prompt_step(stage.config, PROMPT + INPUTS, TARGETS, weight > 0)
+    parts = need.prompt_step(stage.config, PROMPT + INPUTS, targets, weight > 0)
+    assert need.attends_to_states(config, targets) == (targets == 2)
     assert parts["teacher"] == (parts["forward"] if weight else 0) and bool(parts["recomputed"]) == (remat == "layers")
     assert counted == sum(parts.values())
 

@@ -9,6 +9,7 @@ B examples, S encoder positions, T target tokens, D model width, H heads, K head
 from typing import NamedTuple
 
 from mpt_jax.config import T5Config
+from mpt_jax.model.t5 import FEW_POSITIONS
 
 
 class Products(NamedTuple):
@@ -54,24 +55,39 @@ def encoder_layer(config: T5Config, S: int) -> Products:  # noqa: N803
     return _add(_projections(config, S, 4), _attention(config, S, S), _mlp(config, S))
 
 
-def decoder_layer(config: T5Config, T: int, S: int, keys: int | None = None) -> Products:  # noqa: N803
-    """One decoder layer over T positions, without the keys and values of the encoder's output; ``keys`` of self-attention, default T."""
-    self_attention = _add(_projections(config, T, 4), _attention(config, T, keys or T))
-    return _add(self_attention, _projections(config, T, 2), _attention(config, T, S), _mlp(config, T))
+def attends_to_states(config: T5Config, T: int) -> bool:  # noqa: N803
+    """Whether so few target positions attend to the encoder's output itself (model/attention.py)."""
+    return T <= config.head_dim // FEW_POSITIONS
+
+
+def _cross(config: T5Config, T: int, S: int) -> Products:  # noqa: N803
+    """Cross-attention of T positions without its query, and without keys and values of the encoder's output."""
+    if attends_to_states(config, T):
+        # both kernels on the other side: T H D in place of T H K
+        return _add(_projections(config, T, 3), _times(config.d_model / config.head_dim, _attention(config, T, S)))
+    return _add(_projections(config, T, 1), _attention(config, T, S))
+
+
+def decoder_layer(config: T5Config, T: int, S: int) -> Products:  # noqa: N803
+    """One decoder layer over T positions, without the keys and values of the encoder's output."""
+    self_attention = _add(_projections(config, T, 4), _attention(config, T, T))
+    return _add(self_attention, _projections(config, T, 1), _cross(config, T, S), _mlp(config, T))
 
 
 def forward(config: T5Config, S: int, T: int) -> Products:  # noqa: N803
     """Encoder, decoder and logits of one example."""
     encoder = _times(config.num_encoder_layers, encoder_layer(config, S))
-    decoder = _times(config.num_decoder_layers, _add(decoder_layer(config, T, S), _projections(config, S, 2)))
+    keys_values = _projections(config, S, 0 if attends_to_states(config, T) else 2)
+    decoder = _times(config.num_decoder_layers, _add(decoder_layer(config, T, S), keys_values))
     return _add(encoder, decoder, Products(2.0 * T * config.d_model * config.vocab_size, 0.0))
 
 
 def prompt_step(config: T5Config, S: int, T: int, distilled: bool) -> dict[str, float]:  # noqa: N803
     """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers."""
     whole = forward(config, S, T)
-    not_differentiated = _add(_projections(config, T, 4), _attention(config, T, T), _projections(config, T, 1))
-    first_queries = _attention(config, T, S).attention / 2  # gradient of the first layer's queries
+    queries = _projections(config, T, 2 if attends_to_states(config, T) else 1)
+    not_differentiated = _add(_projections(config, T, 4), _attention(config, T, T), queries)
+    first_queries = _cross(config, T, S).attention / 2  # gradient of the first layer's queries
     recomputed = 0.0
     if config.remat == "layers":
         # of each layer all but the last product, whose result nothing needs

@@ -176,10 +176,10 @@ def decode_programs(stage: Stage, mesh: Mesh) -> list[Compiled]:
         prompt_BPD = _rows(mesh, jnp.float32, B, stage.prompt_length, config.d_model)
     inputs_BL = _rows(mesh, jnp.int32, B, stage.settings.data.input_length)
     limit_B, length = _rows(mesh, jnp.int32, B), stage.settings.data.target_length
-    encoder = jax.jit(encode, static_argnums=0)
+    encoder = jax.jit(encode, static_argnums=(0, 4))
     return [
         compile_one("decode", mesh, greedy_decode, config, backbone, prompt_BPD, inputs_BL, max_length=length, limit_B=limit_B),
-        compile_one("encode", mesh, encoder, config, backbone, prompt_BPD, inputs_BL),
+        compile_one("encode", mesh, encoder, config, backbone, prompt_BPD, inputs_BL, length),
     ]
 
 
