@@ -6,6 +6,7 @@ previous one whole. The frozen backbone is never in a checkpoint; its fingerprin
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mpt_jax import distributed
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import t5x
 from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.prompt_bank import PromptBank, bank_from
+from mpt_jax.sharding import place
 
 FOLDER = "checkpoints"
+ASIDE = "damaged_checkpoints"
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
 # what Orbax, TensorStore and the file system raise for a damaged file or a disk that takes no more
 FAILURES = (ValueError, KeyError, OSError, RuntimeError, TypeError)
@@ -52,6 +57,22 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def unfinished(self) -> list[str]:
+        """Names of folders whose writing was cut off by a kill; they are never read."""
+        return sorted(path.name for path in self.folder.iterdir() if UNFINISHED in path.name)
+
+    def put_aside(self, step: int) -> Path:
+        """Moves a damaged checkpoint out of the way and returns where it is now."""
+        aside = self.folder.parent / ASIDE / str(step)
+        with distributed.first_before_others(f"put aside {aside}"):
+            if distributed.is_first():
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}_")
+                aside.parent.mkdir(exist_ok=True)
+                os.rename(self.folder / str(step), aside)
+        self._manager.reload()
+        return aside
 
     def save(self, step: int, state, best: Best | None, meta: dict) -> None:
         """Starts writing; returns once the arrays are copied to the host. A failure of the previous write is raised here."""
@@ -98,18 +119,24 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
         except FAILURES as error:
-            raise _damaged(self.folder / str(step), error) from error
+            advice = "Move that folder away, or give --gin.SKIP_DAMAGED_CHECKPOINTS=True, to continue from the checkpoint before it"
+            raise _damaged(self.folder / str(step), error, advice) from error
         best = _best_from(restored["best"]) if has_best else None
-        return restored["state"], best, restored["meta"]
+        return jax.tree.map(_like, state, restored["state"]), best, restored["meta"]
+
+
+def _like(array, restored):
+    """A restored array where the given one is: Orbax gives scalars back on a device of the process's own."""
+    there = isinstance(restored, jax.Array) and restored.sharding.is_equivalent_to(array.sharding, array.ndim)
+    return restored if there else place(array.sharding, np.asarray(restored))
 
 
 def _best_from(tree: dict) -> Best | None:
     return Best(tree["trainable"], tree["score"], tree["step"]) if "trainable" in tree else None
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Path, error: Exception, advice: str) -> UserError:
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    advice = "Move that folder away to continue from the checkpoint before it"
     return UserError(f"checkpoint {str(path)!r} is damaged or of another run ({reason}). {advice}.")
 
 
@@ -139,14 +166,23 @@ def load_trainable(run_dir: str | Path, which: str = "best") -> tuple[dict[str, 
     step_folder = folder / str(steps[-1])
     try:
         with ocp.PyTreeCheckpointer() as reader:
-            best = _best_from(reader.restore(step_folder / "best"))
+            best = _best_from(_as_numpy(reader, step_folder / "best"))
             if which == "best" and best is not None:
                 return best.trainable, run
-            state = reader.restore(step_folder / "state")
+            state = _as_numpy(reader, step_folder / "state")
     except FAILURES as error:
-        raise _damaged(step_folder, error) from error
+        raise _damaged(step_folder, error, "Move that folder away to read the checkpoint before it") from error
     trainable = state["trainable"] if isinstance(state, dict) else state[1]
     return {path: np.asarray(array) for path, array in trainable.items()}, run
+
+
+def _as_numpy(reader: ocp.PyTreeCheckpointer, folder: Path):
+    """What a folder holds, on the host, whatever devices it was written from."""
+    described = reader.metadata(folder).item_metadata
+    if described is None:
+        raise ValueError(f"the description of the arrays in {folder.name}/ cannot be read")
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described.tree)
+    return reader.restore(folder, restore_args=on_host)
 
 
 def load_bank(run_dir: str | Path, which: str = "best") -> tuple[PromptBank | None, dict]:

@@ -307,6 +307,7 @@ class TrainSettings:
     eval_split: str = "validation"
     checkpoint_steps: int = 0  # steps between checkpoints; 0 = as eval_steps
     log_steps: int = 10  # steps between lines of metrics
+    skip_damaged_checkpoints: bool = False  # True: a damaged checkpoint is put aside and the one before it continues
     score_tasks: bool = True  # score the dev split and keep the best bank of each run
     encoder_teaching: float = 0.0  # pretraining: weight of the loss to sentence vectors in the rows [ours]
 

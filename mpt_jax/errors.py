@@ -7,5 +7,9 @@ EXIT_PREEMPTED = 83
 EXIT_PEER_LOST = 84
 
 
+class Preempted(Exception):
+    """The machine is taken away; everything is saved and the command ends with EXIT_PREEMPTED."""
+
+
 class UserError(ValueError):
     """Bad input: the message names the value, the limit and the setting to change."""

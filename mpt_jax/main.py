@@ -23,7 +23,7 @@ from mpt_jax.config import (
     TrainSettings,
 )
 from mpt_jax.data.cache import cache_folder
-from mpt_jax.errors import UserError
+from mpt_jax.errors import EXIT_PREEMPTED, Preempted, UserError
 
 SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
@@ -100,6 +100,7 @@ def task_names(required: bool = True) -> tuple[str, ...]:
 
 def command_train(arguments: argparse.Namespace) -> int:
     """Trains one stage."""
+    from mpt_jax import distributed
     from mpt_jax.infer.selection import make_evaluate
     from mpt_jax.train.run import Settings, run_train
 
@@ -107,16 +108,26 @@ def command_train(arguments: argparse.Namespace) -> int:
         raise UserError("train needs a stage: --gin_file=teacher.gin | source.gin | target.gin | fewshot.gin | finetune.gin | pretrain.gin")
     classes = (TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
     settings = Settings(*(configured(cls) for cls in classes))
-    folder = run_train(settings, task_names(), make_evaluate, gin.operative_config_str())
-    print(folder)
+    with distributed.Preemption() as preemption:
+        folder = run_train(settings, task_names(), make_evaluate, gin.operative_config_str(), preemption.reached)
+    _print_first(f"{folder}\n")
     return 0
+
+
+def _print_first(text: str) -> None:
+    """A command's result, printed by the first process."""
+    from mpt_jax.distributed import is_first
+
+    if is_first():
+        print(text, end="")
 
 
 def command_eval(arguments: argparse.Namespace) -> int:
     """Scores tasks with a run's prompts."""
     from mpt_jax.infer.commands import run_eval
 
-    print(run_eval(configured(EvalSettings), configured(DataSettings), configured(MeshSettings), task_names(required=False)), end="")
+    settings = (configured(cls) for cls in (EvalSettings, DataSettings, MeshSettings))
+    _print_first(run_eval(*settings, task_names(required=False)))
     return 0
 
 
@@ -127,7 +138,7 @@ def command_infer(arguments: argparse.Namespace) -> int:
     names = task_names(required=False)
     files = arguments.input, arguments.output
     settings = (configured(cls) for cls in (EvalSettings, DataSettings, MeshSettings))
-    print(run_infer(*settings, names, *files, arguments.score), end="")
+    _print_first(run_infer(*settings, names, *files, arguments.score))
     return 0
 
 
@@ -220,12 +231,17 @@ def _parser() -> argparse.ArgumentParser:
 
     quick = add("quickstart", command_quickstart)
     quick.add_argument("--model_dir", default="mpt_quickstart", help="folder of everything it writes (default: %(default)s)")
-    add("train", command_train, "")
-    add("eval", command_eval, "eval.gin")
+    train, evaluate = add("train", command_train, ""), add("eval", command_eval, "eval.gin")
     infer = add("infer", command_infer, "eval.gin")
     infer.add_argument("--input", required=True, help="JSONL: rows with the task's fields, or with 'inputs'")
     infer.add_argument("--output", required=True, help="JSONL: each row with inputs and prediction")
     infer.add_argument("--score", nargs="?", const=True, default=False, type=_yes_or_no, help="also the log-probability of each label")
+    for command in (train, evaluate, infer):
+        command.set_defaults(joins=True)
+        group = command.add_argument_group("several processes (default: what the environment says; mpt_jax/distributed.py)")
+        group.add_argument("--coordinator_address", help="host:port of the first process")
+        group.add_argument("--num_processes", type=int)
+        group.add_argument("--process_id", type=int, help="0 .. num_processes - 1")
     cache = add("cache", command_cache, "cache.gin")
     cache.add_argument("--splits", default="train,validation", help="splits to cache (default: %(default)s)")
     cache.add_argument("--overwrite", action="store_true", help="write caches anew that exist")
@@ -274,18 +290,28 @@ def _prepare() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; prints a UserError as one line and returns 2."""
     _prepare()
+    leave, first = int, True  # of the exit code; with several processes it ends them
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        if getattr(arguments, "joins", False):
+            from mpt_jax import distributed
+
+            distributed.start(vars(arguments), trains=arguments.function is command_train)
+            leave, first = distributed.leave, distributed.is_first()
         if arguments.gin_default is not None:
             files = arguments.gin_file or ([arguments.gin_default] if arguments.gin_default else [])
             parse_gin(files, arguments.gin_bindings, [part for part in arguments.gin_search_paths.split(",") if part])
         return arguments.function(arguments)
     except (UserError, tasks.TaskError) as error:
         print(f"mpt-jax: {error}", file=sys.stderr)
-        return 2
+        return leave(2)
+    except Preempted as told:
+        if first:
+            print(f"mpt-jax: {told}", file=sys.stderr)
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("mpt-jax: interrupted; what was saved stays, the same command continues", file=sys.stderr)
-        return 130
+        return leave(130)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mpt_jax.distributed import is_first
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -17,10 +19,13 @@ class MetricsWriter:
     """Appends lines to metrics.jsonl and scalars to TensorBoard events of a run folder.
 
     A line is ``{"step": …, "split": "train"|"dev", "task": …, "run": n, name: value}``. Lines after ``start_step`` are dropped on opening:
-    a continued run writes them again.
+    a continued run writes them again. With several processes the first one writes.
     """
 
     def __init__(self, run_dir: str | Path, start_step: int = 0):
+        self._writes = is_first()
+        if not self._writes:
+            return
         from tensorboardX import SummaryWriter  # the writer of clu needs TensorFlow, which training must not
 
         self._path = Path(run_dir) / METRICS_FILE
@@ -33,6 +38,8 @@ class MetricsWriter:
 
     def write(self, step: int, split: str, values: Mapping[str, float], task: str | None = None, run: int | None = None) -> None:
         """Writes one line and its scalars."""
+        if not self._writes:
+            return
         line = {"step": step, "split": split, "task": task, "run": run, **values}
         self._file.write(json.dumps(line) + "\n")
         tag = "/".join(str(part) for part in (split, task, run) if part is not None)
@@ -41,11 +48,15 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Hands everything to the operating system."""
+        if not self._writes:
+            return
         self._file.flush()
         self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes."""
+        if not self._writes:
+            return
         self.flush()
         self._file.close()
         self._events.close()
@@ -64,14 +75,18 @@ def read_metrics(run_dir: str | Path) -> list[dict]:
 
 
 class ProgressLine:
-    """Progress of long work with rate and time left: a bar on a terminal, otherwise a plain line every few seconds."""
+    """Progress of long work with rate and time left: a bar on a terminal, otherwise a plain line every few seconds.
+
+    With several processes the first one shows it.
+    """
 
     def __init__(self, title: str, total: int, start: int = 0, unit: str = "steps", seconds_between_lines: float = 10.0):
         self.title, self.total, self.done, self.unit = title, total, start, unit
         self._start, self._began, self._last = start, time.monotonic(), time.monotonic()
         self._between = seconds_between_lines
         self._bar = None
-        if sys.stderr.isatty():
+        self._shows = is_first()
+        if self._shows and sys.stderr.isatty():
             count = TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}")
             note = TextColumn("{task.fields[note]}")
             columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn(), note)
@@ -84,7 +99,7 @@ class ProgressLine:
         self.done = done
         if self._bar:
             self._bar.update(self._bar_task, completed=done, note=note)
-        elif time.monotonic() - self._last >= self._between or done >= self.total:
+        elif self._shows and (time.monotonic() - self._last >= self._between or done >= self.total):
             self._last = time.monotonic()
             rate = (done - self._start) / max(self._last - self._began, 1e-9)
             left = (self.total - done) / max(rate, 1e-9)

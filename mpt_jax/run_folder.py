@@ -8,15 +8,20 @@ from pathlib import Path
 
 import jax
 
+from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 
 VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # changing these does not change what a run computes, up to the order of sums
-FREE_TO_CHANGE = ("model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch", "data", "fsdp", "tensor", "remat")
+FREE_TO_CHANGE = (
+    "model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch", "data", "fsdp", "tensor", "remat", "skip_damaged_checkpoints",
+)  # fmt: skip
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes JSON by way of a temporary file, so that a kill leaves the old file or the new one."""
+    """Writes JSON from the first process, by way of a temporary file, so that a kill leaves the old file or the new one."""
+    if not is_first():
+        return
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
@@ -63,7 +68,8 @@ def open_run_folder(model_dir: str, description: dict, config_gin: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, description)
-        (folder / "config.gin").write_text(config_gin)
+        if is_first():
+            (folder / "config.gin").write_text(config_gin)
     except OSError as error:
         raise UserError(f"MODEL_DIR = {str(folder)!r} cannot be written: {error.strerror}. Give another MODEL_DIR.") from error
     return folder

@@ -15,6 +15,8 @@ from tiny_world import arguments, start, write_world
 
 from mpt_jax.checkpoint import Best, Checkpoints, load_bank, load_trainable
 from mpt_jax.errors import UserError
+from mpt_jax.train.run import resume
+from mpt_jax.train.step import TrainState
 
 
 def state(seed: int = 0) -> dict:
@@ -79,6 +81,30 @@ def test_a_damaged_checkpoint_is_named(run_dir):
         Checkpoints(run_dir).restore(7, state(), has_best=True)
     with pytest.raises(UserError, match="is damaged"):
         load_trainable(run_dir)
+
+
+def test_a_damaged_checkpoint_is_passed_over_only_when_asked(run_dir, capsys):
+    """The one before it continues, the damaged one is put aside under its number; a half-written folder is named and never read."""
+    checkpoints = Checkpoints(run_dir)
+    for step in (7, 9):
+        checkpoints.save(step, {**state(step), "step": jax.numpy.asarray(step)}, None, {"step": step})
+    checkpoints.close()
+    shutil.rmtree(run_dir / "checkpoints" / "9" / "meta")
+    (run_dir / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()
+    start_state = TrainState(**state())
+    with pytest.raises(UserError, match=r"checkpoints/9' is damaged.*SKIP_DAMAGED_CHECKPOINTS=True"):
+        resume(Checkpoints(run_dir), start_state)
+    assert "left out: 11.orbax-checkpoint-tmp" in capsys.readouterr().err
+    again = Checkpoints(run_dir)
+    found, _, step = resume(again, start_state, skip_damaged=True)
+    assert step == 7 and int(found.step) == 7
+    np.testing.assert_array_equal(found.trainable["bank/shared"], state(7)["trainable"]["bank/shared"])
+    said = capsys.readouterr().err
+    assert "checkpoints/9' is damaged" in said and "continuing from the checkpoint of step 7" in said
+    assert (run_dir / "damaged_checkpoints" / "9").is_dir() and not (run_dir / "checkpoints" / "9").exists()
+    again.save(9, state(), None, {"step": 9})  # its number is free again
+    again.close()
+    assert Checkpoints(run_dir).latest_step() == 9
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -58,7 +58,8 @@ def arguments(command: str, gin_file: str, world: dict, **changes) -> list[str]:
     return [command, *([f"--gin_file={gin_file}"] if gin_file else []), *(f"--gin.{name}={value!r}" for name, value in macros.items())]
 
 
-def start(argv: list[str], cwd: Path) -> subprocess.Popen:
-    """The command as a process of its own; compiled programs are shared by way of the folder."""
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cwd / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen([sys.executable, "-m", "mpt_jax", *argv], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+def start(argv: list[str], cwd: Path, variables: dict[str, str] | None = None, log=subprocess.PIPE) -> subprocess.Popen:
+    """The command as a process of its own; compiled programs are shared by way of the folder. ``log``: where its errors go."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **(variables or {})}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen([sys.executable, "-m", "mpt_jax", *argv], cwd=cwd, env=environment, stderr=log, text=True)

@@ -35,6 +35,7 @@ class BatchSpec:
 
     Rows longer than input_length or target_length are cut, keeping the end of sequence. Each pair of buckets
     in use is one compiled program: fewer buckets compile less and pad more. () = the defaults of this file.
+    local_rows: rows of a micro-batch that this process needs, of several; the others' stay zeros. None = all.
     """
 
     input_length: int
@@ -42,6 +43,7 @@ class BatchSpec:
     micro_batch_size: int
     input_buckets: tuple[int, ...] = ()
     target_buckets: tuple[int, ...] = ()
+    local_rows: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("input_length", "target_length", "micro_batch_size"):
@@ -66,6 +68,7 @@ class Batch:
     cut_targets: int
     input_padding: float
     target_padding: float
+    embedded: int  # rows with a sentence vector that is not all zeros
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_r
         cut_targets=rows.cut_targets,
         input_padding=1.0 - rows.input_length_B.sum() / sum(part["inputs_BL"].size for part in micro),
         target_padding=1.0 - rows.target_length_B.sum() / sum(part["targets_BT"].size for part in micro),
+        embedded=_embedded(rows),
     )
 
 
@@ -243,13 +247,21 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
         raise UserError(f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder")
     if widths:
         micro["embedding_BE"] = np.zeros((size, *widths), np.float32)
-    for place, example in enumerate(chosen):
+    here = range(size) if spec.local_rows is None else spec.local_rows
+    for place in here[: np.searchsorted(here, len(chosen))]:
+        example = chosen[place]
         cache, row = rows.caches[rows.cache_B[example]], rows.row_B[example]
         _fill(inputs_BL[place], cache.inputs(row), spec.input_length)
         _fill(targets_BT[place], cache.targets(row), spec.target_length)
         if cache.embedding is not None:
             micro["embedding_BE"][place] = cache.embedding[row]
     return micro
+
+
+def _embedded(rows: _Rows) -> int:
+    """Rows whose cache holds a sentence vector for them; counted from the caches, as a process may gather a part of the rows."""
+    given = [(rows.caches[cache].embedding, row) for cache, row in zip(rows.cache_B, rows.row_B, strict=True)]
+    return sum(bool(np.any(embedding[row])) for embedding, row in given if embedding is not None)
 
 
 def _bucket(length_B: np.ndarray, sizes: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import tasks
+from mpt_jax import distributed
 from mpt_jax.config import DataSettings, EvalSettings, MeshSettings
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
@@ -33,7 +34,8 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
     chosen = tuple(names) or predictor.tasks
     bank_rows = {name: predictor.bank_rows(name) for name in chosen}
     folder = cache_folder(data.cache_dir)
-    caches = {name: open_cache(name, settings.split, predictor.vocabulary, folder) for name in chosen}
+    with distributed.first_before_others("token caches"):
+        caches = {name: open_cache(name, settings.split, predictor.vocabulary, folder) for name in chosen}
     runs = [EvalRun(caches[name], n, settings.max_rows) for name in chosen for n in bank_rows[name]]
     spec = predictor.spec
     with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:

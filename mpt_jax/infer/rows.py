@@ -1,5 +1,6 @@
 """Rows in, rows out: ``mpt-jax infer`` over a JSONL file or a task's split."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tasks
+from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 from mpt_jax.infer.predictor import Predictor
 from mpt_jax.metrics import ProgressLine
@@ -80,17 +82,20 @@ def infer(predictor: Predictor, source: str, output: str | Path, task: str | Non
     done = 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with ProgressLine("infer", total, unit="rows") as progress, temporary.open("w", encoding="utf-8") as file:
+        opened = temporary.open("w", encoding="utf-8") if is_first() else contextlib.nullcontext()
+        with ProgressLine("infer", total, unit="rows") as progress, opened as file:
             while chunk := list(itertools.islice(rows, CHUNK)):
                 tell = lambda answered, start=done: progress.update(start + answered // passes)  # noqa: E731
                 for row in _answered(predictor, chunk, task, score, tell):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    if file is not None:
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 done += len(chunk)
-        os.replace(temporary, output)
+        if is_first():
+            os.replace(temporary, output)
     except OSError as error:
         raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}.") from error
     finally:
-        if temporary.is_file():
+        if is_first() and temporary.is_file():
             temporary.unlink()
     return total
 

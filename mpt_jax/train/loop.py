@@ -9,8 +9,9 @@ import numpy as np
 from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import TrainSettings
 from mpt_jax.data.batches import BatchIterator
-from mpt_jax.errors import UserError
+from mpt_jax.errors import Preempted, UserError
 from mpt_jax.metrics import MetricsWriter, ProgressLine
+from mpt_jax.sharding import to_host
 from mpt_jax.train.plan import Run
 from mpt_jax.train.step import TrainState, TrainStep
 
@@ -54,7 +55,7 @@ def update_best(best: Best | None, trainable: dict, scores, runs: Sequence[Run],
     """Keeps each group's arrays from the step with its highest score (the mean over the group's tasks)."""
     groups = np.array([run.group for run in runs])
     num_groups = int(groups.max()) + 1
-    host = {path: np.array(array) for path, array in trainable.items()}
+    host = {path: np.array(to_host(array)) for path, array in trainable.items()}
     if best is None:
         best = Best(host, np.full(num_groups, -np.inf), np.zeros(num_groups, np.int64))
     score_G, step_G, arrays = best.score_G.copy(), best.step_G.copy(), dict(best.trainable)
@@ -84,9 +85,13 @@ class Loop:
     evaluate: Evaluate | None
     eval_steps: int
     checkpoint_steps: int
+    preempted: Callable[[int], bool]  # asked after every step
 
     def run(self, state: TrainState, best: Best | None, start_step: int) -> tuple[TrainState, Best | None]:
-        """Trains. Raises UserError, after the last good checkpoint is on disk, when every run's loss is not finite."""
+        """Trains. Raises UserError, after the last good checkpoint is on disk, when every run's loss is not finite.
+
+        Raises Preempted, after a checkpoint of this step is on disk, when the machine is taken away.
+        """
         total = self.settings.train_steps
         window = Window(self.step_fn.objective.terms)
         note = ""
@@ -96,7 +101,8 @@ class Loop:
                 state, metrics = self.step_fn(state, self.frozen, batch)
                 window.add(metrics, batch)
                 score_now = self.evaluate is not None and (step % self.eval_steps == 0 or step == total)
-                save_now = step % self.checkpoint_steps == 0 or step == total
+                leave_now = self.preempted(step) and step < total
+                save_now = step % self.checkpoint_steps == 0 or step == total or leave_now
                 if step % self.settings.log_steps == 0 or score_now or save_now:
                     note = self._log(step, window)
                     window = Window(self.step_fn.objective.terms)
@@ -105,6 +111,9 @@ class Loop:
                 if save_now:
                     self._save(step, state, best)
                 progress.update(step, note)
+                if leave_now:
+                    self.checkpoints.wait()
+                    raise Preempted(f"told to end: the checkpoint of step {step} is written, the same command continues")
         self.checkpoints.wait()
         return state, best
 

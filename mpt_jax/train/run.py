@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mpt_jax import sharding
+from mpt_jax import distributed, sharding
 from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
@@ -62,15 +61,25 @@ class Scene(NamedTuple):
 MakeEvaluate = Callable[[Scene], Evaluate]
 
 
-def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEvaluate, config_gin: str = "") -> Path:
-    """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend."""
+def run_train(
+    settings: Settings,
+    tasks: tuple[str, ...],
+    make_evaluate: MakeEvaluate,
+    config_gin: str = "",
+    preempted: Callable[[int], bool] = lambda step: False,
+) -> Path:
+    """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend.
+
+    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised.
+    """
     train = settings.train
     mesh = sharding.mesh_or_none(settings.mesh)
     backbone = load_backbone(train.backbone, train.dtype, train.vocabulary, sharding.backbone_sharding(mesh))
     vocabulary = backbone.vocabulary()
     folder = cache_folder(settings.data.cache_dir)
-    caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
-    dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
+    with distributed.first_before_others("token caches"):
+        caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
+        dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
     runs = plan.draw_few_shot(plan.plan_runs(train, settings.prompt, settings.optimizer, tasks), caches, settings.data)
 
     trainable, frozen, objective = make_parameters(settings, runs, backbone, vocabulary, caches)
@@ -81,20 +90,23 @@ def run_train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEva
     frozen = sharding.place_tree(mesh, frozen)
 
     description = describe_run(settings, runs, backbone, trainable)
-    run_folder = open_run_folder(train.model_dir, description, config_gin)
-    print(accounting(description), file=sys.stderr)
+    with distributed.first_before_others("run folder"):
+        run_folder = open_run_folder(train.model_dir, description, config_gin)
+    distributed.say(accounting(description))
     checkpoints = Checkpoints(run_folder)
-    state, best, start_step = resume(checkpoints, step_fn.init(trainable))
+    state, best, start_step = resume(checkpoints, step_fn.init(trainable), train.skip_damaged_checkpoints)
     scene = Scene(settings, runs, backbone, vocabulary, dev_caches, objective.group_N, frozen, mesh)
     eval_steps = train.eval_steps or max(train.train_steps // 10, 1)
     writer = MetricsWriter(run_folder, start_step)
     data = settings.data
     rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
-    spec = BatchSpec(data.input_length, data.target_length, rows, tuple(data.input_buckets), tuple(data.target_buckets))
+    lengths, local = (data.input_length, data.target_length), sharding.local_rows(mesh, rows)
+    spec = BatchSpec(*lengths, rows, tuple(data.input_buckets), tuple(data.target_buckets), local)
     batches = batch_iterator(plan.make_streams(runs, caches, data), spec, len(runs), start_step, data.prefetch)
     loop = Loop(
         train, runs, step_fn, frozen, batches, checkpoints, writer,
         make_evaluate(scene) if train.score_tasks else None, eval_steps, train.checkpoint_steps or eval_steps,
+        preempted,
     )  # fmt: skip
     try:
         state, best = loop.run(state, best, start_step)
@@ -140,14 +152,24 @@ def _teaching_head(width: int, caches, train: TrainSettings):
     return jnp.asarray(rng.normal(0.0, width**-0.5, (width, widths.pop())), jnp.float32)
 
 
-def resume(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Best | None, int]:
-    """State to go on from: the newest checkpoint, or the given one at step 0."""
-    latest = checkpoints.latest_step()
-    if latest is None:
-        return state, None, 0
-    restored, best, meta = checkpoints.restore(latest, state._asdict(), has_best=True)
-    print(f"continuing from the checkpoint of step {latest}", file=sys.stderr)
-    return TrainState(**restored), best, int(meta["step"])
+def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = False) -> tuple[TrainState, Best | None, int]:
+    """State to go on from: the newest checkpoint, or the given one at step 0.
+
+    Raises UserError naming a damaged checkpoint; with ``skip_damaged`` it is put aside and the one before it is taken.
+    """
+    for name in checkpoints.unfinished():
+        distributed.say(f"left out: {name}, whose writing did not end")
+    while (latest := checkpoints.latest_step()) is not None:
+        try:
+            restored, best, meta = checkpoints.restore(latest, state._asdict(), has_best=True)
+        except UserError as error:
+            if not skip_damaged:
+                raise
+            distributed.say(f"{error} Put aside: {checkpoints.put_aside(latest)}")
+            continue
+        distributed.say(f"continuing from the checkpoint of step {latest}")
+        return TrainState(**restored), best, int(meta["step"])
+    return state, None, 0
 
 
 def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict) -> dict:
@@ -186,7 +208,10 @@ def accounting(description: dict) -> str:
 def write_backbone(run_folder: Path, backbone: Backbone, trainable: dict) -> None:
     """Writes the trained weights as a backbone folder ``backbone/`` of the run, for BACKBONE or conversion."""
     trained = {path.removeprefix("backbone/"): array for path, array in trainable.items() if path.startswith("backbone/")}
+    trained = {path: sharding.to_host(array) for path, array in (flatten(backbone.params) | trained).items()}
+    if not distributed.is_first():
+        return
     folder = run_folder / "backbone"
     if folder.exists():
         shutil.rmtree(folder)
-    formats.write_backbone("own", str(folder), backbone.config, flatten(backbone.params) | trained, backbone.vocabulary_path)
+    formats.write_backbone("own", str(folder), backbone.config, trained, backbone.vocabulary_path)

@@ -134,7 +134,7 @@ class TrainStep:
         self.traces: list[str] = []
         self.accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
         self.update = jax.jit(self._update_fn, donate_argnums=0)
-        self.zeros = jax.jit(self._zeros_fn)
+        self.zeros = jax.jit(self._zeros_fn, keep_unused=True)  # whose devices tell where the zeros go
 
     def _zeros_fn(self, trainable):
         tasks = jnp.zeros(len(self.objective.group_N), jnp.float32)
@@ -164,7 +164,7 @@ class TrainStep:
         trainable = sharding.place_tree(self.mesh, trainable)
         start = lambda trainable: sharding.constrain_tree((jnp.zeros((), jnp.int32), self.optimizer.init(trainable)))  # noqa: E731
         with sharding.use(self.mesh):
-            step, opt_state = jax.jit(start)(trainable)
+            step, opt_state = jax.jit(start, keep_unused=True)(trainable)
         return TrainState(step, trainable, opt_state)
 
     def sums(self, state: TrainState, frozen: dict, batch) -> Sums:
@@ -196,8 +196,7 @@ def batch_totals(objective: Objective, batch, frozen: dict, trainable: dict) -> 
             positions_N = positions_N + batch.examples_N * trainable["bank/shared"].shape[1]
         totals["encoder_positions_G"] = by_group(positions_N)
     if objective.encoder_teaching:
-        rows = sum(int((np.abs(micro["embedding_BE"]).sum(axis=1) > 0).sum()) for micro in batch.micro)
-        totals["embedded_rows_G"] = np.full(num_groups, rows, np.float32)
+        totals["embedded_rows_G"] = np.full(num_groups, batch.embedded, np.float32)
     return totals
 
 

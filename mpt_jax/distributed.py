@@ -1,0 +1,159 @@
+"""Several processes: how they find one another, who writes, and how they end together.
+
+``start`` comes before anything touches devices. Files of a run (its folder, metrics, events, scores, predictions, token caches) are
+written by the first process alone, checkpoints by all of them; all need the same file system. A process that ends on an error leaves
+without waiting for the others, and a process whose peer is gone ends with EXIT_PEER_LOST, or by JAX's own check (SIGABRT, 134 in a
+shell) where nothing but the silence of its heartbeat tells: HEARTBEAT_S seconds later.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from mpt_jax.errors import EXIT_PEER_LOST, UserError
+
+HEARTBEAT_S = 30  # of silence after which a process counts as lost, or MPT_HEARTBEAT_S; JAX's default is 100 [ours]
+WAIT_S = 24 * 3600  # that the others wait for what the first process writes before them (token caches of large sets) [ours]
+TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+NAMES = ("coordinator_address", "num_processes", "process_id")
+# what Gloo, NCCL and the coordination service say of a peer that is gone
+LOST_PEER = re.compile(r"gloo|nccl|connection|peer|coordination|heartbeat|barrier|unavailable|deadline", re.I)
+
+
+def arguments_of(given: Mapping[str, object], environ: Mapping[str, str], tpu: bool = False) -> dict | None:
+    """What jax.distributed.initialize takes, from the command's flags and the environment; None for a single process.
+
+    In this order: flags, which complete JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (Kubernetes' JOB_COMPLETION_INDEX
+    in its place); a Slurm step of several tasks and the hosts of a TPU slice (``tpu``: this machine has one), both as JAX detects
+    them. Raises UserError where only some of the three are given.
+    """
+    address = given.get("coordinator_address") or environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = given.get("num_processes") if given.get("num_processes") is not None else environ.get("JAX_NUM_PROCESSES")
+    index = given.get("process_id")
+    if index is None:
+        index = environ.get("JAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX") if address else None)
+    found = dict(zip(NAMES, (address, processes, index), strict=True))
+    missing = [name for name, value in found.items() if value is None or value == ""]
+    if len(missing) < len(NAMES):
+        if missing:
+            ways = ", ".join(f"--{name} or JAX_{name.upper()}" for name in missing)
+            raise UserError(f"several processes need {', '.join(NAMES)}: missing {ways}.")
+        try:
+            return {**found, "num_processes": int(processes), "process_id": int(index), "cluster_detection_method": "deactivate"}
+        except ValueError as error:
+            raise UserError(f"num_processes = {processes!r}, process_id = {index!r}: both are whole numbers.") from error
+    if int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environ and "SLURM_STEP_NODELIST" in environ:
+        return {"cluster_detection_method": "slurm"}
+    return {} if tpu else None
+
+
+def start(given: Mapping[str, object], trains: bool) -> bool:
+    """Joins the other processes, if there are any. Call before anything touches devices; True if there are.
+
+    given: the command's flags by name (NAMES). trains: SIGTERM is then handed to ``Preemption``, in all processes at one step.
+    """
+    on_tpu = any(map(os.path.exists, TPU_DEVICES)) and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    arguments = arguments_of(given, os.environ, on_tpu)
+    if arguments is None:
+        return False
+    jax.config.update("jax_enable_preemption_service", trains)
+    try:
+        heartbeat = int(os.environ.get("MPT_HEARTBEAT_S", HEARTBEAT_S))
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat)
+    except ValueError as error:
+        if arguments:
+            raise UserError(f"the processes cannot be joined: {error} Given: {arguments}.") from error
+        print(f"one process: no other hosts of this TPU were found ({error})", file=sys.stderr)
+        return False
+    sys.excepthook = _leave_on_error
+    return True
+
+
+def is_first() -> bool:
+    """True in the process that writes."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """One line to the terminal, from the first process."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def first_before_others(name: str) -> Iterator[None]:
+    """The first process goes through the block before the others enter it: they find done what it did, or fail as it did.
+
+    ``name`` must be another one each time within a command.
+    """
+    wait = lambda: ocp.multihost.sync_global_processes(name, timeout=WAIT_S, processes=set(range(jax.process_count())))  # noqa: E731
+    together = jax.distributed.is_initialized() and jax.process_count() > 1
+    if together and not is_first():
+        wait()
+    try:
+        yield
+    finally:
+        if together and is_first():
+            wait()
+
+
+class Preemption:
+    """Whether the machine is about to be taken away: within the block SIGTERM does not end the process but is told by ``reached``."""
+
+    def __init__(self):
+        self._told = False
+        self._before = None
+
+    def __enter__(self) -> "Preemption":
+        # several processes: JAX's service takes the signal and agrees on a step
+        if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._tell)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _tell(self, *_) -> None:
+        self._told = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+
+    def reached(self, step: int) -> bool:
+        """True at the step to save at and to end with, the same in all processes; to be asked at every step."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._told
+
+
+def leave(code: int) -> int:
+    """Returns the exit code; with several processes ends at once with it, without the wait for the others that JAX would make."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _leave_on_error(kind, error, trace) -> None:
+    """The hook of uncaught errors with several processes."""
+    lost = issubclass(kind, jax.errors.JaxRuntimeError | ValueError) and LOST_PEER.search(str(error))
+    if lost:
+        reason = str(error).strip().splitlines()[0][:200]
+        message = f"mpt-jax: process {_number()}: another process of this run is gone ({reason})"
+        print(f"{message}; what was saved stays, all processes started again continue", file=sys.stderr)
+    else:
+        traceback.print_exception(kind, error, trace)
+    leave(EXIT_PEER_LOST if lost else 1)
+
+
+def _number() -> str:
+    return os.environ.get("JAX_PROCESS_ID", "") or str(jax.process_index())
