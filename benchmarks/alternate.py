@@ -17,6 +17,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+# compiled programs are kept, so that repeats in other processes need not compile anew; no timed step compiles either way
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "mpt_benchmarks" / "compiled"),
+    "HF_HUB_OFFLINE": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"}
 RATE = ["benchmarks.roofline", "--side"]
 VERSIONED = ("jax", "jaxlib", "torch", "transformers", "peft", "numpy")
 Summarise = Callable[[dict[str, list[dict]]], dict]
@@ -38,7 +46,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def run(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> dict:
     """Runs ``python -m module arguments`` and returns the JSON of its last line, with its wall and CPU seconds and what ran beside it."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})}
+    env = {**os.environ, **ENVIRONMENT, **(environment or {})}
     before, start, used = _busy(), time.perf_counter(), os.times()
     done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, env=env)
     if done.returncode:
@@ -57,12 +65,23 @@ def _busy() -> float:
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
-def compare(arguments: argparse.Namespace, benchmark: str, case: str, sides: Mapping[str, Sequence], summarise: Summarise) -> dict:
-    """Alternates the sides, each ``[module, argument, …]``, adds the line to the file, prints and returns it."""
+def compare(
+    arguments: argparse.Namespace,
+    benchmark: str,
+    case: str,
+    sides: Mapping[str, Sequence],
+    summarise: Summarise,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict:
+    """Alternates the sides, each ``[module, argument, …]``, adds the line to the file, prints and returns it.
+
+    ``environments``: variables of a side's process beside those of every side.
+    """
     runs: dict[str, list[dict]] = {name: [] for name in (*sides, "rate")}
     for _ in range(arguments.repeats):
         for name, (module, *rest) in (*sides.items(), ("rate", RATE)):
-            runs[name].append(run(module, *rest, *(["--threads", arguments.threads] if name != "rate" else [])))
+            threads = ["--threads", arguments.threads] if name != "rate" else []
+            runs[name].append(run(module, *rest, *threads, environment=(environments or {}).get(name)))
             print(f"{benchmark} {case} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     path = Path(arguments.json)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -57,9 +57,9 @@ def main() -> None:
         return found | {"useful_gflops": round(gflops, 1), "product_rate": rate, "useful_share": share, **told}
 
     case = "small" if arguments.small else f"{arguments.size}{f'_{arguments.layers}' if arguments.layers else ''} {arguments.rows}"
-    alternate.compare(
-        arguments, "train_target", case, {"peft": ["benchmarks.peer_peft", *given], "ours": ["benchmarks.ours", *given]}, summarise
-    )
+    ours = ["benchmarks.ours", *given]
+    sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ours, "ours_huge_pages": ours}
+    alternate.compare(arguments, "train_target", case, sides, summarise, {"ours_huge_pages": alternate.HUGE_PAGES})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A checkpoint is written asynchronously into a temporary folder and renamed when 
 previous one whole. The frozen backbone is never in a checkpoint; its fingerprint is in run.json.
 """
 
+import concurrent.futures
 import json
 import logging
 import os
@@ -53,6 +54,9 @@ class Checkpoints:
         self.folder = Path(run_dir).absolute() / FOLDER
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+        # of several processes each takes part in every save at once: they save in the loop's own thread
+        self._writer = concurrent.futures.ThreadPoolExecutor(1) if jax.process_count() == 1 else None
+        self._pending: concurrent.futures.Future | None = None
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
@@ -75,20 +79,40 @@ class Checkpoints:
         return aside
 
     def save(self, step: int, state, best: Best | None, meta: dict) -> None:
-        """Starts writing; returns once the arrays are copied to the host. A failure of the previous write is raised here."""
+        """Starts writing; returns once the arrays are copied to the host. A failure of the previous write is raised here.
+
+        What Orbax does before its own writing goes on beside the step as well: 40-150 ms measured, where copying a bank takes 1 ms.
+        """
         best_tree = {} if best is None else {"trainable": best.trainable, "score": best.score_G, "step": best.step_G}
+        if self._writer:
+            self._finish_pending(step)
+            # a copy: the step after this one is given the arrays' memory
+            state = jax.tree.map(lambda array: np.array(array), state)
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             best=ocp.args.PyTreeSave({"empty": np.zeros(1), **best_tree}),
             meta=ocp.args.JsonSave(meta),
         )
         try:
-            self._manager.save(step, args=arguments)
+            if self._writer:
+                self._pending = self._writer.submit(self._manager.save, step, args=arguments)
+            else:
+                self._manager.save(step, args=arguments)
         except FAILURES as error:
             raise self._not_saved(step, error) from error
 
+    def _finish_pending(self, step: int | None) -> None:
+        try:
+            if self._pending:
+                self._pending.result()
+        except FAILURES as error:
+            raise self._not_saved(step, error) from error
+        finally:
+            self._pending = None
+
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError if it could not be written."""
+        self._finish_pending(None)
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -97,7 +121,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits and releases threads."""
-        self.wait()
+        try:
+            self.wait()
+        finally:
+            if self._writer:
+                self._writer.shutdown()
         self._manager.close()
 
     def _not_saved(self, step: int | None, error: Exception) -> UserError:

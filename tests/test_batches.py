@@ -187,9 +187,9 @@ def test_eval_batches_give_every_row_once(tmp_path):
 
 
 def test_bucket_settings():
-    assert buckets(100) == (16, 24, 32, 48, 64, 96, 100)
+    assert buckets(100) == (16, 32, 48, 64, 80, 96, 100)
     assert buckets(16) == (16,) and buckets(5) == (5,)
-    assert BatchSpec(256, 10, 8).input_buckets[-2:] == (192, 256)
+    assert BatchSpec(256, 10, 8).input_buckets[-2:] == (224, 256)
     assert BatchSpec(256, 10, 8).target_buckets == (8, 10)
     assert BatchSpec(256, 128, 8, (300, 64, 64)).input_buckets == (64, 256)
     for name in ("input_length", "target_length", "micro_batch_size"):

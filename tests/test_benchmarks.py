@@ -34,7 +34,7 @@ def test_useful_operations_agree_with_the_compiler_where_nothing_is_padded():
 
 
 def test_appended_repeats_join_the_last_line_of_their_case(tmp_path, monkeypatch):
-    monkeypatch.setattr(alternate, "run", lambda module, *rest: {"seconds": [float(rest[0])], "busy_elsewhere": 0.0})
+    monkeypatch.setattr(alternate, "run", lambda module, *rest, environment: {"seconds": [float(rest[0])], "busy_elsewhere": 0.0})
     path = tmp_path / "lines.jsonl"
     for first, flags in ((4, []), (8, ["--append"])):
         arguments = alternate.parser("").parse_args(["--json", str(path), "--repeats", "1", *flags])

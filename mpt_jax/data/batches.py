@@ -19,7 +19,8 @@ from mpt_jax.errors import UserError
 
 # inputs_BL, targets_BT, task_id_B int32; embedding_BE float32 where a cache has embeddings
 MicroBatch = dict[str, np.ndarray]
-INPUT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# steps of an eighth or less of the positions that the encoder sees with 100 prompt vectors [ours]
+INPUT_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 TARGET_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
 ENDLESS = 2**40  # steps; Grain wants a length
 
