@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from launch.buckets import MOUNT_OPTIONS, model_dir, mounted
 from launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, say, show, signals_wait, variables
 from launch.machines import GPU_HOSTS, gpu_host, tpu_slice
-from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PREEMPTED
+from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTED
 
 PORT = 8476  # of the coordinator
 GRACE_S = 120  # between SIGTERM and SIGKILL: time to save
@@ -77,8 +77,9 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         pod["tolerations"] = [{"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
     if arguments.service_account:
         pod["serviceAccountName"] = arguments.service_account
+    restarted = [EXIT_PREEMPTED, EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED]
     rules = [
-        {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": [EXIT_PREEMPTED, EXIT_PEER_LOST]}},
+        {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": restarted}},
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
     job = {

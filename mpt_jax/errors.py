@@ -5,6 +5,8 @@ EXIT_PREEMPTED = 83
 
 # exit code of a process whose peer is gone; all of them started again continue
 EXIT_PEER_LOST = 84
+# the same where JAX's own check finds it and aborts the process (SIGABRT), as shells and Kubernetes show it
+EXIT_PEER_LOST_ABORTED = 134
 
 
 class Preempted(Exception):

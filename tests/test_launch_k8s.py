@@ -87,7 +87,7 @@ def test_manifest_of_a_tpu_slice():
     assert container["resources"]["limits"] == {"google.com/tpu": 4} and container["command"][-2:] == ["train", "--gin_file=source.gin"]
     assert {"name": "NAME", "value": "a b"} in container["env"]
     assert value["spec"]["failurePolicy"]["maxRestarts"] == 3 and value["spec"]["network"]["enableDNSHostnames"]
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [83, 84] and pod["restartPolicy"] == "Never"
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [83, 84, 134] and pod["restartPolicy"] == "Never"
 
 
 def test_volumes_of_the_manifest():

@@ -66,4 +66,5 @@ class MultiHeadAttention(nn.Module):
 
     def _kernel(self, dense: Dense):
         kernel_DX = dense.variables["params"]["kernel"].astype(self.config.dtype)
-        return kernel_DX.reshape(-1, self.config.num_heads, self.config.head_dim)
+        kernel_DHK = kernel_DX.reshape(-1, self.config.num_heads, self.config.head_dim)
+        return constrain(kernel_DHK, "activation_embed", "heads", "kv")
