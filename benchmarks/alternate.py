@@ -44,8 +44,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def run(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> dict:
-    """Runs ``python -m module arguments`` and returns the JSON of its last line, with its wall and CPU seconds and what ran beside it."""
+def run(module: str, *arguments: object, environment: Mapping[str, str] | None = None, json_line: bool = True) -> dict:
+    """Runs ``python -m module arguments``: the JSON of its last line, if it prints one, its wall and CPU seconds, what ran beside it."""
     env = {**os.environ, **ENVIRONMENT, **(environment or {})}
     before, start, used = _busy(), time.perf_counter(), os.times()
     done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, env=env)
@@ -54,7 +54,7 @@ def run(module: str, *arguments: object, environment: Mapping[str, str] | None =
     wall, after = time.perf_counter() - start, os.times()
     cpu = after.children_user + after.children_system - used.children_user - used.children_system
     elsewhere = max(_busy() - before - cpu, 0.0) / (wall * os.cpu_count())
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads(done.stdout.strip().splitlines()[-1]) if json_line else {}
     return result | {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3), "busy_elsewhere": round(elsewhere, 3)}
 
 
@@ -83,6 +83,11 @@ def compare(
             threads = ["--threads", arguments.threads] if name != "rate" else []
             runs[name].append(run(module, *rest, *threads, environment=(environments or {}).get(name)))
             print(f"{benchmark} {case} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
+    return write(arguments, benchmark, case, runs, summarise)
+
+
+def write(arguments: argparse.Namespace, benchmark: str, case: str, runs: dict[str, list[dict]], summarise: Summarise) -> dict:
+    """Adds the line of these runs to the file, or with ``--append`` the runs to the last line of the case. Prints and returns it."""
     path = Path(arguments.json)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     mine = [line for line in lines if (line["benchmark"], line["case"]) == (benchmark, case)] if arguments.append else []

@@ -12,15 +12,17 @@ from pathlib import Path
 from benchmarks import alternate, flops, rows
 from benchmarks.backbones import backbone_folder, config_of
 
+STEPS = 2  # timed in a process
+
 
 def step_arguments(arguments: argparse.Namespace, tasks: int = 1) -> list:
     """The arguments of a training process of either side; writes weights and rows where there are none."""
-    size, rows_name, batch, prompt, steps = ("tiny", "tiny", 8, 10, 2) if arguments.small else (arguments.size, arguments.rows, 32, 100, 3)
+    size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, 32, 100)
     folder = Path(arguments.folder)
     for n in range(tasks):
         rows.token_cache(folder, rows_name, f"task{n}", seed=n)
     given = {"--backbone": backbone_folder(folder, size, arguments.layers), "--folder": folder, "--rows": rows_name}
-    given |= {"--tasks": tasks, "--batch": batch, "--prompt": prompt, "--steps": steps}
+    given |= {"--tasks": tasks, "--batch": batch, "--prompt": prompt, "--steps": STEPS}
     return [part for pair in given.items() for part in pair]
 
 
@@ -28,7 +30,7 @@ def useful_gflops(arguments: argparse.Namespace) -> float:
     """Useful operations of a step, in 10^9, the mean over the timed steps."""
     size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, 32, 100)
     stream = rows.stream([rows.token_cache(Path(arguments.folder), rows_name, "task0")], batch)
-    steps = (1, 2) if arguments.small else (1, 2, 3)  # step 0 is the warm-up
+    steps = range(1, 1 + STEPS)  # step 0 is the warm-up
     config = config_of(size, arguments.layers)
     counted = [flops.prompt_step(config, prompt, [(len(a), len(b)) for _, a, b in rows.drawn(stream, step)]) for step in steps]
     return sum(counted) / len(counted) / 1e9

@@ -309,13 +309,18 @@ class TrainSettings:
     log_steps: int = 10  # steps between lines of metrics
     skip_damaged_checkpoints: bool = False  # True: a damaged checkpoint is put aside and the one before it continues
     score_tasks: bool = True  # score the dev split and keep the best bank of each run
+    # scorings without a better one after which a group of runs draws no more rows; 0 = never [DPT stops after 10]
+    patience: int = 0
     encoder_teaching: float = 0.0  # pretraining: weight of the loss to sentence vectors in the rows [ours]
 
     def __post_init__(self):
         check_types(self)
         check_choice("TrainSettings.stage", self.stage, STAGES)
-        for name, low in (("train_steps", 1), ("eval_steps", 0), ("eval_rows", 0), ("checkpoint_steps", 0), ("log_steps", 1)):
+        zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
+        for name, low in (("train_steps", 1), ("log_steps", 1), *((name, 0) for name in zero_or_more)):
             check_range(f"TrainSettings.{name}", getattr(self, name), low)
+        if self.patience and not self.score_tasks:
+            raise UserError(f"TrainSettings.patience = {self.patience} needs dev scores: set TrainSettings.score_tasks = True.")
         if not self.model_dir:
             raise UserError("TrainSettings.model_dir is empty; give --gin.MODEL_DIR=\"'folder'\".")
 

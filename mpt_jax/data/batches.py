@@ -151,11 +151,16 @@ class BatchIterator:
         prefetch: int,
         threads: int,
     ):
-        source = _StepSource(streams, spec, num_bank_rows)
-        options = grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
-        self._steps = iter(grain.MapDataset.source(source).to_iter_dataset(options))
-        self._steps.set_state({"next_index": start_step})
+        self._arguments = spec, num_bank_rows
+        self._options = grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
+        self._steps = self._read(streams, {"next_index": start_step})
         self.waited_s = 0.0
+
+    def _read(self, streams: Sequence[Stream], state: dict[str, int]):
+        source = _StepSource(streams, *self._arguments)
+        steps = iter(grain.MapDataset.source(source).to_iter_dataset(self._options))
+        steps.set_state(state)
+        return steps
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -173,6 +178,12 @@ class BatchIterator:
     def set_state(self, state: dict[str, int]) -> None:
         """Goes on from a state of `get_state`."""
         self._steps.set_state(state)
+
+    def keep(self, streams: Sequence[Stream]) -> None:
+        """From the next step on, batches hold the rows of these streams alone."""
+        state = self.get_state()
+        self._steps.close()
+        self._steps = self._read(streams, state)
 
     def close(self) -> None:
         """Stops reading ahead."""

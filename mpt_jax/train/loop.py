@@ -9,6 +9,8 @@ import numpy as np
 from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import TrainSettings
 from mpt_jax.data.batches import BatchIterator
+from mpt_jax.data.sampler import Stream
+from mpt_jax.distributed import say
 from mpt_jax.errors import Preempted, UserError
 from mpt_jax.metrics import MetricsWriter, ProgressLine
 from mpt_jax.sharding import to_host
@@ -71,6 +73,14 @@ def update_best(best: Best | None, trainable: dict, scores, runs: Sequence[Run],
     return Best(arrays, score_G, step_G)
 
 
+def stopped_groups(best: Best | None, step: int, eval_steps: int, patience: int) -> frozenset[int]:
+    """Groups whose best score is ``patience`` scorings old by ``step``; a function of what a checkpoint holds, so resuming agrees."""
+    if best is None or not patience:
+        return frozenset()
+    last_scored = step // eval_steps * eval_steps
+    return frozenset(np.flatnonzero(last_scored - best.step_G >= patience * eval_steps).tolist())
+
+
 @dataclasses.dataclass
 class Loop:
     """One training program. ``run`` continues from ``state`` at ``start_step`` to the last step."""
@@ -80,6 +90,7 @@ class Loop:
     step_fn: TrainStep
     frozen: dict
     batches: BatchIterator
+    streams: Sequence[Stream]  # of each group
     checkpoints: Checkpoints
     writer: MetricsWriter
     evaluate: Evaluate | None
@@ -94,9 +105,11 @@ class Loop:
         """
         total = self.settings.train_steps
         window = Window(self.step_fn.objective.terms)
-        note = ""
+        note, stopped = "", self._stop(best, start_step, frozenset())
         with ProgressLine(self.settings.stage, total, start_step) as progress:
             for step in range(start_step + 1, total + 1):
+                if len(stopped) == len(self.streams):
+                    break
                 batch = next(self.batches)
                 state, metrics = self.step_fn(state, self.frozen, batch)
                 window.add(metrics, batch)
@@ -107,7 +120,9 @@ class Loop:
                     note = self._log(step, window)
                     window = Window(self.step_fn.objective.terms)
                 if score_now:
-                    best, note = self._score(step, state, best)
+                    best, note = self._score(step, state, best, stopped)
+                    stopped = self._stop(best, step, stopped)
+                    save_now |= len(stopped) == len(self.streams)
                 if save_now:
                     self._save(step, state, best)
                 progress.update(step, note)
@@ -116,6 +131,17 @@ class Loop:
                     raise Preempted(f"told to end: the checkpoint of step {step} is written, the same command continues")
         self.checkpoints.wait()
         return state, best
+
+    def _stop(self, best: Best | None, step: int, before: frozenset[int]) -> frozenset[int]:
+        """The groups that are stopped by now; those that newly are free their rows of the batch."""
+        stopped = before | stopped_groups(best, step, self.eval_steps, self.settings.patience)
+        if stopped != before:
+            names = ", ".join(f"{run.task} (seed {run.seed})" for run in self.runs if run.group in stopped - before)
+            say(f"step {step}: no better dev score in {self.settings.patience} scorings, stopped: {names}")
+            left = [stream for group, stream in enumerate(self.streams) if group not in stopped]
+            if left:
+                self.batches.keep(left)
+        return stopped
 
     def _log(self, step: int, window: Window) -> str:
         means, norm_G, finite_G = window.read()
@@ -142,8 +168,9 @@ class Loop:
         advice = f"Lower LEARNING_RATE (now {rates}) or set OptimizerSettings.clip_norm, in a new MODEL_DIR"
         raise UserError(f"{message}. {advice}.")
 
-    def _score(self, step: int, state: TrainState, best: Best | None) -> tuple[Best, str]:
-        scores = self.evaluate(state.trainable)
+    def _score(self, step: int, state: TrainState, best: Best | None, stopped: frozenset[int]) -> tuple[Best, str]:
+        found = self.evaluate(state.trainable)
+        scores = [None if run.group in stopped else score for run, score in zip(self.runs, found, strict=True)]
         for n, (run, score) in enumerate(zip(self.runs, scores, strict=True)):
             if score is not None:
                 self.writer.write(step, "dev", score[0], run.task, n)

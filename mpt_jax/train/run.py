@@ -102,9 +102,10 @@ def run_train(
     rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
     lengths, local = (data.input_length, data.target_length), sharding.local_rows(mesh, rows)
     spec = BatchSpec(*lengths, rows, tuple(data.input_buckets), tuple(data.target_buckets), local)
-    batches = batch_iterator(plan.make_streams(runs, caches, data), spec, len(runs), start_step, data.prefetch)
+    streams = plan.make_streams(runs, caches, data)
+    batches = batch_iterator(streams, spec, len(runs), start_step, data.prefetch)
     loop = Loop(
-        train, runs, step_fn, frozen, batches, checkpoints, writer,
+        train, runs, step_fn, frozen, batches, streams, checkpoints, writer,
         make_evaluate(scene) if train.score_tasks else None, eval_steps, train.checkpoint_steps or eval_steps,
         preempted,
     )  # fmt: skip

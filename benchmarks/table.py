@@ -1,0 +1,69 @@
+"""Rebuilds the tables of docs/performance.md from benchmarks/results/*.jsonl.
+
+    python -m benchmarks.table
+
+What stands between the marks of a benchmark (``<!-- train_target -->`` … ``<!-- end -->``) is replaced; the words around them stay.
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "performance.md"
+UNITS = {"seconds": "s", "peak_mb": "MB", "blocking_ms": "ms", "gflops": "10⁹/s"}
+TOLD = ("useful_share", "product_rate", "useful_gflops", "input_padding", "waiting_share", "same_answers", "bytes", "files", "commands")
+
+
+def load_lines(folder: Path) -> list[dict]:
+    """All result lines, file by file."""
+    return [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
+
+
+def table(line: dict) -> str:
+    """One case as a Markdown table: medians, lowest and highest repeat, how many times faster than the peer, and what else was told."""
+    rows = []
+    for quantity, unit in UNITS.items():
+        found = line.get(quantity, {})
+        for name, value in ({"": found} if "median" in found else found).items():
+            if not isinstance(value, dict):
+                continue
+            low, high = value["spread"]
+            ratio = line.get("ratio", {}).get(name.replace("together", "ours"))
+            share = line.get("useful_share", {}).get(name)
+            cells = (name or quantity, f"{value['median']:g} {unit}", f"{low:g} – {high:g}", f"{ratio:g}" if ratio else "", _percent(share))
+            rows.append("| " + " | ".join(cells) + " |")
+    names = [name for name in TOLD if name in line and not isinstance(line[name], dict)]
+    told = "; ".join(f"{name.replace('_', ' ')} {line[name]:g}" for name in names)
+    company = f"cores busy with other processes meanwhile: up to {_percent(line['busy_elsewhere'])}"
+    repeats = max(len(runs) for runs in line["runs"].values())
+    head = "| | median | lowest – highest repeat | times the peer | useful share |\n|---|---:|---:|---:|---:|"
+    return f"**{line['case']}**, {repeats} repeats; {company}{'; ' + told if told else ''}\n\n{head}\n" + "\n".join(rows) + "\n"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
+def rebuild(page: str, lines: list[dict]) -> str:
+    """The page with each benchmark's tables between its marks. Raises KeyError for results that the page has no marks for."""
+    by_name: dict[str, list[dict]] = {}
+    for line in lines:
+        by_name.setdefault(line["benchmark"], []).append(line)
+    for name, found in by_name.items():
+        marks = re.compile(rf"<!-- {name} -->.*?<!-- end -->", re.S)
+        if not marks.search(page):
+            raise KeyError(f"docs/performance.md has no place for the results of {name}: add <!-- {name} --> and <!-- end -->")
+        text = f"<!-- {name} -->\n" + "\n".join(map(table, found)) + "<!-- end -->"
+        page = marks.sub(lambda _, text=text: text, page)
+    return page
+
+
+def main() -> None:
+    PAGE.write_text(rebuild(PAGE.read_text(), load_lines(RESULTS)))
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
