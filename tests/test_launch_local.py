@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from stand_ins import ROOT
 
@@ -140,3 +141,37 @@ def test_the_real_command_in_two_processes():
     argv = [sys.executable, "-m", "launch", "--target", "local", "--devices_per_process", "2", "--", "tasks", "no_such_task"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "no_such_task" in done.stdout and "mpt-jax: " in done.stdout
+
+
+@pytest.mark.slow
+def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_path):
+    """The launcher passes SIGTERM on, both processes save, the launcher ends with 83; started again it finishes: 1e-5, float32."""
+    from tiny_world import arguments, write_world
+
+    from mpt_jax.checkpoint import load_trainable
+    from mpt_jax.main import main
+
+    world = write_world(tmp_path) | {"TASKS": ["vowel"], "LEARNING_RATE": 0.02, "TrainSettings.score_tasks": False}
+    steps = {"TRAIN_STEPS": 60, "TrainSettings__checkpoint_steps": 4}
+    assert main(arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "alone"), **steps)) == 0
+    mesh = {"MESH_FSDP": 2, "MESH_TENSOR": 2}
+    command = arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "two"), **steps, **mesh)
+    launcher = ["-m", "launch", "--target", "local", "--processes", "2", "--devices_per_process", "4", "--grace_s", "60", "--", *command]
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    start = lambda: subprocess.Popen(  # noqa: E731
+        [sys.executable, *launcher], cwd=ROOT, env={**os.environ, **compiled}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process, deadline = start(), time.monotonic() + 120
+    checkpoints = tmp_path / "two" / "checkpoints"
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 83 and output.count("told to end") == 1, output
+    process = start()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "[0] continuing from the checkpoint of step" in output and "[1] continuing" not in output
+    expected, found = (load_trainable(tmp_path / name, "last")[0] for name in ("alone", "two"))
+    for path in expected:
+        np.testing.assert_allclose(found[path], expected[path], atol=1e-5)
