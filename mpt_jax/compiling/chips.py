@@ -72,6 +72,7 @@ def prepare(name: str) -> None:
     found = importlib.util.find_spec("libtpu")
     if found is None or found.origin is None:
         raise UserError(f"TOPOLOGY = {name!r} needs the TPU's compiler, a Python package: pip install \"mpt_jax[tpu]\" (libtpu).")
+    jax.config.update("jax_enable_compilation_cache", False)  # without the devices nothing of it can be read back
     os.environ.setdefault("TPU_LIBRARY_PATH", str(Path(found.origin).parent / "libtpu.so"))
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several compilations at once: no device is taken
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server outside of Google's cloud
