@@ -46,7 +46,8 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
         gin.add_config_file_search_path(folder)
     for file in files:
         if not any((Path(folder) / file).is_file() for folder in [os.curdir, *folders]):
-            known = sorted({path.relative_to(folder).as_posix() for folder in folders for path in Path(folder).rglob("*.gin")})
+            found = {path.relative_to(folder) for folder in folders for path in Path(folder).rglob("*.gin")}
+            known = sorted(path.as_posix() for path in found if path.parts[0] != "t5x")  # those are for T5X's own commands
             raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")
     try:
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file

@@ -103,10 +103,10 @@ def _spec(sizes: dict[str, int], shape: Sequence[int], logical_axes: Sequence[st
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     """Tells the compiler where an array of a program lives, by the names of its last dimensions; without names: whole on every device.
 
-    Nothing happens outside of ``use(mesh)``.
+    Nothing happens outside of ``use(mesh)``, nor in another trainer's mesh with axes of its own.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.axis_names != AXES:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(dict(mesh.shape), x.shape, logical_axes))
 
@@ -116,12 +116,13 @@ def constrain_whole(tree: Any) -> Any:
     return jax.tree.map(constrain, tree)
 
 
-def _parameter_axes(path: str) -> tuple[str, ...] | None:
+def parameter_axes(path: str) -> tuple[str, ...] | None:
+    """Logical axes of a parameter by its path, as T5X's partitioners want them, too; None for a path that no row covers."""
     return next((axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)), None)
 
 
 def _parameter_spec(sizes: dict[str, int], path: str, shape: Sequence[int]) -> PartitionSpec:
-    axes = _parameter_axes(path)
+    axes = parameter_axes(path)
     if axes is None:
         raise UserError(f"parameter {path!r} has no row in PARAMETER_AXES (mpt_jax/sharding.py); add one.")
     if axes[0] != "task":
@@ -147,7 +148,7 @@ def _leaf_spec(sizes: dict[str, int], keys: Sequence[Any], shape: Sequence[int])
     Moments of a bank's array (N, ...) have runs in front, (G, M, ...): then the runs are split.
     """
     names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
-    path = next((name for name in (*names, "/".join(names)) if _parameter_axes(name) is not None), None)  # flat, or nested
+    path = next((name for name in (*names, "/".join(names)) if parameter_axes(name) is not None), None)  # flat, or nested
     return PartitionSpec() if path is None else _parameter_spec(sizes, path, shape)
 
 
@@ -160,7 +161,7 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
 def constrain_tree(tree: Any) -> Any:
     """As ``tree_sharding``, for results inside a program."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.axis_names != AXES:
         return tree
     place = lambda keys, leaf: jax.lax.with_sharding_constraint(leaf, _leaf_spec(dict(mesh.shape), keys, leaf.shape))  # noqa: E731
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_package_is_listed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = [path.parent.relative_to(ROOT) for top in ("launch", "mpt_jax", "tasks") for path in (ROOT / top).rglob("__init__.py")]
-    gin = {"mpt_jax.gin_files": "gin", "mpt_jax.gin_files.paper": "gin/paper"}
+    gin = {"mpt_jax.gin_files": "gin", "mpt_jax.gin_files.paper": "gin/paper", "mpt_jax.gin_files.t5x": "gin/t5x"}
     assert set(settings["packages"]) == {".".join(folder.parts) for folder in folders} | set(gin)
     assert settings["package-dir"] == {"mpt_jax.gin_files": "gin"}  # and what is below it
     assert all(settings["package-data"][package] == ["*.gin"] for package in gin)
