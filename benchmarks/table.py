@@ -30,8 +30,9 @@ def table(line: dict) -> str:
             if not isinstance(value, dict):
                 continue
             low, high = value["spread"]
-            ratio = line.get("ratio", {}).get(name.replace("together", "ours"))
-            share = line.get("useful_share", {}).get(name)
+            time = quantity in ("seconds", "peak_mb" if "seconds" not in line else "seconds")
+            ratio = line.get("ratio", {}).get(name.replace("together", "ours")) if time else None
+            share = line.get("useful_share", {}).get(name) if time else None
             cells = (name or quantity, f"{value['median']:g} {unit}", f"{low:g} – {high:g}", f"{ratio:g}" if ratio else "", _percent(share))
             rows.append("| " + " | ".join(cells) + " |")
     names = [name for name in TOLD if name in line and not isinstance(line[name], dict)]

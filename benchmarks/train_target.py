@@ -1,6 +1,6 @@
 """A step of target training beside PEFT's multitask prompt tuning: T5-Base, 100 prompt vectors, batch 32, float32, same rows and weights.
 
-    python -m benchmarks.train_target --json FILE [--rows short|long] [--repeats N --append]
+    python -m benchmarks.train_target --json FILE [--rows short|long] [--huge_pages] [--repeats N --append]
 
 A step draws rows, pads, runs forward and backward and updates the prompt, on both sides. ``useful_share``: operations that the
 mathematics needs (benchmarks/flops.py), a second, as a share of the machine's rate of float32 products.
@@ -46,7 +46,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = parser(__doc__).parse_args()
+    made = parser(__doc__)
+    made.add_argument("--huge_pages", action="store_true", help="also with large memory pages (docs/performance.md)")
+    arguments = made.parse_args()
     given = step_arguments(arguments)
     gflops = useful_gflops(arguments)
 
@@ -56,11 +58,12 @@ def main() -> None:
         share = {name: round(gflops / value["median"] / rate, 3) for name, value in found["seconds"].items()}
         last = runs["ours"][-1]
         told = {"input_padding": round(last["input_padding"], 3), "waiting_share": round(last["waiting_share"], 5)}
-        return found | {"useful_gflops": round(gflops, 1), "product_rate": rate, "useful_share": share, **told}
+        memory = {name: alternate.medians(runs[name], "peak_mb") for name in sides}
+        return found | {"peak_mb": memory, "useful_gflops": round(gflops, 1), "product_rate": rate, "useful_share": share, **told}
 
     case = "small" if arguments.small else f"{arguments.size}{f'_{arguments.layers}' if arguments.layers else ''} {arguments.rows}"
     ours = ["benchmarks.ours", *given]
-    sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ours, "ours_huge_pages": ours}
+    sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ours} | ({"ours_huge_pages": ours} if arguments.huge_pages else {})
     alternate.compare(arguments, "train_target", case, sides, summarise, {"ours_huge_pages": alternate.HUGE_PAGES})
 
 
