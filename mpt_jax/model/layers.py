@@ -19,6 +19,26 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+@jax.custom_vjp
+def bfloat16_product(x, kernel):
+    """x (..., in) @ kernel (in, out), both bfloat16, summed in float32 and rounded once, forwards and backwards.
+
+    Asking for a bfloat16 result makes XLA on CPU convert to float32 first: 250 in place of 1,500 x 10^9 operations a second where the cores
+    multiply bfloat16 in hardware (AMX). TPU and GPU sum in float32 either way.
+    """
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _bfloat16_product_backward(saved, grad):
+    x, kernel = saved
+    grad_x = jnp.einsum("...o,io->...i", grad, kernel, preferred_element_type=jnp.float32)
+    grad_kernel = jnp.einsum("...i,...o->io", x, grad, preferred_element_type=jnp.float32)
+    return grad_x.astype(x.dtype), grad_kernel.astype(kernel.dtype)
+
+
+bfloat16_product.defvjp(lambda x, kernel: (bfloat16_product(x, kernel), (x, kernel)), _bfloat16_product_backward)
+
+
 class Dense(nn.Module):
     """A matrix product without bias: (..., in) -> (..., features), parameter ``kernel`` (in, features)."""
 
@@ -29,7 +49,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features), jnp.float32)
-        return jnp.dot(x, kernel.astype(self.dtype))
+        kernel = kernel.astype(self.dtype)
+        return bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
 
 
 class LayerNorm(nn.Module):
