@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from benchmarks import rows
-from benchmarks.side import add_side_arguments, finish, rows_of
+from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
 
 
 def make_training(arguments: argparse.Namespace, source):
@@ -66,11 +66,11 @@ def main() -> None:
     source = rows_of(arguments)
     step_fn, state, frozen = make_training(arguments, source)
     spec = BatchSpec(rows.SETS[arguments.rows][1], 8, arguments.micro or DataSettings().micro_batch_size)
-    total = arguments.warmup + arguments.steps
-    state = compile_buckets(step_fn, state, frozen, [make_batch([source], step, spec, len(source.caches)) for step in range(total)])
-    batches = batch_iterator([source], spec, len(source.caches), 0, DataSettings().prefetch)
+    steps = steps_of(arguments)
+    state = compile_buckets(step_fn, state, frozen, [make_batch([source], step, spec, len(source.caches)) for step in steps])
+    batches = batch_iterator([source], spec, len(source.caches), steps[0], DataSettings().prefetch)
     seconds, padding = [], []
-    for _ in range(total):
+    for _ in steps:
         start = time.perf_counter()
         batch = next(batches)
         state, metrics = step_fn(state, frozen, batch)
@@ -79,7 +79,8 @@ def main() -> None:
         padding.append(batch.input_padding)
     waiting = batches.waited_s / sum(seconds)
     batches.close()
-    finish({"seconds": seconds[arguments.warmup :], "loss": loss, "waiting_share": waiting, "input_padding": float(np.mean(padding))})
+    told = {"loss": loss, "waiting_share": waiting, "input_padding": float(np.mean(padding))}
+    finish({"seconds": seconds[arguments.warmup :], "steps": list(steps)[arguments.warmup :], **told})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import transformers
 from peft import MultitaskPromptTuningConfig, TaskType, get_peft_model
 
 from benchmarks import rows
-from benchmarks.side import add_side_arguments, finish, rows_of
+from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
 
 
 def load_model(folder: str, prompt: int, tasks: int):
@@ -54,7 +54,7 @@ def main() -> None:
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3)
     seconds = []
-    for step in range(arguments.warmup + arguments.steps):
+    for step in steps_of(arguments):
         start = time.perf_counter()
         loss = model(**collate(rows.drawn(source, step))).loss
         loss.backward()
@@ -62,7 +62,7 @@ def main() -> None:
         optimizer.zero_grad()
         loss.item()
         seconds.append(time.perf_counter() - start)
-    finish({"seconds": seconds[arguments.warmup :], "loss": loss.item()})
+    finish({"seconds": seconds[arguments.warmup :], "steps": list(steps_of(arguments))[arguments.warmup :], "loss": loss.item()})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ def add_side_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=1, help="steps before those that are timed")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--first_step", type=int, default=0, help="of the rows' order, where the steps begin")
 
 
 def rows_of(arguments: argparse.Namespace) -> Stream:
@@ -27,6 +28,11 @@ def rows_of(arguments: argparse.Namespace) -> Stream:
     folder = Path(arguments.folder)
     caches = [rows.token_cache(folder, arguments.rows, f"task{n}", seed=n) for n in range(arguments.tasks)]
     return rows.stream(caches, arguments.batch)
+
+
+def steps_of(arguments: argparse.Namespace) -> range:
+    """The steps to run, those before the timed ones included."""
+    return range(arguments.first_step, arguments.first_step + arguments.warmup + arguments.steps)
 
 
 def peak_bytes() -> int:

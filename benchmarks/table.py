@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
 UNITS = {"seconds": "s", "peak_mb": "MB", "blocking_ms": "ms", "gflops": "10⁹/s"}
-TOLD = ("useful_share", "product_rate", "useful_gflops", "input_padding", "waiting_share", "same_answers", "bytes", "files", "commands")
+TOLD = ("product_rate", "useful_gflops", "input_padding", "waiting_share", "same_answers", "bytes", "files", "commands")
 
 
 def load_lines(folder: Path) -> list[dict]:
@@ -35,8 +35,10 @@ def table(line: dict) -> str:
             share = line.get("useful_share", {}).get(name) if time else None
             cells = (name or quantity, f"{value['median']:g} {unit}", f"{low:g} – {high:g}", f"{ratio:g}" if ratio else "", _percent(share))
             rows.append("| " + " | ".join(cells) + " |")
-    names = [name for name in TOLD if name in line and not isinstance(line[name], dict)]
+    names = [name for name in TOLD if name in line]
     told = "; ".join(f"{name.replace('_', ' ')} {line[name]:g}" for name in names)
+    if "ratio_by_step" in line:
+        told += "; times the peer, step by step: " + ", ".join(f"{ratio:.2f}" for ratio in line["ratio_by_step"])
     company = f"cores busy with other processes meanwhile: up to {_percent(line['busy_elsewhere'])}"
     repeats = max(len(runs) for runs in line["runs"].values())
     head = "| | median | lowest – highest repeat | times the peer | useful share |\n|---|---:|---:|---:|---:|"

@@ -7,6 +7,7 @@ mathematics needs (benchmarks/flops.py), a second, as a share of the machine's r
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 from benchmarks import alternate, flops, rows
@@ -22,18 +23,17 @@ def step_arguments(arguments: argparse.Namespace, tasks: int = 1) -> list:
     for n in range(tasks):
         rows.token_cache(folder, rows_name, f"task{n}", seed=n)
     given = {"--backbone": backbone_folder(folder, size, arguments.layers), "--folder": folder, "--rows": rows_name}
-    given |= {"--tasks": tasks, "--batch": batch, "--prompt": prompt, "--steps": STEPS}
+    given |= {"--first_step": arguments.first_step, "--tasks": tasks, "--batch": batch, "--prompt": prompt, "--steps": STEPS}
     return [part for pair in given.items() for part in pair]
 
 
-def useful_gflops(arguments: argparse.Namespace) -> float:
-    """Useful operations of a step, in 10^9, the mean over the timed steps."""
+def useful_gflops(arguments: argparse.Namespace, steps: list[int]) -> float:
+    """Useful operations of a step, in 10^9, the median over the given steps."""
     size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, 32, 100)
     stream = rows.stream([rows.token_cache(Path(arguments.folder), rows_name, "task0")], batch)
-    steps = range(1, 1 + STEPS)  # step 0 is the warm-up
     config = config_of(size, arguments.layers)
     counted = [flops.prompt_step(config, prompt, [(len(a), len(b)) for _, a, b in rows.drawn(stream, step)]) for step in steps]
-    return sum(counted) / len(counted) / 1e9
+    return statistics.median(counted) / 1e9
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -41,6 +41,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = alternate.parser(description)
     made.add_argument("--rows", default="short", choices=sorted(rows.SETS))
     made.add_argument("--size", default="t5_1_1_base", help="row of the size table (default: %(default)s)")
+    made.add_argument("--first_step", type=int, default=0, help="takes other rows: each process does one untimed step and 2 timed ones")
     made.add_argument("--layers", type=int, default=0, help="depth of both stacks; 0 = the size's own")
     return made
 
@@ -50,16 +51,25 @@ def main() -> None:
     made.add_argument("--huge_pages", action="store_true", help="also with large memory pages (docs/performance.md)")
     arguments = made.parse_args()
     given = step_arguments(arguments)
-    gflops = useful_gflops(arguments)
 
     def summarise(runs: dict[str, list[dict]]) -> dict:
         found = alternate.against(runs, "peft")
         rate = alternate.product_rate(runs)
+        gflops = useful_gflops(arguments, [step for run in runs["ours"] for step in run["steps"]])
+        pairs = [zip(peer["seconds"], own["seconds"], strict=True) for peer, own in zip(runs["peft"], runs["ours"], strict=True)]
+        by_step = [round(peer / own, 3) for pair in pairs for peer, own in pair]
         share = {name: round(gflops / value["median"] / rate, 3) for name, value in found["seconds"].items()}
         last = runs["ours"][-1]
         told = {"input_padding": round(last["input_padding"], 3), "waiting_share": round(last["waiting_share"], 5)}
         memory = {name: alternate.medians(runs[name], "peak_mb") for name in sides}
-        return found | {"peak_mb": memory, "useful_gflops": round(gflops, 1), "product_rate": rate, "useful_share": share, **told}
+        return found | {
+            "ratio_by_step": by_step,
+            "peak_mb": memory,
+            "useful_gflops": round(gflops, 1),
+            "product_rate": rate,
+            "useful_share": share,
+            **told,
+        }
 
     case = "small" if arguments.small else f"{arguments.size}{f'_{arguments.layers}' if arguments.layers else ''} {arguments.rows}"
     ours = ["benchmarks.ours", *given]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_model import CONFIG
 
-from benchmarks import alternate, flops, rows
+from benchmarks import alternate, flops, rows, table
 from mpt_jax.model.prompted_t5 import forward, init_backbone
 
 
@@ -44,6 +44,15 @@ def test_appended_repeats_join_the_last_line_of_their_case(tmp_path, monkeypatch
     (line,) = [json.loads(text) for text in path.read_text().splitlines()]
     assert line["seconds"]["peer"] == {"median": 6.0, "spread": [4.0, 8.0]} and line["ratio"] == {"ours": 3.0}
     assert len(line["runs"]["ours"]) == 2
+
+
+def test_the_page_holds_what_the_committed_lines_say():
+    """docs/performance.md is what `python -m benchmarks.table` makes of the committed results."""
+    page = table.PAGE.read_text()
+    lines = table.load_lines(table.RESULTS)
+    assert lines and table.rebuild(page, lines) == page
+    with pytest.raises(KeyError, match="no place for the results of nothing"):
+        table.rebuild(page, [{"benchmark": "nothing"}])
 
 
 @pytest.mark.slow
