@@ -62,6 +62,21 @@ def test_sigterm_is_told_once_and_then_ends():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_preempted_run_ends_with_its_code_and_continues_bit_for_bit(tmp_path, monkeypatch, capsys):
+    macros = write_world(tmp_path) | {"TASKS": ["vowel"], "TRAIN_STEPS": 5, "TrainSettings.score_tasks": False}
+    command = lambda name: arguments("train", "teacher.gin", macros, MODEL_DIR=str(tmp_path / name))  # noqa: E731
+    assert main(command("whole")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed.Preemption, "reached", lambda self, step: step == 2)
+        assert main(command("ended")) == EXIT_PREEMPTED
+    assert "told to end: the checkpoint of step 2 is written" in capsys.readouterr().err
+    assert main(command("ended")) == 0
+    assert "continuing from the checkpoint of step 2" in capsys.readouterr().err
+    expected, found = (load_trainable(tmp_path / name, "last")[0] for name in ("whole", "ended"))
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path])
+
+
 def test_a_single_process_is_the_first_and_waits_for_nobody():
     assert distributed.is_first() and distributed.leave(3) == 3
     with pytest.raises(KeyError), distributed.first_before_others("anything"):
