@@ -1,7 +1,7 @@
 """Kubernetes: one JobSet of as many pods as the slice or the nodes have hosts, followed and deleted at the end.
 
-A pod that ends with EXIT_PREEMPTED or EXIT_PEER_LOST, or whose node is taken away, restarts the whole set, at most --max_restarts times;
-any other failure fails it. Buckets in the command are mounted by GKE's driver (launch/buckets.py); elsewhere give a --claim.
+A pod that was preempted, lost a peer or lost its node restarts the whole set, at most --max_restarts times; any other failure fails it.
+Buckets in the command are mounted by GKE's driver (launch/buckets.py); elsewhere give a --claim.
 Needs the JobSet controller 0.6 or newer in the cluster. The manifest is JSON, which kubectl reads as YAML.
 Sources: jobset.sigs.k8s.io/docs/reference; kubernetes.io/docs/tasks/job/pod-failure-policy;
 cloud.google.com/kubernetes-engine/docs/how-to/tpus.
@@ -23,6 +23,7 @@ from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTE
 PORT = 8476  # of the coordinator
 GRACE_S = 120  # between SIGTERM and SIGKILL: time to save
 DELETIONS = 5
+RESTARTED = (EXIT_PREEMPTED, EXIT_PEER_LOST, 134)  # 134: SIGABRT, with which JAX's heartbeat ends a process whose peer is silent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
