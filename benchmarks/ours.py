@@ -55,6 +55,7 @@ def main() -> None:
     add_side_arguments(parser)
     parser.add_argument("--teacher", default="none", choices=("none", "beside"))
     parser.add_argument("--micro", type=int, default=0, help="rows of a micro-batch; 0 = the package's default")
+    parser.add_argument("--padded", action="store_true", help="the whole batch at once, every row as long as the longest allowed")
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
@@ -65,7 +66,10 @@ def main() -> None:
 
     source = rows_of(arguments)
     step_fn, state, frozen = make_training(arguments, source)
-    spec = BatchSpec(rows.SETS[arguments.rows][1], 8, arguments.micro or DataSettings().micro_batch_size)
+    longest = rows.SETS[arguments.rows][1]
+    spec = BatchSpec(longest, 8, arguments.micro or DataSettings().micro_batch_size)
+    if arguments.padded:
+        spec = BatchSpec(longest, 8, arguments.batch, (longest,), (8,))
     steps = steps_of(arguments)
     state = compile_buckets(step_fn, state, frozen, [make_batch([source], step, spec, len(source.caches)) for step in steps])
     batches = batch_iterator([source], spec, len(source.caches), steps[0], DataSettings().prefetch)
