@@ -37,7 +37,7 @@ def convert(source: str, to: str, output: str, task: str | None = None, backbone
         raise UserError(f"--to {to!r} is none of {', '.join(FORMATS)}.")
     if not output:
         raise UserError("--output is empty; give a folder or file to write.")
-    source = _resolve(source)
+    source = _resolve(source, "--from")
     if to in BACKBONE_FORMATS:
         if task:
             raise UserError(f"--task {task!r} chooses a prompt; --to {to} writes a backbone.")
@@ -59,7 +59,7 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
     name = backbone or known.get("name")
     if not name:
         raise UserError(f"--to {BANK_FORMAT} writes prompts with their backbone, and the source names none: give --backbone NAME.")
-    config, arrays, _ = formats.read_backbone(_resolve(name))
+    config, arrays, _ = formats.read_backbone(_resolve(name, "--backbone"))
     if config.d_model != held.width:
         raise UserError(f"--backbone {name!r} has width {config.d_model}, the prompts have width {held.width}.")
     fingerprint = fingerprint_of(arrays)
@@ -84,13 +84,13 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
     return write_folder(output, write)
 
 
-def _resolve(source: str) -> str:
+def _resolve(source: str, given_as: str) -> str:
     """A path as it is; the name of a shipped backbone as its folder."""
     if is_remote(source) or os.path.exists(source):
         return source
     from mpt_jax.model.backbone import backbone_folder
 
-    return str(backbone_folder(source))
+    return str(backbone_folder(source, given_as))
 
 
 def read_prompts(source: str) -> prompts.PromptFile:

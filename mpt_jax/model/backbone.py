@@ -46,14 +46,14 @@ class Backbone:
         return {f"backbone/{path}": array for path, array in flatten(self.params).items()}
 
 
-def backbone_folder(name: str) -> str:
-    """Folder of a shipped backbone's name, or the path itself. Raises UserError if there is neither."""
+def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
+    """Folder of a shipped backbone's name, or the path itself. Raises UserError if there is neither, in the words of who gave it."""
     if is_remote(name) or Path(name).exists():
         return name
     if (SHIPPED / name).is_dir():
         return str(SHIPPED / name)
     known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
-    raise UserError(f"BACKBONE = {name!r} is neither a shipped backbone ({known}) nor a folder.")
+    raise UserError(f"{given_as} {name!r} is neither a shipped backbone ({known}) nor a folder.")
 
 
 def load_backbone(
