@@ -25,7 +25,7 @@ from mpt_jax.run_folder import write_json
 from mpt_jax.train.run import Settings, run_train
 
 BACKBONE = "nano"
-SOURCES = ("word_valence", "science_topic", "word_order", "journey_check", "journey_question", "past_tense")
+SOURCES = ("word_valence", "science_topic", "name_kind", "journey_check", "journey_question", "past_tense")
 TARGETS = ("definition_valence", "module_topic", "turned_words", "purchase_check", "purchase_question", "plural")
 SEEDS = (1, 2, 3)
 SHOTS = 16
@@ -48,8 +48,8 @@ class Stage:
     seeds: tuple[int, ...]
     prompt: PromptSettings
     data: DataSettings
-    rate: float
-    factor_rate: float = 0.0
+    rate: float | tuple[float, ...]
+    factor_rate: float | tuple[float, ...] = 0.0
     evaluations: int = 4
     eval_rows: int = 64
 
