@@ -19,7 +19,7 @@ from mpt_jax.infer.selection import make_evaluate
 from mpt_jax.metrics import read_metrics
 from mpt_jax.train.run import run_train
 
-RATES = {"prompt_tuning": ((0.03, 0.1, 0.3, 1.0), (0.0,)), "mpt": ((0.03, 0.1, 0.3), (0.03, 0.1, 0.3))}  # of prompts, of factors
+RATES = {"prompt_tuning": ((0.03, 0.1, 0.3, 1.0), (0.0,)), "mpt": ((0.1, 0.3), (0.1, 0.3))}  # of prompts, of factors
 
 
 def search(method: str, model_dir: Path, steps: int, evaluations: int, tasks: tuple[str, ...]) -> str:
