@@ -27,7 +27,7 @@ TEST_FILES = {"mrpc": "test"}  # the others': validation
 DEV_SHARE, DEV_ROWS = 0.1, 300
 SEEDS = (1, 2, 3)
 SHOTS = 32
-STEPS = {"few": 40, "full": 80}
+STEPS = {"few": 40, "full": 60}
 SCORES = {"cola": "matthews"}  # the others': accuracy
 MODULE = Path(__file__).parent.parent / "docs" / "real_small_tasks.py"
 
