@@ -1,0 +1,47 @@
+"""The study of docs/real_small.md: its splits share no row, its commands are ones that mpt-jax takes."""
+
+import json
+
+import pytest
+
+from benchmarks import real_small
+from mpt_jax import main
+from mpt_jax.config import DataSettings, OptimizerSettings, PromptSettings, TrainSettings
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Forty rows of every task, two of them in both files, in published layout."""
+    monkeypatch.chdir(tmp_path)
+    for name in real_small.SOURCES + real_small.TARGETS:
+        folder = tmp_path / "published" / name
+        folder.mkdir(parents=True)
+        rows = [{"sentence": f"{name} {n}", "label": n % 2, "idx": n} for n in range(40)]
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        test = f"{real_small.TEST_FILES.get(name, 'validation')}.jsonl"
+        (folder / test).write_text("".join(json.dumps({**row, "idx": 99}) + "\n" for row in rows[:2]))
+    return tmp_path / "published"
+
+
+def test_splits_share_no_text_and_lose_none(data):
+    real_small.split_rows(data)
+    for name in real_small.SOURCES + real_small.TARGETS:
+        read = lambda split, name=name: [json.loads(line) for line in (real_small.FOLDER / name / f"{split}.jsonl").open()]  # noqa: E731
+        texts = {split: [real_small.text_of(row) for row in read(split)] for split in ("train", "validation", "test")}
+        assert [len(rows) for rows in texts.values()] == [35, 3, 2]
+        assert len(set().union(*texts.values())) == 40
+    assert real_small.most_frequent("sst2") == 50.0 and real_small.most_frequent("cola") == 0.0
+
+
+def test_every_command_is_one_that_the_program_takes():
+    commands = list(real_small.commands())
+    assert len(commands) == 2 + 2 * (2 + len(real_small.TARGETS) * len(real_small.SEEDS))
+    for run, arguments in commands:
+        parsed = main.parse_arguments(arguments)
+        main.parse_gin(parsed.gin_file, parsed.gin_bindings, [])
+        train = main.configured(TrainSettings)
+        assert train.model_dir == str(real_small.FOLDER / run)
+        plain = main.configured(PromptSettings).rank == 0
+        assert plain == (run.startswith("plain") or run == "teachers")
+        assert main.configured(DataSettings).k_shot == (real_small.SHOTS if "_few" in run else 0)
+        assert main.configured(OptimizerSettings).learning_rate == (3e-4 if "finetune" in run else 0.3)
