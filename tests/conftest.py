@@ -1,7 +1,11 @@
 """What tests share."""
 
 import os
+import sys
+from pathlib import Path
 
+# benchmarks/ is not installed; at the end, so that the packages under test are the installed ones where there are any
+sys.path.append(str(Path(__file__).parent.parent))
 # tests compile much and compute little; set before JAX starts
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
