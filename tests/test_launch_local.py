@@ -33,7 +33,7 @@ def start(tmp_path):
     def start(code: str, *options: str) -> subprocess.Popen:
         (tmp_path / "mpt_jax").mkdir()
         (tmp_path / "mpt_jax" / "__init__.py").touch()
-        (tmp_path / "mpt_jax" / "errors.py").write_text("EXIT_PREEMPTED = 83\n")
+        (tmp_path / "mpt_jax" / "errors.py").symlink_to(ROOT / "mpt_jax" / "errors.py")
         (tmp_path / "mpt_jax" / "__main__.py").write_text(PACKAGE + code)
         (tmp_path / "launch").symlink_to(ROOT / "launch")
         argv = [sys.executable, "-m", "launch", "--target", "local", "--grace_s", "1", *options, "--", str(tmp_path)]
