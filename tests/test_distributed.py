@@ -62,7 +62,7 @@ def test_sigterm_is_told_once_and_then_ends():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_preempted_run_ends_with_its_code_and_continues_bit_for_bit(tmp_path, monkeypatch, capsys):
+def test_a_preempted_run_ends_with_its_code_and_continues_bit_for_bit(tmp_path, monkeypatch, capsys, table):
     macros = write_world(tmp_path) | {"TASKS": ["vowel"], "TRAIN_STEPS": 5, "TrainSettings.score_tasks": False}
     command = lambda name: arguments("train", "teacher.gin", macros, MODEL_DIR=str(tmp_path / name))  # noqa: E731
     assert main(command("whole")) == 0
