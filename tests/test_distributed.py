@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_world import arguments, start, write_world
 
+import tasks
 from mpt_jax import distributed
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, UserError
@@ -106,7 +107,7 @@ def end_of(processes, cwd: Path, seconds: float = 200.0) -> tuple[list[int], str
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """(folder, function that makes the command of a source run): teachers and one run in one process, the same in two processes."""
-    folder = tmp_path_factory.mktemp("world")
+    folder, before = tmp_path_factory.mktemp("world"), dict(tasks.TABLE)
     macros = write_world(folder) | {"TASKS": ["vowel", "long"], "LEARNING_RATE": 0.02, "FACTOR_LEARNING_RATE": 0.02}
     assert main(arguments("train", "teacher.gin", macros, MODEL_DIR=str(folder / "teachers"))) == 0
     changes = {"TEACHER_DIR": str(folder / "teachers"), "TRAIN_STEPS": 40, "TrainSettings__checkpoint_steps": 4}
@@ -115,7 +116,9 @@ def world(tmp_path_factory):
     assert main(command("alone")) == 0
     codes, said = end_of(start_two(command("whole"), folder), folder)
     assert codes == [0, 0], said
-    return folder, macros, command
+    yield folder, macros, command
+    tasks.TABLE.clear()
+    tasks.TABLE.update(before)
 
 
 @pytest.mark.slow

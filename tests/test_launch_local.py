@@ -144,7 +144,7 @@ def test_the_real_command_in_two_processes():
 
 
 @pytest.mark.slow
-def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_path):
+def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_path, table):
     """The launcher passes SIGTERM on, both processes save, the launcher ends with 83; started again it finishes: 1e-5, float32."""
     from tiny_world import arguments, write_world
 
