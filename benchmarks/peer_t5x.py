@@ -33,7 +33,7 @@ def make_trainer(arguments: argparse.Namespace, source, batches):
     from mpt_jax.t5x_bridge.optimizer import BankOptimizer
     from mpt_jax.t5x_bridge.restore import take_backbone
 
-    step_fn, state, frozen = make_training(arguments, source)  # bank, teachers, objective and optimiser are those of our side
+    step_fn, state, frozen, _ = make_training(arguments, source)  # bank, teachers, objective and optimiser are those of our side
     bank = bank_from({path.removeprefix("bank/"): array for path, array in state.trainable.items()}, step_fn.objective.group_N)
     names = [cache.name for cache in source.caches]
     optimizer = BankOptimizer(step_fn.optimizer)

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
 UNITS = {"seconds": "s", "peak_mb": "MB", "blocking_ms": "ms", "gflops": "10⁹/s"}
-TOLD = ("product_rate", "useful_gflops", "input_padding", "waiting_share", "same_answers", "bytes", "files", "commands")
+TOLD = (
+    *("product_rate", "useful_gflops", "input_padding", "waiting_share", "teachers_s", "teachers_rows"),
+    *("same_answers", "bytes", "files", "commands"),
+)
 
 
 def load_lines(folder: Path) -> list[dict]:

@@ -17,7 +17,8 @@ R       rank of the task factors
 N       tasks (runs) in the prompt bank
 G       groups of tasks that share one prompt ``P*``
 E       width of a sentence vector (teaching an encoder in pretraining)
+A       log-probabilities kept of a teacher's distribution over the vocabulary
 ======  =====================================================================
 """
 
-LETTERS = "BLPSTDHKFVRNGE"
+LETTERS = "BLPSTDHKFVRNGEA"

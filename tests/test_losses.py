@@ -35,14 +35,36 @@ def test_kl_by_hand_and_zero_for_equal_logits():
     expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     np.testing.assert_allclose(losses.kl_divergence(teacher, student, jnp.array([[1]]), 1.0), [expected], rtol=1e-6)
     same = random_logits()
-    np.testing.assert_allclose(losses.kl_divergence(same, same, jnp.ones((2, 3), int), 3.0), [0, 0], atol=1e-6)
+    softened = jax.nn.log_softmax(same / 3.0)
+    np.testing.assert_allclose(losses.kl_divergence(softened, same, jnp.ones((2, 3), int), 3.0), [0, 0], atol=1e-6)
 
 
 def test_kl_at_a_temperature_softens_both_sides():
     teacher, student, targets = random_logits(), random_logits(seed=1), jnp.array([[3, 1, 0], [6, 0, 0]])
     p = jax.nn.softmax(teacher / 2.0)
     expected = jnp.sum(jnp.sum(p * (jnp.log(p) - jax.nn.log_softmax(student / 2.0)), -1) * (targets > 0), -1) * 4.0
-    np.testing.assert_allclose(losses.kl_divergence(teacher, student, targets, 2.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.kl_divergence(jnp.log(p), student, targets, 2.0), expected, rtol=1e-5)
+
+
+def test_kl_of_some_tokens_takes_all_others_as_one():
+    """Value and gradient against a distribution whose other tokens are added up by hand."""
+    teacher, student, targets = random_logits(), random_logits(seed=1), jnp.array([[3, 1, 0], [6, 0, 0]])
+    logp = np.asarray(jax.nn.log_softmax(teacher / 2.0))
+    ids = np.argsort(-logp)[..., :3]
+    top = np.take_along_axis(logp, ids, -1)
+    tail = np.log(1 - np.exp(top).sum(-1))
+
+    def by_hand(student):
+        q = jnp.exp(jax.nn.log_softmax(student / 2.0))
+        q_top = jnp.take_along_axis(q, ids, -1)
+        kl = jnp.sum(np.exp(top) * (top - jnp.log(q_top)), -1) + np.exp(tail) * (tail - jnp.log(1 - q_top.sum(-1)))
+        return jnp.sum(kl * (targets > 0), -1) * 4.0
+
+    ours = lambda student: losses.kl_divergence(top, student, targets, 2.0, ids, tail)  # noqa: E731
+    np.testing.assert_allclose(ours(student), by_hand(student), rtol=1e-5)
+    assert np.all(ours(student) < losses.kl_divergence(logp, student, targets, 2.0))
+    gradients = (jax.grad(lambda x, kl=kl: kl(x).sum())(jnp.asarray(student)) for kl in (ours, by_hand))
+    np.testing.assert_allclose(*gradients, atol=1e-6)
 
 
 def test_hidden_distance_averages_width_and_layers_and_sums_masked_positions():

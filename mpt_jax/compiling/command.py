@@ -140,7 +140,7 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
     kernels = [leaf.shape for path, leaf in stage.frozen.items() if path.endswith(("kernel", "embedding"))]
     if stage.prompt_length:
         S, T = stage.prompt_length + stage.settings.data.input_length, stage.settings.data.target_length  # noqa: N806
-        parts = need.prompt_step(stage.config, S, T, stage.objective.distillation is not None)
+        parts = need.prompt_step(stage.config, S, T, "teacher/prompts" in stage.frozen)
         parts = {name: value * rows / devices for name, value in parts.items()}
         result["need"] = {
             "flops": parts,

@@ -24,6 +24,7 @@ from mpt_jax.train.groups import STAGE_TABLES, split
 from mpt_jax.train.optimizer import make_optimizer
 from mpt_jax.train.run import Settings
 from mpt_jax.train.step import Objective, Sums, TrainState, TrainStep
+from mpt_jax.train.teachers import layout_of
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -69,7 +70,7 @@ def make_stage(settings: Settings, config: T5Config, tasks: list[str], decode_ro
         bank |= {"cols": (N, P, prompt.rank), "rows": (N, prompt.rank, D)} if prompt.rank else {}
         parameters |= {f"bank/{name}": jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in bank.items()}
     trainable, frozen = split(parameters, STAGE_TABLES[train.stage])
-    if distilled:
+    if distilled and settings.distillation.teacher == "beside":
         frozen["teacher/prompts"] = jax.ShapeDtypeStruct((len(runs), prompt.length, config.d_model), jnp.float32)
     objective = Objective(config, group_N, settings.distillation if distilled else None, 0.0, train.seed_list[0])
     return Stage(settings, config, trainable, frozen, objective, runs, decode_rows)
@@ -156,6 +157,9 @@ def train_programs(stage: Stage, mesh: Mesh) -> list[Compiled]:
     B, L, T = rows_of(stage, mesh), settings.data.input_length, settings.data.target_length  # noqa: N806
     batch = {"inputs_BL": _rows(mesh, jnp.int32, B, L), "targets_BT": _rows(mesh, jnp.int32, B, T)}
     batch["task_id_B"] = _rows(mesh, jnp.int32, B)
+    if objective.distillation and objective.distillation.teacher == "cached":
+        layout = layout_of(objective.distillation, stage.config, settings.prompt.length)
+        batch |= {name: _rows(mesh, dtype, *shape) for name, (shape, dtype) in layout.shapes(B, L, T).items()}
     totals = {name: _everywhere(mesh, jnp.float32, num_groups) for name in ("target_tokens_G", "encoder_positions_G")}
     scalar = _everywhere(mesh, jnp.int32)
     accumulate = compile_one("accumulate", mesh, step_fn.accumulate, trainable, frozen, sums, batch, totals, scalar, scalar)

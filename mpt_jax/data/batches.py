@@ -17,7 +17,7 @@ from mpt_jax.data.sampler import Stream, draw
 from mpt_jax.data.vocabulary import EOS_ID
 from mpt_jax.errors import UserError
 
-# inputs_BL, targets_BT, task_id_B int32; embedding_BE float32 where a cache has embeddings
+# inputs_BL, targets_BT, task_id_B int32; embedding_BE float32 where a cache has embeddings; teacher_… (data/teacher_cache.py) where taught
 MicroBatch = dict[str, np.ndarray]
 # steps of an eighth or less of the positions that the encoder sees with 100 prompt vectors [ours]
 INPUT_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
@@ -259,6 +259,10 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
         raise UserError(f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder")
     if widths:
         micro["embedding_BE"] = np.zeros((size, *widths), np.float32)
+    taught = next((cache.teacher for cache in rows.caches if cache.teacher is not None), None)
+    if taught is not None:
+        shapes = taught.layout.shapes(size, inputs_BL.shape[1], targets_BT.shape[1])
+        micro |= {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
     here = range(size) if spec.local_rows is None else spec.local_rows
     for place in here[: np.searchsorted(here, len(chosen))]:
         example = chosen[place]
@@ -267,6 +271,8 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
         _fill(targets_BT[place], cache.targets(row), spec.target_length)
         if cache.embedding is not None:
             micro["embedding_BE"][place] = cache.embedding[row]
+        if cache.teacher is not None:
+            cache.teacher.fill(micro, place, int(row))
     return micro
 
 

@@ -16,12 +16,16 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import tasks
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mpt_jax.data.teacher_cache import TeacherOutputs
 
 FORMAT = 1  # raise when files or their meaning change: older caches are then written anew
 ARRAYS = ("inputs", "input_offsets", "targets", "target_offsets", "extra_offsets")
@@ -39,6 +43,7 @@ class TokenCache:
         self.rows: int = meta["rows"]
         self.fingerprint: str = meta["fingerprint"]
         self.embedding: np.ndarray | None = arrays.get("embedding")
+        self.teacher: TeacherOutputs | None = None  # what a teacher made of the rows (data/teacher_cache.py)
         self._arrays, self._extra = arrays, extra
         self.input_lengths = np.diff(arrays["input_offsets"]).astype(np.int32)
         self.target_lengths = np.diff(arrays["target_offsets"]).astype(np.int32)
@@ -137,6 +142,18 @@ def key_name(key: dict) -> str:
 
 def read_cache(folder: Path) -> TokenCache:
     """Opens a cache folder after checking each file's size and checksum; UserError names a damaged file."""
+    meta = checked_meta(folder)
+    names = [*ARRAYS, "embedding"] if "embedding.npy" in meta["files"] else ARRAYS
+    arrays = {name: map_array(folder / f"{name}.npy") for name in names}
+    extra = np.memmap(folder / "extra.bin", np.uint8, "r").view(np.ndarray)
+    for tokens, offsets in (("inputs", "input_offsets"), ("targets", "target_offsets")):
+        if len(arrays[offsets]) != meta["rows"] + 1 or arrays[offsets][-1] != len(arrays[tokens]):
+            raise damaged(folder / f"{offsets}.npy", f"does not fit {tokens}.npy")
+    return TokenCache(folder, meta, arrays, extra)
+
+
+def checked_meta(folder: Path) -> dict:
+    """`meta.json` of a cache folder, after checking each file's size and checksum; UserError names a damaged file."""
     meta = _read_meta(folder)
     for file, (size, checksum) in meta["files"].items():
         path = folder / file
@@ -146,19 +163,13 @@ def read_cache(folder: Path) -> TokenCache:
             raise damaged(path, f"has {path.stat().st_size} bytes, {size} were written")
         if file_checksum(path) != checksum:
             raise damaged(path, "does not match its checksum")
-    names = [*ARRAYS, "embedding"] if "embedding.npy" in meta["files"] else ARRAYS
-    arrays = {name: _map(folder / f"{name}.npy") for name in names}
-    extra = np.memmap(folder / "extra.bin", np.uint8, "r").view(np.ndarray)
-    for tokens, offsets in (("inputs", "input_offsets"), ("targets", "target_offsets")):
-        if len(arrays[offsets]) != meta["rows"] + 1 or arrays[offsets][-1] != len(arrays[tokens]):
-            raise damaged(folder / f"{offsets}.npy", f"does not fit {tokens}.npy")
-    return TokenCache(folder, meta, arrays, extra)
+    return meta
 
 
 def damaged(path: Path, what: str) -> UserError:
     """The error for a cache file that is not as it was written."""
     return UserError(
-        f"token cache file {str(path)!r} {what}: delete {str(path.parent)!r} or set overwrite = True"
+        f"cache file {str(path)!r} {what}: delete {str(path.parent)!r} or set overwrite = True"
     )
 
 
@@ -222,7 +233,7 @@ def _read_meta(folder: Path) -> dict:
     return meta
 
 
-def _map(path: Path) -> np.ndarray:
+def map_array(path: Path) -> np.ndarray:
     """A memory-mapped array as a plain ndarray, whose slices cost a third of a memmap's."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)

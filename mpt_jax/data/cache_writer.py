@@ -35,13 +35,20 @@ def write(
     progress: Progress | None = None,
 ) -> None:
     """Writes the cache of `key` at `folder` from SeqIO's examples, by way of a temporary folder beside it."""
+    with whole_or_not_at_all(folder) as temporary:
+        arrays = _collect(examples, key, temporary / "extra.bin", progress)
+        _check_tokens(arrays, key, vocabulary)
+        _write_files(arrays, key, temporary)
+
+
+@contextlib.contextmanager
+def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".writing-{os.getpid()}-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
-        arrays = _collect(examples, key, temporary / "extra.bin", progress)
-        _check_tokens(arrays, key, vocabulary)
-        _write_files(arrays, key, temporary)
+        yield temporary
         _install(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -199,7 +206,7 @@ def _write_files(arrays: dict[str, np.ndarray], key: dict, folder: Path) -> None
     for name, values in arrays.items():
         with open(folder / f"{name}.npy", "wb") as file:
             np.save(file, values, allow_pickle=False)
-    files = {path.name: (path.stat().st_size, file_checksum(path)) for path in sorted(folder.iterdir())}
+    files = file_sums(folder)
     content = json.dumps([key["task"], key["split"], key["vocabulary"], files], sort_keys=True)
     meta = {
         "key": key,
@@ -211,6 +218,16 @@ def _write_files(arrays: dict[str, np.ndarray], key: dict, folder: Path) -> None
         "longest_target": int(np.diff(arrays["target_offsets"]).max()),
         "files": files,
     }
+    write_meta(folder, meta)
+
+
+def file_sums(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size in bytes and checksum of each file of a folder, as `meta.json` holds them."""
+    return {path.name: (path.stat().st_size, file_checksum(path)) for path in sorted(folder.iterdir())}
+
+
+def write_meta(folder: Path, meta: dict) -> None:
+    """Writes `meta.json`; the folder's files are on disk when it returns."""
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
     for path in folder.iterdir():
         _sync(path)

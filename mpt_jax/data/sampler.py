@@ -109,6 +109,14 @@ def draw(stream: Stream, step: int) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(np.arange(len(count_N), dtype=np.int32), count_N), np.concatenate(rows)
 
 
+def rows_in(stream: Stream, steps: int) -> list[np.ndarray]:
+    """The rows of each task that the first ``steps`` steps draw, each once, ascending; int64."""
+    first_N, _ = _position(stream, steps)
+    count_N = np.minimum(first_N, stream.sizes)
+    empty = np.zeros(0, np.int64)
+    return [np.sort(_rows(stream, task, 0, int(count))) if count else empty for task, count in enumerate(count_N)]
+
+
 def epoch_steps(stream: Stream) -> int:
     """Steps of one epoch: all rows in use / batch size, rounded down (as MPT counts), at least 1."""
     return max(1, int(stream.sizes.sum()) // stream.batch_size)

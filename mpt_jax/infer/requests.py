@@ -45,7 +45,7 @@ class Model:
 class Requests:
     """Token rows with the bank row that answers each and the most tokens an answer may have; readable like a token cache."""
 
-    embedding = None
+    embedding = teacher = None
 
     def __init__(
         self,

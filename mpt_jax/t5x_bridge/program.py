@@ -43,6 +43,8 @@ def training_model(
     """
     if train.stage not in STAGES:
         raise UserError(f"TrainSettings.stage = {train.stage!r}: under T5X's trainer there are {', '.join(STAGES)}.")
+    if distillation.teacher != "beside":
+        raise UserError(f"DistillationSettings.teacher = {distillation.teacher!r}: T5X's trainer takes 'beside' alone.")
     config, backbone, arrays = _backbone(train.backbone, train.dtype, train.vocabulary)
     backbone = dataclasses.replace(
         backbone, config=dataclasses.replace(config, dropout_rate=dropout_rate, remat=train.remat), fingerprint=fingerprint_of(arrays),

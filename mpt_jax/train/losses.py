@@ -1,10 +1,13 @@
 """Losses as sums for each example; weights and normalisation are the caller's (``totals``), so micro-batches add up exactly.
 
-All in float32. B examples, T target tokens, S encoder positions, D model width, V vocabulary, E width of a sentence vector.
+All in float32. B examples, T target tokens, S encoder positions, D model width, V vocabulary, E width of a sentence vector,
+A log-probabilities kept of a teacher.
 """
 
 import jax
 import jax.numpy as jnp
+
+NOT_KEPT = 1.0  # no log-probability
 
 
 def cross_entropy(logits_BTV, targets_BT):
@@ -22,14 +25,24 @@ def cross_entropy(logits_BTV, targets_BT):
     return jnp.sum((log_total_BT - target_BT) * real_BT, axis=-1), jnp.sum(correct_BT * real_BT, axis=-1)
 
 
-def kl_divergence(teacher_logits_BTV, student_logits_BTV, targets_BT, temperature: float):
+def kl_divergence(teacher_logp_BTA, student_logits_BTV, targets_BT, temperature: float, ids_BTA=None, tail_BT=None):
     """Sum over real target tokens of KL(teacher || student), both softened by the temperature, times temperature ** 2 -> (B,).
 
+    The teacher's log-probabilities are softened already. They are of the whole vocabulary (A = V), or of the tokens ``ids_BTA`` with
+    ``tail_BT`` for all others together, which the student's are then added up over, too: never more than the whole divergence.
     The factor keeps the gradient's scale independent of the temperature (Hinton et al., arXiv 1503.02531, section 2).
     """
-    teacher_BTV = jax.nn.log_softmax(teacher_logits_BTV.astype(jnp.float32) / temperature)
     student_BTV = jax.nn.log_softmax(student_logits_BTV.astype(jnp.float32) / temperature)
-    kl_BT = jnp.sum(jnp.exp(teacher_BTV) * (teacher_BTV - student_BTV), axis=-1)
+    entropy_BT = jnp.sum(jnp.exp(teacher_logp_BTA) * teacher_logp_BTA, axis=-1)
+    if ids_BTA is None:
+        kl_BT = entropy_BT - jnp.sum(jnp.exp(teacher_logp_BTA) * student_BTV, axis=-1)
+    else:
+        # the teacher is spread over the vocabulary, where no gradient flows: picking the student's would scatter gradients
+        teacher_BTV = jnp.put_along_axis(jnp.full_like(student_BTV, NOT_KEPT), ids_BTA, teacher_logp_BTA, axis=-1, inplace=False)
+        kept_BTV = teacher_BTV < NOT_KEPT
+        cross_BT = jnp.sum(jnp.where(kept_BTV, jnp.exp(teacher_BTV), 0.0) * student_BTV, axis=-1)
+        rest_BT = jax.nn.logsumexp(jnp.where(kept_BTV, -jnp.inf, student_BTV), axis=-1)
+        kl_BT = entropy_BT - cross_BT + jnp.exp(tail_BT) * (tail_BT - rest_BT)
     return jnp.sum(kl_BT * (targets_BT > 0), axis=-1) * temperature**2
 
 

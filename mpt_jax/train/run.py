@@ -23,7 +23,7 @@ from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.prompt_bank import PromptBank, bank_from, count_parameters
 from mpt_jax.run_folder import devices, open_run_folder, versions
-from mpt_jax.train import plan
+from mpt_jax.train import plan, teachers
 from mpt_jax.train.groups import STAGE_TABLES, split
 from mpt_jax.train.loop import Evaluate, Loop
 from mpt_jax.train.optimizer import make_optimizer
@@ -103,6 +103,10 @@ def run_train(
     lengths, local = (data.input_length, data.target_length), sharding.local_rows(mesh, rows)
     spec = BatchSpec(*lengths, rows, tuple(data.input_buckets), tuple(data.target_buckets), local)
     streams = plan.make_streams(runs, caches, data)
+    if objective.distillation and objective.distillation.teacher == "cached":
+        prompts_NPD = sharding.to_host(frozen.pop("teacher/prompts"))
+        told = teachers.Teachers(objective.distillation, prompts_NPD, backbone, spec, mesh, folder)
+        streams = teachers.teach_streams(told, streams, train.train_steps)
     batches = batch_iterator(streams, spec, len(runs), start_step, data.prefetch)
     loop = Loop(
         train, runs, step_fn, frozen, batches, streams, checkpoints, writer,

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from mpt_jax import sharding
 from mpt_jax.config import DistillationSettings, T5Config
 from mpt_jax.model.prompt_bank import PromptBank, bank_from, compose
-from mpt_jax.model.prompted_t5 import Outputs, forward
-from mpt_jax.train import losses
+from mpt_jax.model.prompted_t5 import forward
+from mpt_jax.train import distillation, losses
 from mpt_jax.train.optimizer import Optimizer
 
 
@@ -65,23 +65,6 @@ def _prompt(bank: dict | None, group_N, task_id_B):
     return None if bank is None else compose(bank_from(bank, group_N), task_id_B)
 
 
-def distillation_sums(settings: DistillationSettings, teacher: Outputs, student: Outputs, batch: dict) -> dict[str, jax.Array]:
-    """Sums (B,) of the distillation terms. Encoder states are compared on the input positions, which both prompts precede."""
-    sums = {}
-    targets_BT, inputs_BL = batch["targets_BT"], batch["inputs_BL"]
-    if settings.logits:
-        sums["kl"] = losses.kl_divergence(teacher.logits_BTV, student.logits_BTV, targets_BT, settings.temperature)
-    if settings.hidden == "none":
-        return sums
-    layers = lambda stack: stack.layers if settings.hidden == "all" else (stack.output_BTD,)  # noqa: E731
-    kept = inputs_BL.shape[1] if settings.hidden_positions == "inputs" else student.mask_BS.shape[1]
-    cut = lambda stack: [state[:, -kept:] for state in layers(stack)]  # noqa: E731
-    mask = student.mask_BS[:, -kept:] & jnp.any(targets_BT > 0, axis=1, keepdims=True)
-    sums["hidden_encoder"] = losses.hidden_distance(cut(teacher.encoder), cut(student.encoder), mask)
-    sums["hidden_decoder"] = losses.hidden_distance(layers(teacher.decoder), layers(student.decoder), targets_BT > 0)
-    return sums
-
-
 def loss_sums(objective: Objective, trainable: dict, frozen: dict, batch: dict, dropout_rng=None) -> dict[str, jax.Array]:
     """Sums (B,) of each term for the examples of a micro-batch."""
     parameters = _tree({**frozen, **trainable})
@@ -90,9 +73,13 @@ def loss_sums(objective: Objective, trainable: dict, frozen: dict, batch: dict, 
     student = forward(objective.config, parameters["backbone"], prompt_BPD, *tokens, dropout_rng)
     sums = dict(zip(("loss", "correct"), losses.cross_entropy(student.logits_BTV, batch["targets_BT"]), strict=True))
     if objective.distillation:
-        teacher_prompt_BPD = jnp.take(parameters["teacher"]["prompts"], batch["task_id_B"], axis=0)
-        teacher = forward(objective.config, parameters["backbone"], teacher_prompt_BPD, *tokens)
-        sums |= distillation_sums(objective.distillation, jax.lax.stop_gradient(teacher), student, batch)
+        if objective.distillation.teacher == "cached":
+            teacher = distillation.from_batch(batch)
+        else:
+            teacher_prompt_BPD = jnp.take(parameters["teacher"]["prompts"], batch["task_id_B"], axis=0)
+            outputs = forward(objective.config, parameters["backbone"], teacher_prompt_BPD, *tokens)
+            teacher = jax.lax.stop_gradient(distillation.teach(objective.distillation, outputs, batch["inputs_BL"]))
+        sums |= distillation.distance_sums(objective.distillation, teacher, student, batch)
     if objective.encoder_teaching:
         kernel_DE = parameters["head"]["kernel"]
         sums["sentence"] = losses.sentence_distance(student.encoder.output_BTD, student.mask_BS, kernel_DE, batch["embedding_BE"])

@@ -1,0 +1,147 @@
+"""Outputs of a teacher for rows of a task, computed once and read with the rows in every later epoch.
+
+CACHE_DIR/teachers/<task>/<key>/part-…/ holds `rows.npy` (int64 row numbers) and flat arrays over the tokens of these rows, as the row is
+cut in training: `encoder.npy`, `decoder.npy` (hidden states), `logp.npy`, `ids.npy`, `tail.npy` (log-probabilities of the most likely
+tokens, their ids, and all other tokens together). The key is a hash of everything that went into them: weights, prompt, rows, lengths,
+settings. A part is there whole or not at all.
+B examples, L input tokens, P prompt positions, S encoder positions, T target tokens, D model width, A log-probabilities kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mpt_jax.data import cache_writer
+from mpt_jax.data.cache import TokenCache, checked_meta, damaged, key_name, map_array
+from mpt_jax.errors import UserError
+
+FORMAT = 1  # raise when files or their meaning change
+BATCH_NAMES = {  # file: array of a micro-batch
+    "encoder": "teacher_encoder_BSD",
+    "decoder": "teacher_decoder_BTD",
+    "logp": "teacher_logp_BTA",
+    "ids": "teacher_ids_BTA",
+    "tail": "teacher_tail_BT",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is kept of a row. width: D of hidden states, 0 = none. prefix: prompt positions whose encoder states come before the input's.
+
+    top: A, 0 = no log-probabilities. whole: they are the whole vocabulary's, without ids or a tail. dtype: of hidden states.
+    """
+
+    width: int
+    prefix: int
+    top: int
+    whole: bool
+    dtype: str
+
+    def files(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of a token's entry and dtype, by file."""
+        found: dict[str, tuple[tuple[int, ...], str]] = {}
+        if self.width:
+            found |= {"encoder": ((self.width,), self.dtype), "decoder": ((self.width,), self.dtype)}
+        if self.top:
+            found["logp"] = ((self.top,), "float32")
+        if self.top and not self.whole:
+            found |= {"ids": ((self.top,), "int32"), "tail": ((), "float32")}
+        return found
+
+    def tokens(self, file: str, inputs, targets):
+        """Entries of a row of so many input and target tokens."""
+        return inputs + self.prefix if file == "encoder" else targets
+
+    def shapes(self, B: int, L: int, T: int) -> dict[str, tuple[tuple[int, ...], str]]:  # noqa: N803
+        """Shape and dtype of the arrays of a micro-batch, by name."""
+        return {BATCH_NAMES[file]: ((B, self.tokens(file, L, T), *shape), dtype) for file, (shape, dtype) in self.files().items()}
+
+    def row_bytes(self, inputs: np.ndarray, targets: np.ndarray) -> int:
+        """Bytes on disk of rows of these lengths (tokens)."""
+        entry = {file: int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize for file, (shape, dtype) in self.files().items()}
+        return sum(int(np.sum(self.tokens(file, inputs, targets))) * size for file, size in entry.items())
+
+
+class TeacherOutputs:
+    """What parts on disk hold of a task's rows, memory-mapped; safe to read from several threads."""
+
+    def __init__(self, folder: Path, key: dict, layout: Layout, num_rows: int):
+        """Opens the parts that are there. Raises UserError naming a damaged file."""
+        self.folder = folder / key_name(key)
+        self.key, self.layout = key, layout
+        self._parts: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        self._part = np.full(num_rows, -1, np.int32)
+        self._line = np.zeros(num_rows, np.int64)
+        for part in sorted(self.folder.glob("part-*")):
+            self._open(part)
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows that no part holds, ascending."""
+        rows = np.unique(rows)
+        return rows[self._part[rows] < 0]
+
+    def _open(self, part: Path) -> None:
+        meta = checked_meta(part)
+        arrays = {file: map_array(part / f"{file}.npy") for file in (*self.layout.files(), "rows", "inputs", "targets")}
+        rows, lengths = arrays["rows"], (arrays["inputs"], arrays["targets"])
+        offsets = {}
+        for file in self.layout.files():
+            offsets[file] = np.concatenate([[0], np.cumsum(self.layout.tokens(file, *lengths))]).astype(np.int64)
+            if meta["key"] != self.key or len(arrays[file]) != offsets[file][-1] or len(rows) != len(lengths[0]):
+                raise damaged(part / f"{file}.npy", "does not fit the other files")
+        self._part[rows], self._line[rows] = len(self._parts), np.arange(len(rows))
+        self._parts.append((arrays, offsets))
+
+    def write(self, rows: np.ndarray, inputs: np.ndarray, targets: np.ndarray, computed: Iterable[tuple[int, dict]]) -> None:
+        """Writes a part of these rows, of so many input and target tokens, and opens it.
+
+        ``computed``: (row, padded arrays by file) in any order, each row once. Raises UserError for states that the dtype cannot hold.
+        """
+        name = f"part-{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}"
+        place = {int(row): n for n, row in enumerate(rows)}
+        with cache_writer.whole_or_not_at_all(self.folder / name) as temporary:
+            for file, values in (("rows", rows), ("inputs", inputs), ("targets", targets)):
+                np.save(temporary / f"{file}.npy", values.astype(np.int64), allow_pickle=False)
+            arrays, starts = {}, {}
+            for file, (shape, dtype) in self.layout.files().items():
+                counts = self.layout.tokens(file, inputs, targets)
+                starts[file] = np.concatenate([[0], np.cumsum(counts)])
+                total = (int(starts[file][-1]), *shape)
+                arrays[file] = np.lib.format.open_memmap(temporary / f"{file}.npy", mode="w+", dtype=dtype, shape=total)
+            for row, lines in computed:
+                for file, array in arrays.items():
+                    first, end = starts[file][place[row] : place[row] + 2]
+                    array[first:end] = self._finite(lines[file][: end - first], row)
+            for array in arrays.values():
+                array.flush()
+            meta = {"key": self.key, "rows": len(rows), "fingerprint": key_name(self.key), "files": cache_writer.file_sums(temporary)}
+            cache_writer.write_meta(temporary, meta)
+        self._open(self.folder / name)
+
+    def _finite(self, values: np.ndarray, row: int) -> np.ndarray:
+        if np.isfinite(values).all():
+            return values
+        message = f"task {self.key['task']!r}, row {row}: an output of its teacher is not finite in {self.layout.dtype}"
+        raise UserError(f"{message}; set DistillationSettings.cached_dtype to 'float32', or look at the teacher.")
+
+    def fill(self, micro: dict[str, np.ndarray], place: int, row: int) -> None:
+        """Writes a row's outputs into line ``place`` of a micro-batch's arrays; the line stays zero after them."""
+        arrays, offsets = self._parts[self._part[row]]
+        line = self._line[row]
+        for file in self.layout.files():
+            first, end = offsets[file][line : line + 2]
+            micro[BATCH_NAMES[file]][place, : end - first] = arrays[file][first:end]
+
+
+def with_teacher(cache: TokenCache, outputs: TeacherOutputs) -> TokenCache:
+    """The same rows, whose micro-batches bring the teacher's outputs."""
+    taught = copy.copy(cache)
+    taught.teacher = outputs
+    return taught

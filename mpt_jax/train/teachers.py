@@ -1,0 +1,172 @@
+"""Runs the teachers once over the rows that training will draw, and keeps what they say (DistillationSettings.teacher = 'cached').
+
+B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks (runs) in the bank.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mpt_jax import distributed, sharding
+from mpt_jax.config import DistillationSettings, T5Config
+from mpt_jax.data.batches import BatchSpec, eval_batches
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.sampler import Stream, rows_in
+from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher
+from mpt_jax.errors import UserError
+from mpt_jax.metrics import ProgressLine
+from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.prompted_t5 import forward
+from mpt_jax.train import distillation
+
+PART_BYTES = 2**28  # of a part on disk: what a kill can cost [ours]
+IN_FLIGHT = 2  # batches handed to the device ahead of the one being written
+
+
+def layout_of(settings: DistillationSettings, config: T5Config, prompt_length: int) -> Layout:
+    """What these settings compare, and so what is kept of a teacher whose prompt has ``prompt_length`` vectors."""
+    whole = settings.cached_top == 0 or settings.cached_top >= config.vocab_size
+    top = config.vocab_size if whole else settings.cached_top
+    width = 0 if settings.hidden == "none" else config.d_model
+    prefix = prompt_length if settings.hidden_positions == "all" else 0
+    return Layout(width, prefix, top if settings.logits else 0, whole, settings.cached_dtype)
+
+
+class Teachers(NamedTuple):
+    """What the teachers run on: their prompts (N, P, D), the network, and where it lives."""
+
+    settings: DistillationSettings
+    prompts_NPD: np.ndarray
+    backbone: Backbone
+    spec: BatchSpec  # lengths and buckets of training, by which rows are cut
+    mesh: Mesh | None
+    folder: Path  # CACHE_DIR
+
+    @property
+    def layout(self) -> Layout:
+        """What is kept of a row."""
+        return layout_of(self.settings, self.backbone.config, self.prompts_NPD.shape[1])
+
+    def outputs_of(self, cache: TokenCache, run: int) -> TeacherOutputs:
+        """What is there already of a run's teacher for a task."""
+        compared = ("temperature", "logits", "hidden", "hidden_positions")
+        key = {
+            "format": FORMAT,
+            "task": cache.name,
+            "rows": cache.fingerprint,
+            "backbone": self.backbone.fingerprint,
+            "dtype": self.backbone.config.dtype,
+            "prompt": hashlib.sha256(np.ascontiguousarray(self.prompts_NPD[run], np.float32).tobytes()).hexdigest(),
+            "lengths": [self.spec.input_length, self.spec.target_length],
+            "settings": {name: getattr(self.settings, name) for name in compared},
+            "layout": dataclasses.asdict(self.layout),
+        }
+        return TeacherOutputs(self.folder / "teachers" / cache.name, key, self.layout, cache.rows)
+
+
+class Wanted(NamedTuple):
+    """Rows (ascending, int64) of a task for which a run's teacher is still to be run."""
+
+    cache: TokenCache
+    run: int
+    outputs: TeacherOutputs
+    rows: np.ndarray
+
+
+def teach_streams(teachers: Teachers, streams: Sequence[Stream], steps: int) -> list[Stream]:
+    """The streams with the teachers' outputs for every row of the first ``steps`` steps; what no cache holds is computed first."""
+    wanted: dict[Path, Wanted] = {}  # by folder: runs with the same teacher share one
+    for stream in streams:
+        for cache, run, rows in zip(stream.caches, stream.bank_index, rows_in(stream, steps), strict=True):
+            outputs = teachers.outputs_of(cache, run)
+            before = wanted[outputs.folder].rows if outputs.folder in wanted else []
+            wanted[outputs.folder] = Wanted(cache, run, outputs, outputs.missing(np.union1d(before, rows).astype(np.int64)))
+    _check_space(teachers, list(wanted.values()))
+    with ProgressLine("teachers", sum(len(part.rows) for part in wanted.values()), unit="rows") as progress:
+        for part in wanted.values():
+            _compute(teachers, part, progress)
+    with distributed.first_before_others("teacher outputs"):
+        told = [[teachers.outputs_of(*pair) for pair in zip(stream.caches, stream.bank_index, strict=True)] for stream in streams]
+    join = lambda stream, outs: tuple(map(with_teacher, stream.caches, outs))  # noqa: E731
+    return [dataclasses.replace(stream, caches=join(stream, outs)) for stream, outs in zip(streams, told, strict=True)]
+
+
+def _lengths(spec: BatchSpec, cache: TokenCache, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Input and target tokens of rows as training cuts them."""
+    inputs, targets = cache.input_lengths[rows], cache.target_lengths[rows]
+    return np.minimum(inputs, spec.input_length).astype(np.int64), np.minimum(targets, spec.target_length).astype(np.int64)
+
+
+def _check_space(teachers: Teachers, wanted: Sequence[Wanted]) -> None:
+    """Tells what will be written. Raises UserError where the disk has no room for it."""
+    count = sum(len(part.rows) for part in wanted)
+    if not count:
+        return
+    size = sum(teachers.layout.row_bytes(*_lengths(teachers.spec, part.cache, part.rows)) for part in wanted)
+    teachers.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(teachers.folder).free
+    told = f"outputs of teachers for {count:,} rows take {size / 1e9:.2f} GB in {str(teachers.folder)!r}"
+    if size > free:
+        advice = "name another CACHE_DIR, set DistillationSettings.hidden to 'none', or teacher to 'beside'"
+        raise UserError(f"DistillationSettings.teacher = 'cached': {told}, where {free / 1e9:.2f} GB are free; {advice}.")
+    distributed.say(told)
+
+
+def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine) -> None:
+    """Writes parts for rows that are not there. With several processes all compute and the first one writes."""
+    rows = wanted.rows
+    if not len(rows):
+        return
+    inputs, targets = _lengths(teachers.spec, wanted.cache, rows)
+    each = max(teachers.layout.row_bytes(inputs, targets) // len(rows), 1)
+    pieces = range(0, len(rows), max(PART_BYTES // each, 1))
+    for start in pieces:
+        piece = slice(start, start + pieces.step)
+        computed = _run(teachers, wanted.cache, wanted.run, rows[piece], progress)
+        if distributed.is_first():
+            wanted.outputs.write(rows[piece], inputs[piece], targets[piece], computed)
+        else:
+            collections.deque(computed, maxlen=0)
+
+
+def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[tuple[int, dict]]:
+    """(row, padded arrays by file) of each row once; the device works ahead of the reader."""
+    waiting: list = []
+    size = teachers.spec.micro_batch_size
+    prompt_BPD = np.broadcast_to(teachers.prompts_NPD[run], (size, *teachers.prompts_NPD.shape[1:]))
+    prompt_BPD = sharding.place_rows(teachers.mesh, np.ascontiguousarray(prompt_BPD, np.float32))
+
+    def read():
+        index_B, kept = waiting.pop(0)
+        kept = {file: np.asarray(array) for file, array in kept.items()}
+        for place in np.flatnonzero(index_B >= 0):
+            yield int(index_B[place]), {file: array[place] for file, array in kept.items()}
+        progress.update(progress.done + int(np.sum(index_B >= 0)))
+
+    layout = teachers.layout
+    top = 0 if layout.whole else layout.top
+    for index_B, micro in eval_batches(cache, teachers.spec, subset=rows):
+        tokens = (sharding.place_rows(teachers.mesh, micro[name]) for name in ("inputs_BL", "targets_BT"))
+        with sharding.use(teachers.mesh):
+            kept = _outputs(teachers.backbone.config, teachers.settings, top, teachers.backbone.params, prompt_BPD, *tokens)
+        waiting.append((index_B, kept))
+        if len(waiting) > IN_FLIGHT:
+            yield from read()
+    while waiting:
+        yield from read()
+
+
+def _outputs_fn(config: T5Config, settings: DistillationSettings, top: int, backbone: dict, prompt_BPD, inputs_BL, targets_BT) -> dict:
+    outputs = forward(config, backbone, prompt_BPD, inputs_BL, targets_BT)
+    return sharding.constrain_whole(distillation.keep(distillation.teach(settings, outputs, inputs_BL), top, settings.cached_dtype))
+
+
+_outputs = jax.jit(_outputs_fn, static_argnums=(0, 1, 2))

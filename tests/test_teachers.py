@@ -1,0 +1,121 @@
+"""Teachers run once: training from what they said equals training beside them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_data import sized_cache
+from tiny_model import CONFIG, LENGTH, SPEC, backbone, batch_at, make_step, new_bank, streams
+
+from mpt_jax.config import DistillationSettings
+from mpt_jax.errors import UserError
+from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.formats.arrays import unflatten
+from mpt_jax.train import teachers
+from mpt_jax.train.teachers import Teachers, layout_of, teach_streams
+
+EXACT = DistillationSettings(teacher="cached", cached_top=0, cached_dtype="float32", temperature=2.0)
+
+
+def frozen_backbone(fingerprint="f" * 16) -> Backbone:
+    params = unflatten((path.removeprefix("backbone/"), array) for path, array in backbone().items())
+    return Backbone("tiny", CONFIG, params, "bytes", fingerprint)
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("caches")
+    return [sized_cache(folder, 40 + n, name=f"task{n}", longest=20) for n in range(2)]
+
+
+PROMPTS = np.random.default_rng(5).normal(size=(4, LENGTH, CONFIG.d_model)).astype(np.float32)
+
+
+def told(folder, settings=EXACT, prompts_NPD=PROMPTS, **changes) -> Teachers:
+    return Teachers(settings, prompts_NPD, changes.pop("backbone", frozen_backbone()), changes.pop("spec", SPEC), None, folder)
+
+
+def train(settings, stream_list, steps=4):
+    """Bank after some updates, and the terms of the last one."""
+    step_fn, state, frozen = make_step(new_bank(2, 2), settings, PROMPTS)
+    if settings.teacher == "cached":
+        del frozen["teacher/prompts"]  # the step must not need it
+    for step in range(steps):
+        state, metrics = step_fn(state, frozen, batch_at(stream_list, step, 4))
+    return state.trainable, {name: np.asarray(metrics[name]) for name in step_fn.objective.terms}
+
+
+@pytest.mark.parametrize("hidden, positions", [("last", "inputs"), ("last", "all"), ("none", "inputs")])
+def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches, tmp_path, hidden, positions):
+    """Tolerance 1e-5 on parameters after four updates."""
+    settings = dataclasses.replace(EXACT, hidden=hidden, hidden_positions=positions)
+    stream_list = streams(caches, 2)
+    cached, cached_terms = train(settings, teach_streams(told(tmp_path, settings), stream_list, 4))
+    beside, beside_terms = train(dataclasses.replace(settings, teacher="beside"), stream_list)
+    for path, array in beside.items():
+        np.testing.assert_allclose(cached[path], array, atol=1e-5)
+    for name, sums in beside_terms.items():
+        np.testing.assert_allclose(cached_terms[name], sums, rtol=1e-4, atol=1e-4)
+
+
+def test_a_few_tokens_and_half_precision_come_near(caches, tmp_path):
+    stream_list = streams(caches, 2)
+    near = dataclasses.replace(EXACT, cached_top=64, cached_dtype="float16")
+    _, cached = train(near, teach_streams(told(tmp_path, near), stream_list, 1), steps=1)
+    _, beside = train(dataclasses.replace(EXACT, teacher="beside"), stream_list, steps=1)
+    for name in ("hidden_encoder", "hidden_decoder"):
+        np.testing.assert_allclose(cached[name], beside[name], rtol=2e-3)
+    assert np.all(cached["kl"] <= beside["kl"] * (1 + 1e-5)) and np.all(cached["kl"] >= 0.2 * beside["kl"]) and cached["kl"].any()
+
+
+def test_rows_of_later_steps_are_added_and_nothing_is_run_twice(caches, tmp_path, monkeypatch):
+    stream_list = streams(caches, 1)
+    runs, real = [], teachers._run
+    monkeypatch.setattr(teachers, "_run", lambda *a: runs.append(a[3]) or real(*a))
+    teach_streams(told(tmp_path), stream_list, 1)
+    drawn = sum(map(len, runs))
+    assert drawn == 8
+    teach_streams(told(tmp_path), stream_list, 1)
+    assert sum(map(len, runs)) == drawn
+    taught = teach_streams(told(tmp_path), stream_list, 3)
+    assert drawn < sum(map(len, runs)) <= 24
+    for step in range(3):
+        assert len(batch_at(taught, step, 2).micro) == 2
+
+
+def test_runs_that_share_a_teacher_share_its_outputs(caches, tmp_path):
+    prompts_NPD = np.concatenate([PROMPTS[:2], PROMPTS[:2]])
+    teach_streams(told(tmp_path, prompts_NPD=prompts_NPD), streams(caches, 2), 2)
+    assert sorted(len(list(folder.iterdir())) for folder in (tmp_path / "teachers").iterdir()) == [1, 1]
+
+
+def test_whatever_goes_into_the_outputs_is_in_their_key(caches, tmp_path):
+    changes = [
+        told(tmp_path),
+        told(tmp_path, prompts_NPD=PROMPTS + 1),
+        told(tmp_path, backbone=frozen_backbone("0" * 16)),
+        told(tmp_path, spec=dataclasses.replace(SPEC, input_length=12)),
+    ]
+    for name, value in {"temperature": 1.0, "hidden": "none", "hidden_positions": "all", "cached_top": 8, "logits": False}.items():
+        changes.append(told(tmp_path, dataclasses.replace(EXACT, **{name: value})))
+    folders = {changed.outputs_of(cache, 0).folder for changed in changes for cache in caches}
+    assert len(folders) == 2 * len(changes)
+    assert told(tmp_path, dataclasses.replace(EXACT, weight=0.1)).outputs_of(caches[0], 0).folder in folders
+
+
+def test_what_is_kept(caches):
+    assert layout_of(DistillationSettings(), CONFIG, LENGTH).files()["logp"] == ((64,), "float32")
+    assert layout_of(dataclasses.replace(EXACT, cached_top=10**6), CONFIG, LENGTH) == layout_of(EXACT, CONFIG, LENGTH)
+    states = layout_of(dataclasses.replace(EXACT, logits=False, hidden_positions="all"), CONFIG, LENGTH)
+    assert states.files().keys() == {"encoder", "decoder"} and states.prefix == LENGTH
+
+
+def test_no_room_on_the_disk_is_told_before_anything_runs(caches, tmp_path, monkeypatch):
+    monkeypatch.setattr(teachers.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(UserError, match=r"outputs of teachers for 16 rows take .* GB are free; name another CACHE_DIR"):
+        teach_streams(told(tmp_path), streams(caches, 2), 1)
+
+
+def test_every_layer_cannot_be_cached():
+    with pytest.raises(UserError, match="set hidden to 'last', or teacher to 'beside'"):
+        DistillationSettings(teacher="cached", hidden="all")
