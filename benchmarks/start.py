@@ -2,7 +2,7 @@
 
     python -m benchmarks.start --json FILE [--repeats N]
 
-Teacher stage, 100 prompt vectors, one micro-batch of 8 rows, float32, token cache there. Seconds since the process began: until the
+Teacher stage, 100 prompt vectors, batch 32 in micro-batches of 8, float32, token cache there. Seconds since the process began: until the
 backbone is read, until it is in memory, until the first step is done. Every repeat starts twice and counts the second.
 """
 
@@ -63,10 +63,10 @@ def main() -> None:
         side(sys.argv[1:])
         return
     arguments = alternate.parser(__doc__).parse_args()
-    size, lengths, prompt = ("tiny", "tiny", 10) if arguments.small else ("t5_1_1_base", "short", 100)
+    size, lengths, prompt, batch = ("tiny", "tiny", 10, 8) if arguments.small else ("t5_1_1_base", "short", 100, 32)
     folder = Path(arguments.folder)
     backbone, run = backbone_folder(folder, size), folder / "run_start"
-    macros = {"TRAIN_STEPS": 1, "BATCH_SIZE": 8, "PROMPT_LENGTH": prompt}
+    macros = {"TRAIN_STEPS": 1, "BATCH_SIZE": batch, "PROMPT_LENGTH": prompt}
     given = ["--side", *train_arguments(folder, backbone, run, ["made_up_0"], lengths, "teacher.gin", **macros)]
     many = []
     for _ in range(arguments.repeats):
@@ -78,7 +78,7 @@ def main() -> None:
     def summarise(runs: dict[str, list[dict]]) -> dict:
         return {"seconds": {name: alternate.medians(runs["ours"], name) for name in WHEN}, "busy_elsewhere": alternate.worst_company(runs)}
 
-    alternate.write(arguments, "start", "small" if arguments.small else size, {"ours": many}, summarise)
+    alternate.write(arguments, "start", "small" if arguments.small else f"{size} batch {batch}", {"ours": many}, summarise)
 
 
 if __name__ == "__main__":
