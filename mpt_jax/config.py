@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mpt_jax.errors import UserError
 
+ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
 STAGES = ("teacher", "source", "target", "fewshot", "finetune", "pretrain")
 # EvalSettings.method: how a task's rows are answered
 ANSWERS = {
@@ -67,12 +68,14 @@ class T5Config:
     dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
     dtype: str = "float32"  # of computation: 'bfloat16' on TPU and GPU
     remat: str = "none"  # training: 'none' keeps all activations for the backward pass, 'layers' only those between layers
+    attention: str = "auto"  # 'einsum' | 'fused': logits never leave a TPU's fast memory | 'auto': 'fused' where it fits [ours]
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         check_types(self)
         check_choice("T5Config.dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("T5Config.remat (REMAT)", self.remat, ("none", "layers"))
+        check_choice("T5Config.attention (ATTENTION)", self.attention, ATTENTIONS)
         if self.mlp_activations not in (("relu",), ("gelu", "linear")):
             raise UserError(f"T5Config.mlp_activations = {self.mlp_activations}; known: ('relu',) and ('gelu', 'linear').")
         check_range("T5Config.dropout_rate", self.dropout_rate, 0.0, 0.99)
@@ -308,6 +311,7 @@ class TrainSettings:
     dtype: str = "float32"  # of computation and of the frozen weights
     vocabulary: str = ""  # for a backbone that brings none: a SentencePiece model, a tokenizer.json, or 'bytes'
     remat: str = "none"  # 'none' | 'layers': less memory, a second forward pass of each layer [ours]
+    attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused', see T5Config; 'auto' is 'einsum' where the backbone is trained
     teacher_dir: str = ""
     source_dir: str = ""
     train_steps: int = 1000
@@ -326,6 +330,10 @@ class TrainSettings:
     def __post_init__(self):
         check_types(self)
         check_choice("TrainSettings.stage", self.stage, STAGES)
+        check_choice("TrainSettings.attention (ATTENTION)", self.attention, ATTENTIONS)
+        if self.trains_backbone and self.attention == "fused":
+            message = f"ATTENTION = 'fused' gives the position bias no gradient, and stage {self.stage!r} trains it"
+            raise UserError(f"TrainSettings.attention: {message}; set 'einsum'.")
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
         for name, low in (("train_steps", 1), ("log_steps", 1), *((name, 0) for name in zero_or_more)):
             check_range(f"TrainSettings.{name}", getattr(self, name), low)
@@ -333,6 +341,16 @@ class TrainSettings:
             raise UserError(f"TrainSettings.patience = {self.patience} needs dev scores: set TrainSettings.score_tasks = True.")
         if not self.model_dir:
             raise UserError("TrainSettings.model_dir is empty; give --gin.MODEL_DIR=\"'folder'\".")
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether all weights are trained, and no prompt."""
+        return self.stage in ("finetune", "pretrain")
+
+    def configured(self, config: T5Config) -> T5Config:
+        """A backbone's shape with what these settings say of its computation in training."""
+        attention = "einsum" if self.trains_backbone else self.attention
+        return dataclasses.replace(config, dtype=self.dtype, remat=self.remat, attention=attention)
 
     @property
     def seed_list(self) -> tuple[int, ...]:

@@ -91,6 +91,11 @@ def use(mesh: Mesh | AbstractMesh | None) -> contextlib.AbstractContextManager:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh)
 
 
+def target_device() -> Any:
+    """A device the program under way will run on, there or not: its ``platform`` and ``device_kind``."""
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
 def _spec(sizes: dict[str, int], shape: Sequence[int], logical_axes: Sequence[str | None]) -> PartitionSpec:
     """Mesh axes of each dimension; those that do not divide it are left out. logical_axes are the last ones of the shape."""
     parts: list[tuple[str, ...] | None] = [None] * (len(shape) - len(logical_axes))
@@ -109,6 +114,34 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     if mesh.axis_names != AXES:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(dict(mesh.shape), x.shape, logical_axes))
+
+
+def parts_of(name: str, size: int) -> int:
+    """Parts that ``constrain`` cuts a dimension of this logical axis into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names != AXES:
+        return 1
+    parts = math.prod(mesh.shape[axis] for axis in RULES[name])
+    return parts if size % parts == 0 else 1
+
+
+def each_device(function: Callable, axes_in: Sequence[Sequence[str | None]], axes_out: Sequence[Sequence[str | None]]) -> Callable:
+    """``function`` of a device's own parts of arrays, for what the compiler cannot cut into parts itself; axes by name as in ``constrain``.
+
+    It takes as many arrays as axes_in has rows and returns a list; results have the shapes of its first arrays. As ``constrain`` it changes
+    nothing where there is no mesh of ours.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names != AXES:
+        return function
+    sizes = dict(mesh.shape)
+
+    def on_parts(*arrays):
+        specs = tuple(_spec(sizes, array.shape, axes) for array, axes in zip(arrays, axes_in, strict=True))
+        results = [_spec(sizes, array.shape, axes) for array, axes in zip(arrays, axes_out, strict=False)]
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, check_vma=False)(*arrays)
+
+    return on_parts
 
 
 def constrain_whole(tree: Any) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 
 from mpt_jax.config import T5Config
 from mpt_jax.model import prompted_t5
-from mpt_jax.model.attention import MASKED, attend, attend_to_states
+from mpt_jax.model.attention import MASKED, Bias, attend, attend_to_states
 from mpt_jax.model.t5 import FEW_POSITIONS
 
 CONFIG = T5Config("tiny", 60, 16, 2, 16, 32, 2, 2)
@@ -20,7 +20,7 @@ def arrays(seed: int, *shapes):
 def test_attending_to_states_equals_attending_to_their_keys_and_values():
     """float32, values and gradients towards queries and states, with masked positions: within 1e-4 of values near 10."""
     query, states, key, value = arrays(0, (2, 3, 4, 8), (2, 7, 16), (16, 4, 8), (16, 4, 8))
-    bias = jnp.where(jnp.arange(7) < jnp.array([[7], [4]]), 0.0, MASKED)[:, None, None, :]
+    bias = Bias(None, jnp.where(jnp.arange(7) < jnp.array([[7], [4]]), 0.0, MASKED)[:, None, None, :])
 
     def by_keys(query, states):
         project = lambda kernel: jnp.einsum("BSD,DHK->BSHK", states, kernel)  # noqa: E731

@@ -1,7 +1,6 @@
 """Devices to compile for: topologies that are not there by name, or this machine's own, and the data sheets of their chips."""
 
 import importlib.util
-import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ def chip_of(kind: str) -> Chip | None:
 
 
 class Topology(NamedTuple):
-    """Devices to compile for, and the share of a chip that each is (v4 shows its two cores); chip is None for pretend CPU devices."""
+    """Devices to compile for, each a whole chip; chip is None for pretend CPU devices."""
 
     name: str
     devices: list[Any]
@@ -97,9 +96,9 @@ def topology(name: str) -> Topology:
         known = f"generations: {', '.join(CHIPS)}; or cpu:8, here"
         raise UserError(f"TOPOLOGY = {name!r} is not GENERATION:SHAPE, as v5e:4x4 or v5p:2x2x2; {known}.")
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        # v4 has two cores a chip, which meshes take as one device
+        more = {"chip_config_name": "megacore"} if kind == "v4" else {}
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"TOPOLOGY = {name!r}: {' '.join(str(error).split())}") from error
-    devices = list(described.devices)
-    share = math.prod(map(int, shape.split("x"))) / len(devices)
-    return Topology(name, devices, Chip(*(value * share for value in CHIPS[kind])))
+    return Topology(name, list(described.devices), CHIPS[kind])

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mpt_jax import sharding
 from mpt_jax.compiling import fitting, hlo, need
 from mpt_jax.compiling.chips import GIB, HERE, Chip, Topology, topology
 from mpt_jax.compiling.measure import measure
@@ -14,6 +15,7 @@ from mpt_jax.compiling.report import render
 from mpt_jax.config import T5_SIZES, T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
+from mpt_jax.model.attention import kernel_for
 from mpt_jax.model.backbone import backbone_folder
 from mpt_jax.sharding import whole_rows
 from mpt_jax.train.run import Settings
@@ -91,6 +93,9 @@ def compile_report(stage: Stage, where: Topology, updates: int = 0, decode: bool
 
 def _header(stage: Stage, where: Topology, mesh) -> dict[str, Any]:
     data, config = stage.settings.data, stage.config
+    positions = stage.prompt_length + data.input_length
+    with sharding.use(mesh):
+        kernel = kernel_for(config, positions, positions)
     return {
         "stage": stage.settings.train.stage,
         "backbone": config.name,
@@ -100,6 +105,7 @@ def _header(stage: Stage, where: Topology, mesh) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "dtype": config.dtype,
         "remat": config.remat,
+        "attention": kernel,
         "hbm_bytes": where.chip.hbm_bytes if where.chip else None,
         "tasks": len(stage.runs),
         "examples": stage.examples,
@@ -192,7 +198,9 @@ def _would_fit(stage: Stage, where: Topology, mesh, error: DoesNotFit | None, li
     asked = fitting.Arrangement(*mesh.shape.values(), stage.config.remat)
     needed = live if error is None else error.needed
     hbm = where.chip.hbm_bytes if where.chip else math.inf
-    for arrangement in fitting.candidates(stage, asked, needed, hbm)[:TRIES]:
+    with sharding.use(mesh):
+        arrangements = fitting.candidates(stage, asked, needed, hbm)[:TRIES]
+    for arrangement in arrangements:
         train = dataclasses.replace(stage.settings.train, remat=arrangement.remat)
         settings = stage.settings._replace(train=train, mesh=arrangement.mesh)
         other = make_stage(settings, stage.config, [run.task for run in stage.runs], stage.decode_rows)

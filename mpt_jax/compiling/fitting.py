@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mpt_jax.compiling.programs import Stage
 from mpt_jax.config import MeshSettings
+from mpt_jax.model.attention import kernel_for
 
 REMATS = ("none", "layers")
 
@@ -46,7 +47,8 @@ def estimate(stage: Stage, arrangement: Arrangement) -> float:
     def inside(queries: int, keys: int, attentions: int) -> float:
         width, heads = config.num_heads * config.head_dim / t, config.num_heads / t
         streams = queries * size * (4 * config.d_model + attentions * 4 * width + (3 if config.gated else 2) * config.d_ff / t)
-        return streams + heads * queries * keys * (4 + size) * attentions
+        written = kernel_for(config, queries, keys) == "einsum"  # logits and weights
+        return streams + heads * queries * keys * (4 + size) * attentions * written
 
     per_layer = ((config.num_encoder_layers, S, inside(S, S, 1)), (config.num_decoder_layers, T, inside(T, S, 2)))
     if arrangement.remat == "layers":

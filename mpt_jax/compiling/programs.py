@@ -54,11 +54,11 @@ class Stage(NamedTuple):
 def make_stage(settings: Settings, config: T5Config, tasks: list[str], decode_rows: int) -> Stage:
     """The stage as run_train would make it, from shapes."""
     train, prompt = settings.train, settings.prompt
-    config = dataclasses.replace(config, dtype=train.dtype, remat=train.remat)
+    config = train.configured(config)
     weights = flatten(jax.eval_shape(lambda: init_backbone(config, 0)))
     runs = plan.plan_runs(train, prompt, settings.optimizer, tasks)
     group_N = np.array([run.group for run in runs], np.int32)
-    everything = train.stage in ("finetune", "pretrain")
+    everything = train.trains_backbone
     dtype = jnp.float32 if everything else jnp.dtype(train.dtype)
     parameters = {f"backbone/{path}": jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in weights.items()}
     distilled = train.stage == "source" and settings.distillation.weight > 0

@@ -12,7 +12,8 @@ def render(report: dict[str, Any]) -> str:
     lengths = ", ".join(f"{name} {value}" for name, value in report["lengths"].items())
     lines = [
         f"{report['stage']} stage, {report['backbone']} ({report['parameters'] / 1e6:,.0f} M parameters, {report['dtype']}), "
-        f"{report['topology']}: {report['devices']} devices as {mesh}, remat {report['remat']}",
+        f"{report['topology']}: {report['devices']} devices as {mesh}, remat {report['remat']}, "
+        f"attention {report['attention']}",
         f"{report['tasks']} tasks; {report['examples']} examples an update in micro-batches of {report['micro_batch']}; {lengths}",
         "Numbers are those of one device.",
         "",

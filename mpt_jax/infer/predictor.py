@@ -169,7 +169,9 @@ def load(
     bank, run = load_bank(run_dir, checkpoint)
     train = run["settings"]["train"]
     name, place = backbone or train["backbone"], sharding.backbone_sharding(mesh)
-    loaded = load_backbone(name, train.get("dtype", "float32"), train.get("vocabulary", ""), place)
+    # not 'fused', which the machine that trained may have had and this one lacks
+    attention = "einsum" if train.get("attention") == "einsum" else "auto"
+    loaded = load_backbone(name, train.get("dtype", "float32"), train.get("vocabulary", ""), place, attention)
     if loaded.fingerprint != run["backbone"]["fingerprint"]:
         there = f"{run['backbone']['name']} ({run['backbone']['fingerprint']})"
         message = f"run {str(run_dir)!r} was trained on backbone {there}, but {loaded.name} ({loaded.fingerprint}) was found"

@@ -57,7 +57,11 @@ def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
 
 
 def load_backbone(
-    name: str, dtype: str = "float32", vocabulary: str = "", sharding: Callable[[str, tuple[int, ...]], Sharding] | None = None
+    name: str,
+    dtype: str = "float32",
+    vocabulary: str = "",
+    sharding: Callable[[str, tuple[int, ...]], Sharding] | None = None,
+    attention: str = "auto",
 ) -> Backbone:
     """Loads a backbone of any format, array by array, in the dtype of computation.
 
@@ -74,7 +78,8 @@ def load_backbone(
     digests: dict[str, bytes] = {}
     place = None if sharding else lambda _, array: jax.device_put(array)
     params = formats.restore(arrays, dtype, place, sharding, digests)
-    return Backbone(config.name, dataclasses.replace(config, dtype=dtype), params, vocabulary, formats.fingerprint(digests))
+    config = dataclasses.replace(config, dtype=dtype, attention=attention)
+    return Backbone(config.name, config, params, vocabulary, formats.fingerprint(digests))
 
 
 def fingerprint_of(arrays: dict) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mpt_jax.config import T5Config
-from mpt_jax.model.attention import MASKED, MultiHeadAttention
+from mpt_jax.model.attention import MASKED, Bias, MultiHeadAttention
 from mpt_jax.model.layers import Dense, Embed, LayerNorm, Mlp, RelativePositionBias
 from mpt_jax.sharding import constrain
 
@@ -36,6 +36,10 @@ def _dropout(module: nn.Module):
     return nn.Dropout(rate, broadcast_dims=(-2,), deterministic=False)
 
 
+def _mask(mask_BS):
+    return jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
+
+
 def _residual(x_BTD):
     """The residual stream between layers: examples on their devices, width whole."""
     return constrain(x_BTD, "batch", "length", "activation_embed")
@@ -47,11 +51,11 @@ class EncoderLayer(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x_BSD, bias_BHSS):
+    def __call__(self, x_BSD, bias: Bias):
         dropout = _dropout(self)
         attention = MultiHeadAttention(self.config, name="attention")
         normed_BSD = LayerNorm(self.config, name="pre_attention_layer_norm")(x_BSD)
-        x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD), bias_BHSS))
+        x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD), bias))
         normed_BSD = LayerNorm(self.config, name="pre_mlp_layer_norm")(x_BSD)
         return x_BSD + dropout(Mlp(self.config, name="mlp")(normed_BSD, dropout))
 
@@ -65,13 +69,13 @@ class Encoder(nn.Module):
     def __call__(self, x_BSD, mask_BS) -> Stack:
         dropout = _dropout(self)
         position_S = jnp.arange(x_BSD.shape[1])
-        bias_BHSS = RelativePositionBias(self.config, True, name="relpos_bias")(position_S, position_S)
-        bias_BHSS = bias_BHSS + jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
+        position_1HSS = RelativePositionBias(self.config, True, name="relpos_bias")(position_S, position_S)
+        bias = Bias(position_1HSS, _mask(mask_BS))
         x_BSD = _residual(dropout(x_BSD))
         layer = nn.remat(EncoderLayer) if self.config.remat == "layers" else EncoderLayer
         layers = []
         for i in range(self.config.num_encoder_layers):
-            x_BSD = _residual(layer(self.config, name=f"layers_{i}")(x_BSD, bias_BHSS))
+            x_BSD = _residual(layer(self.config, name=f"layers_{i}")(x_BSD, bias))
             layers.append(x_BSD)
         return Stack(dropout(LayerNorm(self.config, name="encoder_norm")(x_BSD)), tuple(layers))
 
@@ -93,7 +97,7 @@ class DecoderLayer(nn.Module):
         """Keys and values of the encoder's output, computed once for an input."""
         return self.encoder_decoder_attention.keys_values(encoded_BSD)
 
-    def __call__(self, x_BTD, self_bias_BHTT, cross, cross_bias_BHTS, cache=None, position=None):
+    def __call__(self, x_BTD, self_bias: Bias, cross, cross_bias: Bias, cache=None, position=None):
         """Returns x (B, T, D) and the updated cache; cache: (keys, values) (B, T_max, H, K), written at ``position``."""
         dropout = _dropout(self)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
@@ -101,9 +105,9 @@ class DecoderLayer(nn.Module):
         if cache is not None:
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)  # noqa: E731
             keys_values = cache = jax.tree.map(write, cache, keys_values)
-        x_BTD = x_BTD + dropout(self.self_attention(normed_BTD, keys_values, self_bias_BHTT))
+        x_BTD = x_BTD + dropout(self.self_attention(normed_BTD, keys_values, self_bias))
         normed_BTD = self.pre_cross_attention_layer_norm(x_BTD)
-        x_BTD = x_BTD + dropout(self.encoder_decoder_attention(normed_BTD, cross, cross_bias_BHTS))
+        x_BTD = x_BTD + dropout(self.encoder_decoder_attention(normed_BTD, cross, cross_bias))
         normed_BTD = self.pre_mlp_layer_norm(x_BTD)
         return x_BTD + dropout(self.mlp(normed_BTD, dropout)), cache
 
@@ -136,14 +140,13 @@ class Decoder(nn.Module):
         dropout = _dropout(self)
         query_T = position + jnp.arange(x_BTD.shape[1])
         key_T = query_T if cache is None else jnp.arange(cache[0][0].shape[1])
-        bias_BHTT = self.relpos_bias(query_T, key_T)
-        bias_BHTT = bias_BHTT + jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)
-        cross_bias_BHTS = jnp.where(mask_BS, 0.0, MASKED)[:, None, None, :]
+        causal_TT = jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)
+        bias, cross_bias = Bias(self.relpos_bias(query_T, key_T) + causal_TT, None), Bias(None, _mask(mask_BS))
         x_BTD = _residual(dropout(x_BTD))
         layers, new_cache = [], []
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]
-            x_BTD, layer_cache = layer(x_BTD, bias_BHTT, cross[i], cross_bias_BHTS, layer_cache, position)
+            x_BTD, layer_cache = layer(x_BTD, bias, cross[i], cross_bias, layer_cache, position)
             x_BTD = _residual(x_BTD)
             layers.append(x_BTD)
             new_cache.append(layer_cache)

@@ -95,5 +95,6 @@ def _backbone(path: str, dtype: str, vocabulary: str) -> tuple[T5Config, Backbon
     config, arrays, own = formats.read_backbone(backbone_folder(path))
     if not (vocabulary or own):
         raise UserError(f"{path!r} brings no vocabulary; name its SentencePiece model: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
-    config = dataclasses.replace(config, dtype=dtype)
+    # T5X's meshes are not ours, and a kernel must be told how it is cut into parts
+    config = dataclasses.replace(config, dtype=dtype, attention="einsum")
     return config, Backbone(path, config, {}, vocabulary or own, ""), arrays

@@ -74,7 +74,7 @@ def run_train(
     """
     train = settings.train
     mesh = sharding.mesh_or_none(settings.mesh)
-    backbone = load_backbone(train.backbone, train.dtype, train.vocabulary, sharding.backbone_sharding(mesh))
+    backbone = load_backbone(train.backbone, train.dtype, train.vocabulary, sharding.backbone_sharding(mesh), train.attention)
     vocabulary = backbone.vocabulary()
     folder = cache_folder(settings.data.cache_dir)
     with distributed.first_before_others("token caches"):
@@ -144,7 +144,7 @@ def make_parameters(settings: Settings, runs, backbone: Backbone, vocabulary: Vo
     if prompts_NPD is not None:
         frozen["teacher/prompts"] = jnp.asarray(prompts_NPD)
     seed = train.seed_list[0]
-    config = dataclasses.replace(backbone.config, remat=train.remat)
+    config = train.configured(backbone.config)
     return trainable, frozen, Objective(config, group_N, None if prompts_NPD is None else distillation, teaching, seed)
 
 
