@@ -1,5 +1,6 @@
 """Numbers of training on their way out: metrics.jsonl, TensorBoard events, and progress on the terminal."""
 
+import functools
 import json
 import os
 import sys
@@ -26,15 +27,20 @@ class MetricsWriter:
         self._writes = is_first()
         if not self._writes:
             return
-        from tensorboardX import SummaryWriter  # the writer of clu needs TensorFlow, which training must not
-
         self._path = Path(run_dir) / METRICS_FILE
         kept = [line for line in read_metrics(run_dir) if line["step"] <= start_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self._path)
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(run_dir), purge_step=start_step + 1)
+        self._run_dir, self._start_step = str(run_dir), start_step
+
+    @functools.cached_property
+    def _events(self):
+        # the writer of clu needs TensorFlow, which training must not; this one takes a second to import, after the first steps
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(self._run_dir, purge_step=self._start_step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float], task: str | None = None, run: int | None = None) -> None:
         """Writes one line and its scalars."""

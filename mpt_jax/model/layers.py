@@ -39,6 +39,16 @@ def _bfloat16_product_backward(saved, grad):
 bfloat16_product.defvjp(lambda x, kernel: (bfloat16_product(x, kernel), (x, kernel)), _bfloat16_product_backward)
 
 
+def parameter(module: nn.Module, name: str, initializer: Callable, shape: tuple[int, ...]):
+    """A float32 parameter of the module, taken as it is where it is given.
+
+    ``param`` would trace its initialiser to compare shapes, which readers of weights have compared before: a sixth of tracing a train step.
+    """
+    if module.has_variable("params", name):
+        return module.get_variable("params", name)
+    return module.param(name, initializer, shape, jnp.float32)
+
+
 class Dense(nn.Module):
     """A matrix product without bias: (..., in) -> (..., features), parameter ``kernel`` (in, features)."""
 
@@ -48,7 +58,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
         kernel = kernel.astype(self.dtype)
         return bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
 
@@ -60,7 +70,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD):
-        scale_D = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
+        scale_D = parameter(self, "scale", nn.initializers.ones, (x_BTD.shape[-1],))
         x32_BTD = x_BTD.astype(jnp.float32)
         mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
         normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.config.layer_norm_epsilon)
@@ -75,7 +85,7 @@ class Embed(nn.Module):
     def setup(self):
         config = self.config
         shape = (config.vocab_size, config.d_model)
-        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+        self.embedding = parameter(self, "embedding", nn.initializers.normal(1.0), shape)
 
     def __call__(self, tokens_BT):
         # split over the vocabulary alone for the look-up: with its width split as well the compiler gathers all of it
@@ -138,7 +148,7 @@ class RelativePositionBias(nn.Module):
         """Positions (T,) and (S,) -> bias (1, H, T, S) in float32."""
         config = self.config
         shape = (config.num_heads, config.relative_attention_num_buckets)
-        rel_embedding = self.param("rel_embedding", nn.initializers.normal(config.d_model**-0.5), shape, jnp.float32)
+        rel_embedding = parameter(self, "rel_embedding", nn.initializers.normal(config.d_model**-0.5), shape)
         relative_TS = key_position_S[None, :] - query_position_T[:, None]
         bucket_TS = relative_position_bucket(relative_TS, self.bidirectional, shape[1], config.relative_attention_max_distance)
         return jnp.take(rel_embedding, bucket_TS, axis=1)[None].astype(jnp.float32)
