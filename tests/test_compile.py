@@ -13,6 +13,7 @@ import pytest
 from stand_ins import ROOT
 from tiny_model import CONFIG
 
+from benchmarks import slices
 from mpt_jax.compiling import fitting, hlo, need
 from mpt_jax.compiling.chips import CHIPS, GIB, chip_of, prepare, topology
 from mpt_jax.compiling.command import compile_report, network, roofline
@@ -196,11 +197,15 @@ libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="
 
 @libtpu
 @pytest.mark.slow
-def test_the_command_for_a_tpu_slice(tmp_path):
+def test_the_command_for_a_tpu_slice(tmp_path, capsys):
     report, text = compiled(tmp_path, "v5e:2x2", CONFIG, "--gin.MESH_TENSOR=2", "--gin.DTYPE='bfloat16'")
     assert report["devices"] == 4 and report["hbm_bytes"] == 16 * GIB and report["fits"]
     assert report["train"]["examples_per_second"] > 0 and report["decode"]["seconds_per_token"] > 0
-    assert "at least" in text and "examples/s of all devices" in text
+    assert "at least" in text and "examples/s of all devices" in text and "attention fused" in text
+    slices.main([str(tmp_path / "r.json")])
+    head, rule, row, *_, decoded = capsys.readouterr().out.splitlines()
+    assert len(head.split(" | ")) == len(rule.split("|")) - 2 == len(row.split(" | "))
+    assert decoded.startswith("| tiny, v5e:2x2, 2 × 2 | 8 |")
 
 
 @libtpu

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mpt_jax import sharding
+from mpt_jax.compiling import hlo
+from mpt_jax.compiling.chips import prepare, topology
 from mpt_jax.config import MeshSettings, T5Config, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model import attention, fused_attention, prompted_t5
@@ -111,6 +115,24 @@ def test_the_kernel_on_meshes():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == {"devices": 8}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'mpt_jax[tpu]'")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_kernel_compiles_for_tpus(name):
+    """Forward and backward, a length that no tile divides, two tensor parts of T5-Base's heads: no collective."""
+    prepare(name)
+    mesh = sharding.make_mesh(MeshSettings(2, 1, 2), topology(name).devices)
+    (query, *_), bias, _ = jax.eval_shape(lambda: arrays(4, 357, 357, 12, 64, jnp.bfloat16))
+    placed = lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
+    given = [placed(query, PartitionSpec("data", None, "tensor"))] * 3
+    bias = Bias(placed(bias.position_1HTS, PartitionSpec(None, "tensor")), placed(bias.key_B11S, PartitionSpec("data")))
+    with sharding.use(mesh):
+        assert kernel_for(T5Config("t5_base", 60, 768, 12, 64, 32, 1, 1, dtype="bfloat16"), 357, 357) == "fused"
+        gradient = jax.grad(lambda inputs, bias: jnp.sum(fused_attention.attend(*inputs, bias).astype(jnp.float32) ** 2))
+        program = jax.jit(gradient).lower(given, bias).compile().as_text()
+    assert program.count("tpu_custom_call") >= 2 and not hlo.collectives(program, 4)
 
 
 def test_where_the_kernel_is_taken(monkeypatch):
