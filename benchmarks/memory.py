@@ -6,14 +6,14 @@ From the start of the process through reading the weights to the last step.
 """
 
 from benchmarks import alternate
-from benchmarks.train_target import parser, step_arguments
+from benchmarks.train_target import case_of, parser, step_arguments
 
 
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     given = [*step_arguments(arguments), "--warmup", 0]
     sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ["benchmarks.ours", *given]}
-    case = "small" if arguments.small else f"{arguments.size} {arguments.rows}"
+    case = "small" if arguments.small else case_of(arguments)
     alternate.compare(arguments, "memory", case, sides, lambda runs: alternate.against(runs, "peft", "peak_mb"))
 
 

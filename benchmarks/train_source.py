@@ -7,7 +7,7 @@ Teachers run beside the student, or have run once before (their outputs are comp
 """
 
 from benchmarks import alternate
-from benchmarks.train_target import parser, step_arguments
+from benchmarks.train_target import case_of, parser, step_arguments
 
 TASKS = 6
 
@@ -23,7 +23,7 @@ def main() -> None:
         told = {"teachers_s": round(last["teachers_s"], 1), "teachers_rows": last["teachers_rows"], "waiting_share": last["waiting_share"]}
         return alternate.against(runs, "peft") | told
 
-    case = "small" if arguments.small else f"{arguments.size} {arguments.rows}"
+    case = "small" if arguments.small else case_of(arguments)
     alternate.compare(arguments, "train_source", case, sides, summarise)
 
 

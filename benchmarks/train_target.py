@@ -1,6 +1,6 @@
 """A step of target training beside PEFT's multitask prompt tuning: T5-Base, 100 prompt vectors, batch 32, float32, same rows and weights.
 
-    python -m benchmarks.train_target --json FILE [--rows short|long] [--huge_pages] [--repeats N --append]
+    python -m benchmarks.train_target --json FILE [--rows short|long --batch N] [--huge_pages] [--repeats N --append]
 
 A step draws rows, pads, runs forward and backward and updates the prompt, on both sides. ``useful_share``: operations that the
 mathematics needs (benchmarks/flops.py), a second, as a share of the machine's rate of float32 products.
@@ -18,7 +18,7 @@ STEPS = 2  # timed in a process
 
 def step_arguments(arguments: argparse.Namespace, tasks: int = 1) -> list:
     """The arguments of a training process of either side; writes weights and rows where there are none."""
-    size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, 32, 100)
+    size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, arguments.batch, 100)
     folder = Path(arguments.folder)
     for n in range(tasks):
         rows.token_cache(folder, rows_name, f"task{n}", seed=n)
@@ -29,7 +29,7 @@ def step_arguments(arguments: argparse.Namespace, tasks: int = 1) -> list:
 
 def useful_gflops(arguments: argparse.Namespace, steps: list[int]) -> float:
     """Useful operations of a step, in 10^9, the median over the given steps."""
-    size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, 32, 100)
+    size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, arguments.batch, 100)
     stream = rows.stream([rows.token_cache(Path(arguments.folder), rows_name, "task0")], batch)
     config = config_of(size, arguments.layers)
     counted = [flops.prompt_step(config, prompt, [(len(a), len(b)) for _, a, b in rows.drawn(stream, step)]) for step in steps]
@@ -42,8 +42,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--rows", default="short", choices=sorted(rows.SETS))
     made.add_argument("--size", default="t5_1_1_base", help="row of the size table (default: %(default)s)")
     made.add_argument("--first_step", type=int, default=0, help="takes other rows: each process does one untimed step and 2 timed ones")
+    made.add_argument("--batch", type=int, default=32, help="PEFT needs more than 24 GB for 32 of the long rows")
     made.add_argument("--layers", type=int, default=0, help="depth of both stacks; 0 = the size's own")
     return made
+
+
+def case_of(arguments: argparse.Namespace) -> str:
+    """What was measured: size, rows, and what is not the usual."""
+    depth = f"_{arguments.layers}" if arguments.layers else ""
+    return f"{arguments.size}{depth} {arguments.rows}" + (f" batch {arguments.batch}" if arguments.batch != 32 else "")
 
 
 def main() -> None:
@@ -71,7 +78,7 @@ def main() -> None:
             **told,
         }
 
-    case = "small" if arguments.small else f"{arguments.size}{f'_{arguments.layers}' if arguments.layers else ''} {arguments.rows}"
+    case = "small" if arguments.small else case_of(arguments)
     ours = ["benchmarks.ours", *given]
     sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ours} | ({"ours_huge_pages": ours} if arguments.huge_pages else {})
     alternate.compare(arguments, "train_target", case, sides, summarise, {"ours_huge_pages": alternate.HUGE_PAGES})
