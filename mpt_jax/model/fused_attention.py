@@ -3,7 +3,7 @@
 Written in Pallas for what prompt tuning asks of attention: up to about a thousand positions, so that no softmax is cut into blocks and any
 length needs no padding; a position bias that all examples share and that gets no gradient. Nothing of size (T, S) is written to HBM, and
 the backward pass computes the weights again.
-B examples, T query positions, S key positions, H heads, K head width, X = H K; G heads of one program.
+B examples, T query positions, S key positions, H heads, K head width.
 """
 
 import functools
@@ -82,15 +82,15 @@ def _run(kernel, num_biases: int, results: int, *arrays):
     """The kernel over a grid of (groups of heads, examples): the position bias of a group is fetched once for all examples."""
     query_BTHK, key_BSHK = arrays[:2]
     B, T, H, K = query_BTHK.shape  # noqa: N806
-    S, G = key_BSHK.shape[1], _heads_of_a_program(H, K)  # noqa: N806
+    S, heads = key_BSHK.shape[1], _heads_of_a_program(H, K)  # noqa: N806
 
     def spec(array):
-        return pl.BlockSpec((1, array.shape[1], G * K), lambda group, example: (example, 0, group))
+        return pl.BlockSpec((1, array.shape[1], heads * K), lambda group, example: (example, 0, group))
 
     def bias_spec(part):
-        examples, heads = (size > 1 for size in part.shape[:2])
-        where = lambda group, example: (example * examples, group * heads, 0, 0)  # noqa: E731
-        return pl.BlockSpec((1, G if heads else 1, *part.shape[2:]), where)
+        many_examples, many_heads = (size > 1 for size in part.shape[:2])
+        where = lambda group, example: (example * many_examples, group * many_heads, 0, 0)  # noqa: E731
+        return pl.BlockSpec((1, heads if many_heads else 1, *part.shape[2:]), where)
 
     joined = [array.reshape(*array.shape[:2], H * K) for array in (*arrays[:3], *arrays[3 + num_biases :])]
     biases = list(arrays[3 : 3 + num_biases])
@@ -100,7 +100,7 @@ def _run(kernel, num_biases: int, results: int, *arrays):
     products = 2 if results == 1 else 5
     found = pl.pallas_call(
         functools.partial(kernel, head_dim=K),
-        grid=(H // G, B),
+        grid=(H // heads, B),
         in_specs=[*map(spec, joined[:3]), *map(bias_spec, biases), *map(spec, joined[3:])],
         out_specs=[spec(shape) for shape in shapes],
         out_shape=shapes,
