@@ -8,6 +8,7 @@ from tiny_data import sized_cache
 from tiny_model import CONFIG, LENGTH, SPEC, backbone, batch_at, make_step, new_bank, streams
 
 from mpt_jax.config import DistillationSettings
+from mpt_jax.data import teacher_cache
 from mpt_jax.errors import UserError
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.formats.arrays import unflatten
@@ -89,6 +90,14 @@ def test_runs_that_share_a_teacher_share_its_outputs(caches, tmp_path):
     assert sorted(len(list(folder.iterdir())) for folder in (tmp_path / "teachers").iterdir()) == [1, 1]
 
 
+def test_parts_are_opened_once(caches, tmp_path, monkeypatch):
+    teach_streams(told(tmp_path), streams(caches, 1), 1)
+    parts, real = [], teacher_cache.checked_meta
+    monkeypatch.setattr(teacher_cache, "checked_meta", lambda part: parts.append(part) or real(part))
+    teach_streams(told(tmp_path), streams(caches, 1), 1)
+    assert parts and len(parts) == len(set(parts))
+
+
 def test_whatever_goes_into_the_outputs_is_in_their_key(caches, tmp_path):
     changes = [
         told(tmp_path),
@@ -98,9 +107,9 @@ def test_whatever_goes_into_the_outputs_is_in_their_key(caches, tmp_path):
     ]
     for name, value in {"temperature": 1.0, "hidden": "none", "hidden_positions": "all", "cached_top": 8, "logits": False}.items():
         changes.append(told(tmp_path, dataclasses.replace(EXACT, **{name: value})))
-    folders = {changed.outputs_of(cache, 0).folder for changed in changes for cache in caches}
+    folders = {changed.outputs_of(cache, 0, {}).folder for changed in changes for cache in caches}
     assert len(folders) == 2 * len(changes)
-    assert told(tmp_path, dataclasses.replace(EXACT, weight=0.1)).outputs_of(caches[0], 0).folder in folders
+    assert told(tmp_path, dataclasses.replace(EXACT, weight=0.1)).outputs_of(caches[0], 0, {}).folder in folders
 
 
 def test_what_is_kept(caches):

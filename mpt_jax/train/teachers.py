@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mpt_jax import distributed, sharding
 from mpt_jax.config import DistillationSettings, T5Config
 from mpt_jax.data.batches import BatchSpec, eval_batches
-from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.cache import TokenCache, key_name
 from mpt_jax.data.sampler import Stream, rows_in
 from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher
 from mpt_jax.errors import UserError
@@ -55,8 +55,8 @@ class Teachers(NamedTuple):
         """What is kept of a row."""
         return layout_of(self.settings, self.backbone.config, self.prompts_NPD.shape[1])
 
-    def outputs_of(self, cache: TokenCache, run: int) -> TeacherOutputs:
-        """What is there already of a run's teacher for a task."""
+    def outputs_of(self, cache: TokenCache, run: int, opened: dict[str, TeacherOutputs]) -> TeacherOutputs:
+        """What is there already of a run's teacher for a task; opened, and checked, where ``opened`` does not hold it under its key yet."""
         compared = ("temperature", "logits", "hidden", "hidden_positions")
         key = {
             "format": FORMAT,
@@ -69,7 +69,10 @@ class Teachers(NamedTuple):
             "settings": {name: getattr(self.settings, name) for name in compared},
             "layout": dataclasses.asdict(self.layout),
         }
-        return TeacherOutputs(self.folder / "teachers" / cache.name, key, self.layout, cache.rows)
+        name = key_name(key)
+        if name not in opened:
+            opened[name] = TeacherOutputs(self.folder / "teachers" / cache.name, key, self.layout, cache.rows)
+        return opened[name]
 
 
 class Wanted(NamedTuple):
@@ -83,10 +86,11 @@ class Wanted(NamedTuple):
 
 def teach_streams(teachers: Teachers, streams: Sequence[Stream], steps: int) -> list[Stream]:
     """The streams with the teachers' outputs for every row of the first ``steps`` steps; what no cache holds is computed first."""
+    opened: dict[str, TeacherOutputs] = {}
     wanted: dict[Path, Wanted] = {}  # by folder: runs with the same teacher share one
     for stream in streams:
         for cache, run, rows in zip(stream.caches, stream.bank_index, rows_in(stream, steps), strict=True):
-            outputs = teachers.outputs_of(cache, run)
+            outputs = teachers.outputs_of(cache, run, opened)
             before = wanted[outputs.folder].rows if outputs.folder in wanted else []
             wanted[outputs.folder] = Wanted(cache, run, outputs, outputs.missing(np.union1d(before, rows).astype(np.int64)))
     _check_space(teachers, list(wanted.values()))
@@ -94,7 +98,9 @@ def teach_streams(teachers: Teachers, streams: Sequence[Stream], steps: int) -> 
         for part in wanted.values():
             _compute(teachers, part, progress)
     with distributed.first_before_others("teacher outputs"):
-        told = [[teachers.outputs_of(*pair) for pair in zip(stream.caches, stream.bank_index, strict=True)] for stream in streams]
+        if not distributed.is_first():
+            opened.clear()  # what the first process has written meanwhile is not among them
+        told = [[teachers.outputs_of(*pair, opened) for pair in zip(stream.caches, stream.bank_index, strict=True)] for stream in streams]
     join = lambda stream, outs: tuple(map(with_teacher, stream.caches, outs))  # noqa: E731
     return [dataclasses.replace(stream, caches=join(stream, outs)) for stream, outs in zip(streams, told, strict=True)]
 
