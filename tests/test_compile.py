@@ -192,6 +192,12 @@ def test_the_command_for_pretend_devices(tmp_path):
     assert report["train"]["gathered_share_of_backbone"] < 0.5 and {"decode", "encode"} == set(report["decode"]["programs"])
 
 
+def test_teachers_that_ran_before_are_no_part_of_the_step(tmp_path):
+    report, _ = compiled(tmp_path, "cpu:2", CONFIG, "--gin.DistillationSettings.teacher='cached'", "--train_only", "--measure", "1")
+    parts = report["train"]["need"]["flops"]
+    assert parts["teacher"] == 0 < parts["forward"] and report["train"]["measured"]["seconds"] > 0
+
+
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'mpt_jax[tpu]'")
 
 
