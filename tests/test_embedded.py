@@ -1,5 +1,6 @@
 """The quickstart's tasks: known facts, splits without overlap, same rows in every process, balance."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -60,8 +61,8 @@ def test_counts(name):
     least = {"train": 500, "validation": 75, "test": 90}
     if name in TARGETS:
         least = {"train": 300, "validation": 150, "test": 200}
-    if name == "module_topic":
-        least["train"] = 250  # docstrings of the standard library: Debian's Python 3.11.2 gives 260, 3.11.7 some more
+    if name == "module_topic" and importlib.util.find_spec("tkinter") is None:
+        least = {"train": 250, "validation": 120, "test": 180}  # most of its sentences about windows: Debian's python3 has no tkinter
     for split in SPLITS:
         assert len(rows(name, split)) >= least[split], split
 
