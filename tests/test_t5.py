@@ -3,6 +3,8 @@
 ``python tests/test_t5.py`` records golden_t5.npz anew from transformers.
 """
 
+import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from mpt_jax.config import NANO, T5_SIZES, T5Config
-from mpt_jax.model import formats, prompted_t5
+from mpt_jax.model import attention, formats, prompted_t5
 from mpt_jax.model.formats.arrays import flatten, unflatten
 
 GOLDEN = Path(__file__).parent / "golden_t5.npz"
@@ -103,6 +105,34 @@ def test_hidden_states_are_given():
     out = prompted_t5.forward(config, weights(config), prompt_BPD, inputs_BL, targets_BT)
     assert len(out.encoder.layers) == 3 and len(out.decoder.layers) == 2
     assert out.encoder.layers[0].shape == (3, 14, 16) and out.mask_BS.shape == (3, 14) and out.mask_BS[1].sum() == 11
+
+
+@pytest.mark.parametrize("remat", ["none", "layers"])
+def test_dropout_of_each_layer_and_only_where_bits_are_given(remat):
+    plain = dataclasses.replace(VARIANTS["v1_1"], num_decoder_layers=3)
+    config, params = dataclasses.replace(plain, dropout_rate=0.5, remat=remat), weights(plain)
+    inputs_BL, targets_BT, prompt_BPD = example(config)
+    run = lambda config, rng: prompted_t5.forward(config, params, prompt_BPD, inputs_BL, targets_BT, rng)  # noqa: E731
+    without = run(plain, None)
+    np.testing.assert_array_equal(run(config, None).logits_BTV, without.logits_BTV)
+    np.testing.assert_array_equal(run(plain, jax.random.PRNGKey(0)).logits_BTV, without.logits_BTV)
+    one, again, other = (run(config, jax.random.PRNGKey(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.logits_BTV, again.logits_BTV)
+    assert np.abs(one.logits_BTV - other.logits_BTV).max() > 0.1
+    for stack in (one.encoder, one.decoder):
+        added = [np.asarray(after - before) for before, after in itertools.pairwise(stack.layers)]
+        dropped = [np.all(np.abs(x_BTD) < 1e-6, axis=1) for x_BTD in added]  # alike for all positions
+        assert all(0.05 < x_BD.mean() < 0.6 for x_BD in dropped)
+        assert not np.array_equal(dropped[0], dropped[1])
+
+
+def test_layers_of_a_stack_are_traced_once(monkeypatch):
+    calls = []
+    monkeypatch.setitem(attention.KERNELS, "einsum", lambda *given: calls.append(1) or attention.attend(*given))
+    config = dataclasses.replace(VARIANTS["v1_1"], d_ff=40)  # of no other test, whose traces would be taken
+    shapes = jax.eval_shape(lambda: weights(config))
+    jax.jit(prompted_t5.forward, static_argnums=0).trace(config, shapes, None, *example(config)[:2])
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

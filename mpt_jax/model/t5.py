@@ -4,6 +4,7 @@ Parameter names and shapes are those of T5X's minimal T5 (t5x/examples/t5/networ
 B examples, L input tokens, P prompt positions, S = P + L, T target tokens, D model width, H heads, K head width, V vocabulary.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -27,13 +28,21 @@ class Stack(NamedTuple):
     layers: tuple  # of (B, T, D)
 
 
-def _dropout(module: nn.Module):
-    """Dropout of the module, or the identity where nothing is dropped: no random bits are then drawn."""
-    rate = module.config.dropout_rate
-    if rate == 0.0 or not module.has_rng("dropout"):
-        return lambda x: x
+def _dropout(config: T5Config) -> nn.Dropout:
     # T5 drops whole positions' features alike along the length
-    return nn.Dropout(rate, broadcast_dims=(-2,), deterministic=False)
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+def _active(module: nn.Module, dropout: nn.Dropout):
+    """Dropout where random bits were given; else, and at rate 0, the identity without any bits."""
+    return functools.partial(dropout, deterministic=not module.has_rng("dropout"))
+
+
+def _traced_once(module: nn.Module, layer: type[nn.Module], *methods: str):
+    """The class of a stack's layers: traced for one of them, not for each, and rematerialised where the setting says so."""
+    layer = nn.remat(layer) if module.config.remat == "layers" else layer
+    # drawn weights depend on the path of scopes, which the transform changes
+    return layer if module.is_initializing() else nn.jit(layer, methods=methods)
 
 
 def _mask(mask_BS):
@@ -52,7 +61,7 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BSD, bias: Bias):
-        dropout = _dropout(self)
+        dropout = _active(self, _dropout(self.config))
         attention = MultiHeadAttention(self.config, name="attention")
         normed_BSD = LayerNorm(self.config, name="pre_attention_layer_norm")(x_BSD)
         x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD), bias))
@@ -67,12 +76,12 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BSD, mask_BS) -> Stack:
-        dropout = _dropout(self)
+        dropout = _active(self, _dropout(self.config))
         position_S = jnp.arange(x_BSD.shape[1])
         position_1HSS = RelativePositionBias(self.config, True, name="relpos_bias")(position_S, position_S)
         bias = Bias(position_1HSS, _mask(mask_BS))
         x_BSD = _residual(dropout(x_BSD))
-        layer = nn.remat(EncoderLayer) if self.config.remat == "layers" else EncoderLayer
+        layer = _traced_once(self, EncoderLayer, "__call__")
         layers = []
         for i in range(self.config.num_encoder_layers):
             x_BSD = _residual(layer(self.config, name=f"layers_{i}")(x_BSD, bias))
@@ -92,6 +101,7 @@ class DecoderLayer(nn.Module):
         self.encoder_decoder_attention = MultiHeadAttention(self.config)
         self.pre_mlp_layer_norm = LayerNorm(self.config)
         self.mlp = Mlp(self.config)
+        self.dropout = _dropout(self.config)
 
     def cross_keys_values(self, encoded_BSD):
         """Keys and values of the encoder's output, computed once for an input."""
@@ -99,7 +109,7 @@ class DecoderLayer(nn.Module):
 
     def __call__(self, x_BTD, self_bias: Bias, cross, cross_bias: Bias, cache=None, position=None):
         """Returns x (B, T, D) and the updated cache; cache: (keys, values) (B, T_max, H, K), written at ``position``."""
-        dropout = _dropout(self)
+        dropout = _active(self, self.dropout)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
         keys_values = self.self_attention.keys_values(normed_BTD)
         if cache is not None:
@@ -119,9 +129,10 @@ class Decoder(nn.Module):
 
     def setup(self):
         self.relpos_bias = RelativePositionBias(self.config, False)
-        layer = nn.remat(DecoderLayer) if self.config.remat == "layers" else DecoderLayer
+        layer = _traced_once(self, DecoderLayer, "__call__", "cross_keys_values")
         self.layers = [layer(self.config) for _ in range(self.config.num_decoder_layers)]
         self.decoder_norm = LayerNorm(self.config)
+        self.dropout = _dropout(self.config)
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense(self.config.vocab_size, self.config.dtype, self.config.d_model**-0.5)
 
@@ -137,7 +148,7 @@ class Decoder(nn.Module):
 
     def __call__(self, x_BTD, mask_BS, cross, cache=None, position=0):
         """Embedded decoder inputs -> (Stack, cache). ``cross`` from ``cross``; ``cache`` as DecoderLayer's, a layer each."""
-        dropout = _dropout(self)
+        dropout = _active(self, self.dropout)
         query_T = position + jnp.arange(x_BTD.shape[1])
         key_T = query_T if cache is None else jnp.arange(cache[0][0].shape[1])
         causal_TT = jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)
