@@ -126,13 +126,19 @@ def test_dropout_of_each_layer_and_only_where_bits_are_given(remat):
         assert not np.array_equal(dropped[0], dropped[1])
 
 
-def test_layers_of_a_stack_are_traced_once(monkeypatch):
+def test_more_layers_are_not_traced_more_often(monkeypatch):
     calls = []
     monkeypatch.setitem(attention.KERNELS, "einsum", lambda *given: calls.append(1) or attention.attend(*given))
-    config = dataclasses.replace(VARIANTS["v1_1"], d_ff=40)  # of no other test, whose traces would be taken
-    shapes = jax.eval_shape(lambda: weights(config))
-    jax.jit(prompted_t5.forward, static_argnums=0).trace(config, shapes, None, *example(config)[:2])
-    assert len(calls) == 2
+
+    def traced(layers: int) -> int:
+        # a d_ff of no other test, whose traces would be taken
+        config = dataclasses.replace(VARIANTS["v1_1"], d_ff=40, num_encoder_layers=layers, num_decoder_layers=layers)
+        params = weights(config)
+        calls.clear()
+        jax.jit(prompted_t5.forward, static_argnums=0).trace(config, params, None, *example(config)[:2])
+        return len(calls)
+
+    assert traced(8) == traced(4) < 8
 
 
 @pytest.mark.parametrize(
