@@ -145,6 +145,14 @@ def test_three_stages_train_the_bank_alone(world, teachers, source, target):
 
 
 @pytest.mark.slow
+def test_dropout_of_t5x_reaches_both_stacks(world, teachers):
+    dropped = train(world, "teacher", "dropped", SOURCES, 3, DROPOUT_RATE=0.5)
+    with_rate, without = (arrays_of(folder / "checkpoint_3") for folder in (dropped, teachers))
+    changed = [path for path, array in without.items() if not np.array_equal(array, with_rate[path])]
+    assert changed == ["bank/shared"] and np.isfinite(with_rate["bank/shared"]).all()
+
+
+@pytest.mark.slow
 def test_t5x_and_our_evaluator_agree_and_inference_answers(world, source, target):
     from mpt_jax.main import main
 
