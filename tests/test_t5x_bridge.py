@@ -145,7 +145,7 @@ def test_three_stages_train_the_bank_alone(world, teachers, source, target):
 
 
 @pytest.mark.slow
-def test_dropout_of_t5x_reaches_both_stacks(world, teachers):
+def test_dropout_changes_what_the_bank_learns_and_nothing_else(world, teachers):
     dropped = train(world, "teacher", "dropped", SOURCES, 3, DROPOUT_RATE=0.5)
     with_rate, without = (arrays_of(folder / "checkpoint_3") for folder in (dropped, teachers))
     changed = [path for path, array in without.items() if not np.array_equal(array, with_rate[path])]
