@@ -24,7 +24,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"}
 RATE = ["benchmarks.roofline", "--side"]
 VERSIONED = ("jax", "jaxlib", "torch", "transformers", "peft", "numpy")
 Summarise = Callable[[dict[str, list[dict]]], dict]
@@ -35,12 +34,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", required=True, help="file that gets a JSON line")
     made.add_argument("--repeats", type=int, default=3)
-    made.add_argument("--append", action="store_true", help="add the repeats to the last line of the same case in the file")
+    made.add_argument("--append", action="store_true", help="add the repeats to this machine's last line of the same case in the file")
     made.add_argument("--small", action="store_true", help="a tiny network: shows that the benchmark works, in seconds")
     made.add_argument(
         "--folder", default=str(Path(tempfile.gettempdir()) / "mpt_benchmarks"), help="keeps weights and rows for the next time"
     )
     made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--preload", help="library for LD_PRELOAD, such as libtcmalloc_minimal.so.4: runs each side with it as well")
     return made
 
 
@@ -71,30 +71,36 @@ def compare(
     case: str,
     sides: Mapping[str, Sequence],
     summarise: Summarise,
-    environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict:
     """Alternates the sides, each ``[module, argument, …]``, adds the line to the file, prints and returns it.
 
-    ``environments``: variables of a side's process beside those of every side.
+    With ``--preload`` each side runs a second time with that library, under its name with the library's added.
     """
+    environments = {}
+    if arguments.preload:
+        preloaded = Path(arguments.preload).name.split(".")[0].removeprefix("lib")
+        environments = {f"{name}_{preloaded}": {"LD_PRELOAD": arguments.preload} for name in sides}
+        sides = {**sides, **{f"{name}_{preloaded}": given for name, given in sides.items()}}
     runs: dict[str, list[dict]] = {name: [] for name in (*sides, "rate")}
     for _ in range(arguments.repeats):
         for name, (module, *rest) in (*sides.items(), ("rate", RATE)):
             threads = ["--threads", arguments.threads] if name != "rate" else []
-            runs[name].append(run(module, *rest, *threads, environment=(environments or {}).get(name)))
+            runs[name].append(run(module, *rest, *threads, environment=environments.get(name)))
             print(f"{benchmark} {case} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
     return write(arguments, benchmark, case, runs, summarise)
 
 
 def write(arguments: argparse.Namespace, benchmark: str, case: str, runs: dict[str, list[dict]], summarise: Summarise) -> dict:
-    """Adds the line of these runs to the file, or with ``--append`` the runs to the last line of the case. Prints and returns it."""
+    """Adds the line of these runs, or with ``--append`` these runs to this machine's last line of the case. Prints and returns it."""
     path = Path(arguments.json)
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    mine = [line for line in lines if (line["benchmark"], line["case"]) == (benchmark, case)] if arguments.append else []
+    here = machine(arguments.threads)
+    same = [line for line in lines if (line["benchmark"], line["case"], line["machine"]["cpu"]) == (benchmark, case, here["cpu"])]
+    mine = same if arguments.append else []
     if mine:
         lines.remove(mine[-1])
         runs = {name: mine[-1]["runs"].get(name, []) + found for name, found in runs.items()}
-    line = {"benchmark": benchmark, "case": case, **summarise(runs), "machine": machine(arguments.threads), "runs": runs}
+    line = {"benchmark": benchmark, "case": case, **summarise(runs), "machine": here, "runs": runs}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(entry) + "\n" for entry in [*lines, line]))
     print(json.dumps({name: value for name, value in line.items() if name not in ("runs", "machine")}))
@@ -104,7 +110,10 @@ def write(arguments: argparse.Namespace, benchmark: str, case: str, runs: dict[s
 def machine(threads: int) -> dict:
     """What the numbers were measured on."""
     with open("/proc/cpuinfo") as file:
-        cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.processor())
+        told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in file)}
+    cpu = told.get("model name", platform.processor())
+    if "cpu family" in told:  # names such as 'AMD EPYC' stand for several generations
+        cpu += f" (family {told['cpu family']} model {told['model']})"
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "python": platform.python_version(), **versions}
 

@@ -8,6 +8,7 @@ many of the single commands are run and their mean is multiplied by the number o
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from benchmarks import alternate
@@ -50,14 +51,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict]]:
     def command(tasks: list[str], seeds: list[int], steps: int) -> dict:
         shutil.rmtree(run, ignore_errors=True)
         given = train_arguments(folder, backbone, run, tasks, lengths, "fewshot.gin", SEED=seeds, TRAIN_STEPS=steps, **macros)
-        return alternate.run("mpt_jax", *given, json_line=False)
+        found = alternate.run("mpt_jax", *given, json_line=False)
+        print(f"population {len(tasks)} tasks, {len(seeds)} seeds, {steps} steps: {found}", file=sys.stderr, flush=True)
+        return found
 
     seeds = list(range(arguments.seeds))
     pairs = [(name, seed) for name in names for seed in seeds][: arguments.singles or None]
     command(names, seeds, 2)
     command(names[:1], seeds[:1], 2)
-    together = command(names, seeds, arguments.steps)
-    return {"together": [together], "single": [command([name], [seed], arguments.steps) for name, seed in pairs]}
+    single = [command([name], [seed], arguments.steps) for name, seed in pairs]
+    return {"together": [command(names, seeds, arguments.steps)], "single": single}
 
 
 if __name__ == "__main__":

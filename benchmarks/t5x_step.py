@@ -22,8 +22,8 @@ def main() -> None:
     }
 
     def summarise(runs: dict[str, list[dict]]) -> dict:
-        memory = {name: alternate.medians(runs[name], "peak_mb") for name in sides}
-        return alternate.against(runs, "t5x") | {"peak_mb": memory}
+        found = alternate.against(runs, "t5x")
+        return found | {"peak_mb": {name: alternate.medians(runs[name], "peak_mb") for name in found["seconds"]}}
 
     case = "small" if arguments.small else f"{arguments.size} {arguments.rows}"
     alternate.compare(arguments, "t5x_step", case, sides, summarise)

@@ -42,10 +42,11 @@ def table(line: dict) -> str:
     told = "; ".join(f"{name.replace('_', ' ')} {line[name]:g}" for name in names)
     if "ratio_by_step" in line:
         told += "; times the peer, step by step: " + ", ".join(f"{ratio:.2f}" for ratio in line["ratio_by_step"])
-    company = f"cores busy with other processes meanwhile: up to {_percent(line['busy_elsewhere'])}"
     repeats = max(len(runs) for runs in line["runs"].values())
+    company = f"cores busy with other processes meanwhile: up to {_percent(line['busy_elsewhere'])}"
+    measured = f"{line['machine']['cpu']}, {repeats} repeats; {company}{'; ' + told if told else ''}"
     head = "| | median | lowest – highest repeat | times the peer | useful share |\n|---|---:|---:|---:|---:|"
-    return f"**{line['case']}**, {repeats} repeats; {company}{'; ' + told if told else ''}\n\n{head}\n" + "\n".join(rows) + "\n"
+    return f"**{line['case']}**, {measured}\n\n{head}\n" + "\n".join(rows) + "\n"
 
 
 def _percent(share: float | None) -> str:

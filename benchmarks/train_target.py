@@ -1,6 +1,6 @@
 """A step of target training beside PEFT's multitask prompt tuning: T5-Base, 100 prompt vectors, batch 32, float32, same rows and weights.
 
-    python -m benchmarks.train_target --json FILE [--rows short|long --batch N] [--huge_pages] [--repeats N --append]
+    python -m benchmarks.train_target --json FILE [--rows short|long --batch N] [--preload LIBRARY] [--repeats N --append]
 
 A step draws rows, pads, runs forward and backward and updates the prompt, on both sides. ``useful_share``: operations that the
 mathematics needs (benchmarks/flops.py), a second, as a share of the machine's rate of float32 products.
@@ -54,9 +54,7 @@ def case_of(arguments: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--huge_pages", action="store_true", help="also with large memory pages (docs/performance.md)")
-    arguments = made.parse_args()
+    arguments = parser(__doc__).parse_args()
     given = step_arguments(arguments)
 
     def summarise(runs: dict[str, list[dict]]) -> dict:
@@ -68,7 +66,7 @@ def main() -> None:
         share = {name: round(gflops / value["median"] / rate, 3) for name, value in found["seconds"].items()}
         last = runs["ours"][-1]
         told = {"input_padding": round(last["input_padding"], 3), "waiting_share": round(last["waiting_share"], 5)}
-        memory = {name: alternate.medians(runs[name], "peak_mb") for name in sides}
+        memory = {name: alternate.medians(runs[name], "peak_mb") for name in found["seconds"]}
         return found | {
             "ratio_by_step": by_step,
             "peak_mb": memory,
@@ -79,9 +77,8 @@ def main() -> None:
         }
 
     case = "small" if arguments.small else case_of(arguments)
-    ours = ["benchmarks.ours", *given]
-    sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ours} | ({"ours_huge_pages": ours} if arguments.huge_pages else {})
-    alternate.compare(arguments, "train_target", case, sides, summarise, {"ours_huge_pages": alternate.HUGE_PAGES})
+    sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ["benchmarks.ours", *given]}
+    alternate.compare(arguments, "train_target", case, sides, summarise)
 
 
 if __name__ == "__main__":

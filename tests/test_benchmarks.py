@@ -33,15 +33,17 @@ def test_useful_operations_agree_with_the_compiler_where_nothing_is_padded():
     assert 0.7 * counted < ours < counted
 
 
-def test_appended_repeats_join_the_last_line_of_their_case(tmp_path, monkeypatch):
+def test_appended_repeats_join_the_last_line_of_their_case_and_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(alternate, "run", lambda module, *rest, environment: {"seconds": [float(rest[0])], "busy_elsewhere": 0.0})
     path = tmp_path / "lines.jsonl"
-    for first, flags in ((4, []), (8, ["--append"])):
+    for cpu, first, flags in (("one", 4, []), ("two", 1, ["--append"]), ("one", 8, ["--append"])):
+        monkeypatch.setattr(alternate, "machine", lambda threads, cpu=cpu: {"cpu": cpu})
         arguments = alternate.parser("").parse_args(["--json", str(path), "--repeats", "1", *flags])
         sides = {"peer": ["benchmarks.peer", first], "ours": ["benchmarks.ours", 2]}
         monkeypatch.setattr(alternate, "RATE", ["benchmarks.roofline", 1])
         alternate.compare(arguments, "b", "c", sides, lambda runs: alternate.against(runs, "peer"))
-    (line,) = [json.loads(text) for text in path.read_text().splitlines()]
+    other, line = [json.loads(text) for text in path.read_text().splitlines()]
+    assert other["machine"] == {"cpu": "two"} and other["ratio"] == {"ours": 0.5}
     assert line["seconds"]["peer"] == {"median": 6.0, "spread": [4.0, 8.0]} and line["ratio"] == {"ours": 3.0}
     assert len(line["runs"]["ours"]) == 2
 
@@ -53,6 +55,16 @@ def test_the_page_holds_what_the_committed_lines_say():
     assert lines and table.rebuild(page, lines) == page
     with pytest.raises(KeyError, match="no place for the results of nothing"):
         table.rebuild(page, [{"benchmark": "nothing"}])
+
+
+def test_preloaded_sides_run_beside_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        alternate, "run", lambda module, *rest, environment: {"seconds": [4.0 if environment else 8.0], "busy_elsewhere": 0.0}
+    )
+    given = ["--json", str(tmp_path / "lines.jsonl"), "--repeats", "1", "--preload", "/x/libfast.so.4"]
+    sides = {"peer": ["benchmarks.peer"], "ours": ["benchmarks.ours"]}
+    line = alternate.compare(alternate.parser("").parse_args(given), "b", "c", sides, lambda runs: alternate.against(runs, "peer"))
+    assert line["ratio"] == {"ours": 1.0, "peer_fast": 2.0, "ours_fast": 2.0}
 
 
 @pytest.mark.slow
