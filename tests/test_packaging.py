@@ -1,4 +1,4 @@
-"""What goes into a wheel: every package of the checkout, and the gin files."""
+"""What goes into a wheel: every package of the checkout, the gin files, and the shipped backbones."""
 
 import tomllib
 from pathlib import Path
@@ -10,7 +10,9 @@ def test_every_package_is_listed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = [path.parent.relative_to(ROOT) for top in ("launch", "mpt_jax", "tasks") for path in (ROOT / top).rglob("__init__.py")]
     gin = {"mpt_jax.gin_files": "gin", "mpt_jax.gin_files.paper": "gin/paper", "mpt_jax.gin_files.t5x": "gin/t5x"}
-    assert set(settings["packages"]) == {".".join(folder.parts) for folder in folders} | set(gin)
+    shipped = {f"mpt_jax.backbones.{path.name}" for path in (ROOT / "mpt_jax" / "backbones").iterdir()}
+    assert set(settings["packages"]) == {".".join(folder.parts) for folder in folders} | set(gin) | shipped
+    assert all(settings["package-data"][package] == ["*"] for package in shipped)
     assert settings["package-dir"] == {"mpt_jax.gin_files": "gin"}  # and what is below it
     assert all(settings["package-data"][package] == ["*.gin"] for package in gin)
     assert {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "gin").rglob("*.gin")} == set(gin.values())
