@@ -3,15 +3,16 @@
     python -m benchmarks.train_target --json FILE [--rows short|long --batch N] [--preload LIBRARY] [--repeats N --append]
 
 A step draws rows, pads, runs forward and backward and updates the prompt, on both sides. ``useful_share``: operations that the
-mathematics needs (benchmarks/flops.py), a second, as a share of the machine's rate of float32 products.
+mathematics needs for real tokens (mpt_jax/compiling/need.py), a second, as a share of the machine's rate of float32 products.
 """
 
 import argparse
 import statistics
 from pathlib import Path
 
-from benchmarks import alternate, flops, rows
+from benchmarks import alternate, rows
 from benchmarks.backbones import backbone_folder, config_of
+from mpt_jax.compiling import need
 
 STEPS = 2  # timed in a process
 
@@ -32,8 +33,12 @@ def useful_gflops(arguments: argparse.Namespace, steps: list[int]) -> float:
     size, rows_name, batch, prompt = ("tiny", "tiny", 8, 10) if arguments.small else (arguments.size, arguments.rows, arguments.batch, 100)
     stream = rows.stream([rows.token_cache(Path(arguments.folder), rows_name, "task0")], batch)
     config = config_of(size, arguments.layers)
-    counted = [flops.prompt_step(config, prompt, [(len(a), len(b)) for _, a, b in rows.drawn(stream, step)]) for step in steps]
-    return statistics.median(counted) / 1e9
+
+    def counted(step: int) -> float:
+        lengths = [(prompt + len(tokens), len(targets)) for _, tokens, targets in rows.drawn(stream, step)]
+        return sum(sum(need.prompt_step(config, S, T, distilled=False, textbook=True).values()) for S, T in lengths)
+
+    return statistics.median(map(counted, steps)) / 1e9
 
 
 def parser(description: str) -> argparse.ArgumentParser:

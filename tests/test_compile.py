@@ -84,6 +84,18 @@ def test_products_of_the_step_are_those_that_are_needed(config, weight, remat, t
     assert counted == sum(parts.values())
 
 
+def test_textbook_operations_keep_keys_and_values_however_few_the_targets():
+    few, many = 2, 16
+    assert need.attends_to_states(CONFIG, few) and not need.attends_to_states(CONFIG, many)
+    for targets in (few, many):
+        ours, textbook = need.forward(CONFIG, INPUTS, targets), need.forward(CONFIG, INPUTS, targets, textbook=True)
+        keys_values = 2 * 2 * INPUTS * CONFIG.d_model * CONFIG.num_heads * CONFIG.head_dim * CONFIG.num_decoder_layers
+        cross = 2 * 2 * targets * INPUTS * CONFIG.num_heads * CONFIG.num_decoder_layers
+        projected = 2 * 2 * targets * CONFIG.d_model * CONFIG.num_heads * CONFIG.head_dim * CONFIG.num_decoder_layers
+        saved = keys_values - projected - cross * (CONFIG.d_model - CONFIG.head_dim)
+        assert textbook.forward - ours.forward == (saved if targets == few else 0)
+
+
 def test_weight_gradients_would_be_seen():
     for name, seen in (("source", False), ("finetune", True)):
         stage = stage_of(CONFIG, name)

@@ -3,6 +3,7 @@
 A step of a frozen backbone needs its forward pass and the gradients with respect to activations, none with respect to weights. A product
 with a weight is needed once more for the gradient of its input; a product of two activations (attention) twice more. Nothing before the
 prompt's way through the network is differentiated: of the decoder's first layer neither self-attention nor the queries.
+``textbook``: with keys and values of the encoder's output however few the target tokens, which is the yardstick for other implementations.
 B examples, S encoder positions, T target tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary.
 """
 
@@ -60,40 +61,42 @@ def attends_to_states(config: T5Config, T: int) -> bool:  # noqa: N803
     return T <= config.head_dim // FEW_POSITIONS
 
 
-def _cross(config: T5Config, T: int, S: int) -> Products:  # noqa: N803
+def _cross(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa: N803
     """Cross-attention of T positions without its query, and without keys and values of the encoder's output."""
-    if attends_to_states(config, T):
+    if states:
         # both kernels on the other side: T H D in place of T H K
         return _add(_projections(config, T, 3), _times(config.d_model / config.head_dim, _attention(config, T, S)))
     return _add(_projections(config, T, 1), _attention(config, T, S))
 
 
-def decoder_layer(config: T5Config, T: int, S: int) -> Products:  # noqa: N803
-    """One decoder layer over T positions, without the keys and values of the encoder's output."""
+def decoder_layer(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa: N803
+    """One decoder layer over T positions, without the keys and values of the encoder's output; ``states``: it attends to that itself."""
     self_attention = _add(_projections(config, T, 4), _attention(config, T, T))
-    return _add(self_attention, _projections(config, T, 1), _cross(config, T, S), _mlp(config, T))
+    return _add(self_attention, _projections(config, T, 1), _cross(config, T, S, states), _mlp(config, T))
 
 
-def forward(config: T5Config, S: int, T: int) -> Products:  # noqa: N803
+def forward(config: T5Config, S: int, T: int, textbook: bool = False) -> Products:  # noqa: N803
     """Encoder, decoder and logits of one example."""
+    states = attends_to_states(config, T) and not textbook
     encoder = _times(config.num_encoder_layers, encoder_layer(config, S))
-    keys_values = _projections(config, S, 0 if attends_to_states(config, T) else 2)
-    decoder = _times(config.num_decoder_layers, _add(decoder_layer(config, T, S), keys_values))
+    keys_values = _projections(config, S, 0 if states else 2)
+    decoder = _times(config.num_decoder_layers, _add(decoder_layer(config, T, S, states), keys_values))
     return _add(encoder, decoder, Products(2.0 * T * config.d_model * config.vocab_size, 0.0))
 
 
-def prompt_step(config: T5Config, S: int, T: int, distilled: bool) -> dict[str, float]:  # noqa: N803
+def prompt_step(config: T5Config, S: int, T: int, distilled: bool, textbook: bool = False) -> dict[str, float]:  # noqa: N803
     """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers."""
-    whole = forward(config, S, T)
-    queries = _projections(config, T, 2 if attends_to_states(config, T) else 1)
+    states = attends_to_states(config, T) and not textbook
+    whole = forward(config, S, T, textbook)
+    queries = _projections(config, T, 2 if states else 1)
     not_differentiated = _add(_projections(config, T, 4), _attention(config, T, T), queries)
-    first_queries = _cross(config, T, S).attention / 2  # gradient of the first layer's queries
+    first_queries = _cross(config, T, S, states).attention / 2  # gradient of the first layer's queries
     recomputed = 0.0
     if config.remat == "layers":
         # of each layer all but the last product, whose result nothing needs
         last = lambda positions: _mlp(config, positions, 1)  # noqa: E731
         encoder = encoder_layer(config, S).forward - last(S).forward
-        decoder = decoder_layer(config, T, S).forward - last(T).forward
+        decoder = decoder_layer(config, T, S, states).forward - last(T).forward
         recomputed = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
     return {
         "forward": whole.forward,
