@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import tasks
@@ -219,10 +220,16 @@ def tuned_to_answer(model, cache):
         encoded = encode(CONFIG, params, prompt_BPD, inputs_BL)
         return -target_log_probabilities(decode_targets(CONFIG, params, encoded, targets_BT), targets_BT).mean()
 
-    step = jax.jit(lambda params: jax.tree.map(lambda w, g: w - 0.02 * jnp.sign(g), params, jax.grad(loss)(params)))
-    params = model.params
-    for _ in range(60):
-        params = step(params)
+    optimizer = optax.adam(optax.linear_schedule(0.02, 0.0, 100))
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    params, state = model.params, optimizer.init(model.params)
+    for _ in range(100):
+        params, state = step(params, state)
     return dataclasses.replace(model, params=params)
 
 
