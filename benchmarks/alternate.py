@@ -29,8 +29,8 @@ VERSIONED = ("jax", "jaxlib", "torch", "transformers", "peft", "numpy")
 Summarise = Callable[[dict[str, list[dict]]], dict]
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every benchmark takes."""
+def parser(description: str, preload: bool = False) -> argparse.ArgumentParser:
+    """The arguments that every benchmark takes; ``preload``: and the one of those whose sides can run with another allocator as well."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", required=True, help="file that gets a JSON line")
     made.add_argument("--repeats", type=int, default=3)
@@ -40,8 +40,18 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--folder", default=str(Path(tempfile.gettempdir()) / "mpt_benchmarks"), help="keeps weights and rows for the next time"
     )
     made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--preload", help="library for LD_PRELOAD, such as libtcmalloc_minimal.so.4: runs each side with it as well")
+    made.set_defaults(preload=None)
+    if preload:
+        told = "path of a library for LD_PRELOAD, such as libtcmalloc_minimal.so.4: runs each side with it as well"
+        made.add_argument("--preload", type=_library, help=told)
     return made
+
+
+def _library(path: str) -> str:
+    """The path; the loader itself only warns of a library that is not there, and runs the command without it."""
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"no file {path}")
+    return path
 
 
 def run(module: str, *arguments: object, environment: Mapping[str, str] | None = None, json_line: bool = True) -> dict:

@@ -102,7 +102,7 @@ def main() -> None:
     if "--side" in sys.argv:
         side(sys.argv[1:])
         return
-    parser = alternate.parser(__doc__)
+    parser = alternate.parser(__doc__, preload=True)
     arguments = parser.parse_args()
     size, rows_name, prompt, count = ("tiny", "tiny", 10, 32) if arguments.small else ("t5_1_1_base", "short", 100, 256)
     folder = Path(arguments.folder)

@@ -42,7 +42,8 @@ def table(line: dict) -> str:
     told = "; ".join(f"{name.replace('_', ' ')} {line[name]:g}" for name in names)
     if "ratio_by_step" in line:
         told += "; times the peer, step by step: " + ", ".join(f"{ratio:.2f}" for ratio in line["ratio_by_step"])
-    repeats = max(len(runs) for runs in line["runs"].values())
+    counts = sorted({len(runs) for runs in line["runs"].values()})
+    repeats = "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     company = f"cores busy with other processes meanwhile: up to {_percent(line['busy_elsewhere'])}"
     measured = f"{line['machine']['cpu']}, {repeats} repeats; {company}{'; ' + told if told else ''}"
     head = "| | median | lowest – highest repeat | times the peer | useful share |\n|---|---:|---:|---:|---:|"

@@ -43,7 +43,7 @@ def useful_gflops(arguments: argparse.Namespace, steps: list[int]) -> float:
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Arguments of the benchmarks that train."""
-    made = alternate.parser(description)
+    made = alternate.parser(description, preload=True)
     made.add_argument("--rows", default="short", choices=sorted(rows.SETS))
     made.add_argument("--size", default="t5_1_1_base", help="row of the size table (default: %(default)s)")
     made.add_argument("--first_step", type=int, default=0, help="takes other rows: each process does one untimed step and 2 timed ones")

@@ -45,10 +45,21 @@ def test_preloaded_sides_run_beside_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(
         alternate, "run", lambda module, *rest, environment: {"seconds": [4.0 if environment else 8.0], "busy_elsewhere": 0.0}
     )
-    given = ["--json", str(tmp_path / "lines.jsonl"), "--repeats", "1", "--preload", "/x/libfast.so.4"]
+    library = tmp_path / "libfast.so.4"
+    library.touch()
+    given = ["--json", str(tmp_path / "lines.jsonl"), "--repeats", "1", "--preload", str(library)]
+    arguments = alternate.parser("", preload=True).parse_args(given)
     sides = {"peer": ["benchmarks.peer"], "ours": ["benchmarks.ours"]}
-    line = alternate.compare(alternate.parser("").parse_args(given), "b", "c", sides, lambda runs: alternate.against(runs, "peer"))
+    line = alternate.compare(arguments, "b", "c", sides, lambda runs: alternate.against(runs, "peer"))
     assert line["ratio"] == {"ours": 1.0, "peer_fast": 2.0, "ours_fast": 2.0}
+
+
+def test_a_library_that_would_not_be_preloaded_is_refused(tmp_path, capsys):
+    given = ["--json", "x", "--preload", str(tmp_path / "absent.so")]
+    for preload, message in ((True, "no file"), (False, "unrecognized arguments")):
+        with pytest.raises(SystemExit):
+            alternate.parser("", preload).parse_args(given)
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
