@@ -21,8 +21,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.model.formats import t5x
 from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
-from mpt_jax.model.prompt_bank import PromptBank, bank_from
-from mpt_jax.sharding import place
+from mpt_jax.sharding import put_array
 
 FOLDER = "checkpoints"
 ASIDE = "damaged_checkpoints"
@@ -156,7 +155,7 @@ class Checkpoints:
 def _like(array, restored):
     """A restored array where the given one is: Orbax gives scalars back on a device of the process's own."""
     there = isinstance(restored, jax.Array) and restored.sharding.is_equivalent_to(array.sharding, array.ndim)
-    return restored if there else place(array.sharding, np.asarray(restored))
+    return restored if there else put_array(array.sharding, np.asarray(restored))
 
 
 def _best_from(tree: dict) -> Best | None:
@@ -172,11 +171,22 @@ def read_run_json(run_dir: str | Path) -> dict:
     """The run's description. Raises UserError if the folder is no run folder."""
     path = Path(run_dir) / "run.json"
     try:
-        return json.loads(path.read_text())
+        return _of_today(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise UserError(f"{str(run_dir)!r} is no run folder: it has no run.json.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is damaged: {error}") from error
+
+
+def _of_today(run: dict) -> dict:
+    """A description as this version writes it: 0.1 kept the backbone's settings among those of training, and had one method."""
+    settings = run["settings"]
+    if "backbone" not in settings:
+        train = settings["train"]
+        names = {"backbone": "path", "vocabulary": "vocabulary", "dtype": "dtype", "remat": "remat", "attention": "attention"}
+        settings["backbone"] = {new: train.pop(old) for old, new in names.items() if old in train}
+    trains_backbone = run["stage"] in ("finetune", "pretrain")
+    return {"method": "weights" if trains_backbone else "prompt", **run}
 
 
 def load_trainable(run_dir: str | Path, which: str = "best") -> tuple[dict[str, np.ndarray], dict]:
@@ -211,11 +221,3 @@ def _as_numpy(reader: ocp.PyTreeCheckpointer, folder: Path):
         raise ValueError(f"the description of the arrays in {folder.name}/ cannot be read")
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described.tree)
     return reader.restore(folder, restore_args=on_host)
-
-
-def load_bank(run_dir: str | Path, which: str = "best") -> tuple[PromptBank | None, dict]:
-    """(prompt bank on the host, run.json); the bank is None for a run that trained a backbone instead."""
-    trainable, run = load_trainable(run_dir, which)
-    bank = {path.removeprefix("bank/"): array for path, array in trainable.items() if path.startswith("bank/")}
-    group_N = np.array([row["group"] for row in run["runs"]], np.int32)
-    return (bank_from(bank, group_N) if bank else None), run

@@ -8,6 +8,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mpt_jax.errors import UserError
 
@@ -42,6 +43,12 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}.")
 
 
+def check_folder(name: str, value: str) -> None:
+    """Raises UserError for a folder that was not given."""
+    if not value:
+        raise UserError(f"{name} is empty; give --gin.{name}=\"'folder'\".")
+
+
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raises UserError unless low <= value <= high."""
     if not low <= value <= high:
@@ -49,91 +56,40 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
-    """Shape of a T5 encoder-decoder. Fields named as in T5X's minimal T5 (t5x/examples/t5/network.py)."""
+class Computation:
+    """How a network is computed, whatever its shape."""
 
-    name: str
-    vocab_size: int
-    d_model: int
-    num_heads: int
-    head_dim: int
-    d_ff: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    mlp_activations: tuple = ("gelu", "linear")  # ('relu',) in T5 v1.0
-    logits_via_embedding: bool = False  # True in T5 v1.0: tied, output scaled by d_model ** -0.5
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
-    dtype: str = "float32"  # of computation: 'bfloat16' on TPU and GPU
+    dtype: str = "float32"  # of activations and frozen weights: 'bfloat16' on TPU and GPU
     remat: str = "none"  # training: 'none' keeps all activations for the backward pass, 'layers' only those between layers
     attention: str = "auto"  # 'einsum' | 'fused': logits never leave a TPU's fast memory | 'auto': 'fused' where it fits [ours]
+    dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
 
     def __post_init__(self):
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         check_types(self)
-        check_choice("T5Config.dtype", self.dtype, ("float32", "bfloat16"))
-        check_choice("T5Config.remat (REMAT)", self.remat, ("none", "layers"))
-        check_choice("T5Config.attention (ATTENTION)", self.attention, ATTENTIONS)
-        if self.mlp_activations not in (("relu",), ("gelu", "linear")):
-            raise UserError(f"T5Config.mlp_activations = {self.mlp_activations}; known: ('relu',) and ('gelu', 'linear').")
-        check_range("T5Config.dropout_rate", self.dropout_rate, 0.0, 0.99)
+        check_choice("Computation.dtype (DTYPE)", self.dtype, ("float32", "bfloat16"))
+        check_choice("Computation.remat (REMAT)", self.remat, ("none", "layers"))
+        check_choice("Computation.attention (ATTENTION)", self.attention, ATTENTIONS)
+        check_range("Computation.dropout_rate (DROPOUT_RATE)", self.dropout_rate, 0.0, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSettings:
+    """Which frozen network, and how it is computed."""
+
+    path: str = "nano"  # BACKBONE: a shipped name or a folder
+    vocabulary: str = ""  # for a backbone that brings none: a SentencePiece model, a tokenizer.json, or 'bytes'
+    dtype: str = "float32"  # DTYPE: of computation and of the frozen weights
+    remat: str = "none"  # REMAT: 'none' | 'layers': less memory, a second forward pass of each layer [ours]
+    attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused', see Computation; 'auto' is 'einsum' where the backbone is trained
+
+    def __post_init__(self):
+        check_types(self)
+        Computation(self.dtype, self.remat, self.attention)
 
     @property
-    def gated(self) -> bool:
-        """True for the feed-forward layer of v1.1, with two input matrices."""
-        return len(self.mlp_activations) == 2
-
-    def num_parameters(self) -> int:
-        """Number of backbone parameters, worked out from the shapes."""
-        attention = 4 * self.d_model * self.num_heads * self.head_dim
-        mlp = (3 if self.gated else 2) * self.d_model * self.d_ff
-        encoder = self.num_encoder_layers * (attention + mlp + 2 * self.d_model)
-        decoder = self.num_decoder_layers * (2 * attention + mlp + 3 * self.d_model)
-        embeddings = self.vocab_size * self.d_model * (1 if self.logits_via_embedding else 2)
-        relative = 2 * self.relative_attention_num_buckets * self.num_heads
-        return encoder + decoder + embeddings + relative + 2 * self.d_model
-
-
-def _v1_0(name, d_model, num_heads, head_dim, d_ff, layers):
-    return T5Config(name, 32128, d_model, num_heads, head_dim, d_ff, layers, layers, ("relu",), True)
-
-
-def _v1_1(name, d_model, num_heads, d_ff, encoder_layers, decoder_layers, vocab_size):
-    return T5Config(name, vocab_size, d_model, num_heads, 64, d_ff, encoder_layers, decoder_layers)
-
-
-_V1_0_ROWS = (  # T5X: t5x/examples/t5/t5_1_0/*.gin
-    ("t5_small", 512, 8, 64, 2048, 6),
-    ("t5_base", 768, 12, 64, 3072, 12),
-    ("t5_large", 1024, 16, 64, 4096, 24),
-    ("t5_3b", 1024, 32, 128, 16384, 24),
-    ("t5_11b", 1024, 128, 128, 65536, 24),
-)
-_V1_1_ROWS = (  # T5X: t5x/examples/t5/t5_1_1/*.gin; mT5 differs in the vocabulary alone
-    ("small", 512, 6, 1024, 8, 8),
-    ("base", 768, 12, 2048, 12, 12),
-    ("large", 1024, 16, 2816, 24, 24),
-    ("xl", 2048, 32, 5120, 24, 24),
-    ("xxl", 4096, 64, 10240, 24, 24),
-)
-_BYT5_ROWS = (  # T5X: t5x/examples/t5/byt5/*.gin
-    ("byt5_small", 1472, 6, 3584, 12, 4),
-    ("byt5_base", 1536, 12, 3968, 18, 6),
-    ("byt5_large", 1536, 16, 3840, 36, 12),
-    ("byt5_xl", 2560, 32, 6720, 36, 12),
-    ("byt5_xxl", 4672, 64, 12352, 36, 12),
-)
-NANO = T5Config("nano", 8192, 192, 6, 32, 512, 4, 3)
-
-T5_SIZES: dict[str, T5Config] = {
-    "nano": NANO,
-    **{row[0]: _v1_0(*row) for row in _V1_0_ROWS},
-    **{f"t5_1_1_{row[0]}": _v1_1(f"t5_1_1_{row[0]}", *row[1:], 32128) for row in _V1_1_ROWS},
-    **{f"mt5_{row[0]}": _v1_1(f"mt5_{row[0]}", *row[1:], 250112) for row in _V1_1_ROWS},
-    **{row[0]: _v1_1(*row, 384) for row in _BYT5_ROWS},
-}
+    def computation(self) -> Computation:
+        """As answers are computed: nothing is kept for a backward pass."""
+        return Computation(self.dtype, "none", self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,12 +262,8 @@ class TrainSettings:
     """One training run, apart from the settings above."""
 
     stage: str
-    model_dir: str
-    backbone: str = "nano"
-    dtype: str = "float32"  # of computation and of the frozen weights
-    vocabulary: str = ""  # for a backbone that brings none: a SentencePiece model, a tokenizer.json, or 'bytes'
-    remat: str = "none"  # 'none' | 'layers': less memory, a second forward pass of each layer [ours]
-    attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused', see T5Config; 'auto' is 'einsum' where the backbone is trained
+    model_dir: str = ""  # MODEL_DIR: the run folder
+    method: str = "prompt"  # METHOD: a row of methods/table.py; stages that train the backbone have their own
     teacher_dir: str = ""
     source_dir: str = ""
     train_steps: int = 1000
@@ -330,27 +282,26 @@ class TrainSettings:
     def __post_init__(self):
         check_types(self)
         check_choice("TrainSettings.stage", self.stage, STAGES)
-        check_choice("TrainSettings.attention (ATTENTION)", self.attention, ATTENTIONS)
-        if self.trains_backbone and self.attention == "fused":
-            message = f"ATTENTION = 'fused' gives the position bias no gradient, and stage {self.stage!r} trains it"
-            raise UserError(f"TrainSettings.attention: {message}; set 'einsum'.")
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
         for name, low in (("train_steps", 1), ("log_steps", 1), *((name, 0) for name in zero_or_more)):
             check_range(f"TrainSettings.{name}", getattr(self, name), low)
         if self.patience and not self.score_tasks:
             raise UserError(f"TrainSettings.patience = {self.patience} needs dev scores: set TrainSettings.score_tasks = True.")
-        if not self.model_dir:
-            raise UserError("TrainSettings.model_dir is empty; give --gin.MODEL_DIR=\"'folder'\".")
 
     @property
     def trains_backbone(self) -> bool:
         """Whether all weights are trained, and no prompt."""
         return self.stage in ("finetune", "pretrain")
 
-    def configured(self, config: T5Config) -> T5Config:
-        """A backbone's shape with what these settings say of its computation in training."""
-        attention = "einsum" if self.trains_backbone else self.attention
-        return dataclasses.replace(config, dtype=self.dtype, remat=self.remat, attention=attention)
+    @property
+    def steps_between_scores(self) -> int:
+        """Steps between scores on the dev split."""
+        return self.eval_steps or max(self.train_steps // 10, 1)
+
+    @property
+    def steps_between_checkpoints(self) -> int:
+        """Steps between checkpoints."""
+        return self.checkpoint_steps or self.steps_between_scores
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -362,7 +313,7 @@ class TrainSettings:
 class EvalSettings:
     """Scoring and prediction from a run folder."""
 
-    model_dir: str
+    model_dir: str = ""  # MODEL_DIR: the run folder
     split: str = "validation"
     checkpoint: str = "best"  # 'best' on the dev split in training | 'last'
     batch_size: int = 64  # rows decoded together [ours]
@@ -375,8 +326,6 @@ class EvalSettings:
         check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1)
         check_range("EvalSettings.max_rows", self.max_rows, 0)
-        if not self.model_dir:
-            raise UserError("EvalSettings.model_dir is empty; give --gin.MODEL_DIR=\"'run folder'\".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,3 +338,27 @@ class CompileSettings:
         check_types(self)
         if not self.topology:
             raise UserError("CompileSettings.topology (TOPOLOGY) is empty; give --gin.TOPOLOGY=\"'v5e:4x4'\".")
+
+
+class Settings(NamedTuple):
+    """Everything a run is made from."""
+
+    train: TrainSettings
+    backbone: BackboneSettings = BackboneSettings()
+    prompt: PromptSettings = PromptSettings()
+    distillation: DistillationSettings = DistillationSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    data: DataSettings = DataSettings()
+    mesh: MeshSettings = MeshSettings()
+
+    def describe(self) -> dict:
+        """As plain JSON values."""
+        return {name: dataclasses.asdict(value) for name, value in self._asdict().items()}
+
+    def computation(self) -> Computation:
+        """How training computes the network; where the backbone is trained, attention gives its bias a gradient."""
+        backbone, trains = self.backbone, self.train.trains_backbone
+        if trains and backbone.attention == "fused":
+            message = f"ATTENTION = 'fused' gives the position bias no gradient, and stage {self.train.stage!r} trains it"
+            raise UserError(f"BackboneSettings.attention: {message}; set 'einsum'.")
+        return Computation(backbone.dtype, backbone.remat, "einsum" if trains else backbone.attention)

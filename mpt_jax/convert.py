@@ -102,9 +102,11 @@ def read_prompts(source: str) -> prompts.PromptFile:
 def _from_run(run_dir: str) -> prompts.PromptFile:
     """The best bank of a run. Labels are task names, `task#n` for row n of a task that was trained several
     times."""
-    from mpt_jax.checkpoint import load_bank
+    from mpt_jax.checkpoint import load_trainable
+    from mpt_jax.methods.prompt import bank_of
 
-    bank, run = load_bank(run_dir)
+    trained, run = load_trainable(run_dir)
+    bank = bank_of(trained, np.array([row["group"] for row in run["runs"]], np.int32))
     if bank is None:
         raise UserError(f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own.")
     metadata = prompts.run_metadata(run, run_dir)

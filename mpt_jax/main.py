@@ -12,6 +12,7 @@ from pathlib import Path
 import gin
 import tasks
 from mpt_jax.config import (
+    BackboneSettings,
     CompileSettings,
     DataSettings,
     DistillationSettings,
@@ -19,6 +20,7 @@ from mpt_jax.config import (
     MeshSettings,
     OptimizerSettings,
     PromptSettings,
+    Settings,
     TaskSettings,
     TrainSettings,
 )
@@ -28,8 +30,8 @@ from mpt_jax.errors import EXIT_PREEMPTED, Preempted, UserError
 SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
     for cls in (
-        TaskSettings, TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings, EvalSettings,
-        CompileSettings,
+        TaskSettings, TrainSettings, BackboneSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings,
+        EvalSettings, CompileSettings,
     )  # fmt: skip
 }
 PLACES = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
@@ -99,18 +101,29 @@ def task_names(required: bool = True) -> tuple[str, ...]:
     return tuple(tasks.paper.variant_of(name, chosen.label_targets, chosen.as_published) for name in names)
 
 
+def stage_settings() -> Settings:
+    """Everything a stage is made from."""
+    return Settings(
+        train=configured(TrainSettings),
+        backbone=configured(BackboneSettings),
+        prompt=configured(PromptSettings),
+        distillation=configured(DistillationSettings),
+        optimizer=configured(OptimizerSettings),
+        data=configured(DataSettings),
+        mesh=configured(MeshSettings),
+    )
+
+
 def command_train(arguments: argparse.Namespace) -> int:
     """Trains one stage."""
     from mpt_jax import distributed
-    from mpt_jax.infer.selection import make_evaluate
-    from mpt_jax.train.run import Settings, run_train
+    from mpt_jax.train.run import run_train
 
     if not arguments.gin_file:
         raise UserError("train needs a stage: --gin_file=teacher.gin | source.gin | target.gin | fewshot.gin | finetune.gin | pretrain.gin")
-    classes = (TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
-    settings = Settings(*(configured(cls) for cls in classes))
+    settings = stage_settings()
     with distributed.Preemption() as preemption:
-        folder = run_train(settings, task_names(), make_evaluate, gin.operative_config_str(), preemption.reached)
+        folder = run_train(settings, task_names(), gin.operative_config_str(), preemption.reached)
     _print_first(f"{folder}\n")
     return 0
 
@@ -127,8 +140,8 @@ def command_eval(arguments: argparse.Namespace) -> int:
     """Scores tasks with a run's prompts."""
     from mpt_jax.infer.commands import run_eval
 
-    settings = (configured(cls) for cls in (EvalSettings, DataSettings, MeshSettings))
-    _print_first(run_eval(*settings, task_names(required=False)))
+    names = task_names(required=False)
+    _print_first(run_eval(configured(EvalSettings), configured(DataSettings), configured(MeshSettings), names))
     return 0
 
 
@@ -137,9 +150,8 @@ def command_infer(arguments: argparse.Namespace) -> int:
     from mpt_jax.infer.commands import run_infer
 
     names = task_names(required=False)
-    files = arguments.input, arguments.output
-    settings = (configured(cls) for cls in (EvalSettings, DataSettings, MeshSettings))
-    _print_first(run_infer(*settings, names, *files, arguments.score))
+    settings, data, mesh = configured(EvalSettings), configured(DataSettings), configured(MeshSettings)
+    _print_first(run_infer(settings, data, mesh, names, arguments.input, arguments.output, arguments.score))
     return 0
 
 
@@ -147,8 +159,8 @@ def command_cache(arguments: argparse.Namespace) -> int:
     """Writes token caches."""
     from mpt_jax.infer.commands import run_cache
 
-    train = configured(TrainSettings)
-    for line in run_cache(train.backbone, configured(DataSettings), task_names(), arguments.splits, arguments.overwrite, train.vocabulary):
+    names = task_names()
+    for line in run_cache(configured(BackboneSettings), configured(DataSettings), names, arguments.splits, arguments.overwrite):
         print(line)
     return 0
 
@@ -159,8 +171,7 @@ def command_tasks(arguments: argparse.Namespace) -> int:
 
     task_names(required=False)
     if arguments.name:
-        train = configured(TrainSettings)
-        print(show_task(arguments.name, train.backbone, configured(DataSettings), arguments.rows, train.vocabulary))
+        print(show_task(arguments.name, configured(BackboneSettings), configured(DataSettings), arguments.rows))
     else:
         print(list_tasks())
     return 0
@@ -175,13 +186,10 @@ def command_compile(arguments: argparse.Namespace) -> int:
     topology = configured(CompileSettings).topology
     chips.prepare(topology)
     from mpt_jax.compiling.command import run_compile
-    from mpt_jax.train.run import Settings
 
-    classes = (PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
-    settings = Settings(configured(TrainSettings, model_dir="(none)"), *(configured(cls) for cls in classes))
-    rows = configured(EvalSettings, model_dir="(none)").batch_size
-    options = arguments.json, arguments.measure, not arguments.train_only
-    print(run_compile(settings, topology, task_names(required=False), rows, *options), end="")
+    settings, rows = stage_settings(), configured(EvalSettings).batch_size
+    names, decode = task_names(required=False), not arguments.train_only
+    print(run_compile(settings, topology, names, rows, arguments.json, arguments.measure, decode), end="")
     return 0
 
 

@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 
 import tasks
-from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.config import BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, majority
 from mpt_jax.infer.figures import draw_quickstart
 from mpt_jax.infer.predictor import load
 from mpt_jax.infer.report import quickstart_table
-from mpt_jax.infer.selection import make_evaluate
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.run_folder import write_json
-from mpt_jax.train.run import Settings, run_train
+from mpt_jax.train.run import run_train
 
 BACKBONE = "nano"
 SOURCES = ("word_valence", "science_topic", "name_kind", "journey_check", "journey_question", "past_tense")
@@ -66,11 +65,11 @@ def settings_of(stage: Stage, model_dir: Path, backbone: str) -> Settings:
     """Settings of a stage, in the folder of the quickstart."""
     every = max(stage.steps // stage.evaluations, 1)
     train = TrainSettings(
-        stage.stage, str(model_dir / stage.folder), backbone, train_steps=stage.steps, seeds=stage.seeds, eval_steps=every,
+        stage.stage, str(model_dir / stage.folder), train_steps=stage.steps, seeds=stage.seeds, eval_steps=every,
         teacher_dir=str(model_dir / "teachers"), source_dir=str(model_dir / "source"), eval_rows=stage.eval_rows,
     )  # fmt: skip
     optimizer = OptimizerSettings(learning_rate=stage.rate, factor_learning_rate=stage.factor_rate)
-    return Settings(train, stage.prompt, DistillationSettings(), optimizer, stage.data)
+    return Settings(train, BackboneSettings(backbone), prompt=stage.prompt, optimizer=optimizer, data=stage.data)
 
 
 def test_scores(run_dir: Path, split: str) -> dict[str, list[float]]:
@@ -79,7 +78,7 @@ def test_scores(run_dir: Path, split: str) -> dict[str, list[float]]:
     caches = {name: open_cache(name, split, predictor.vocabulary, cache_folder()) for name in predictor.tasks}
     runs = [EvalRun(caches[row["task"]], n) for n, row in enumerate(predictor.run["runs"])]
     scores: dict[str, list[float]] = {}
-    for result in evaluate_runs(predictor.model, runs, predictor.vocabulary, predictor.spec):
+    for result in evaluate_runs(predictor.model, runs, predictor.spec):
         scores.setdefault(result.task, []).append(result.scores[tasks.main_score(result.task)])
     return scores
 
@@ -93,24 +92,28 @@ def majority_scores(names: tuple[str, ...], split: str, vocabulary) -> dict[str,
     return found
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean and standard deviation (population)."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values))}
+
+
 def summarise(model_dir: Path, seconds: float, backbone_name: str) -> dict:
     """The content of summary.json: scores on the test splits, in percent."""
-    backbone = load_backbone(backbone_name)
+    backbone = load_backbone(BackboneSettings(backbone_name))
     vocabulary = backbone.vocabulary()
-    spread = lambda values: {"mean": float(np.mean(values)), "std": float(np.std(values))}  # noqa: E731
     teachers, source = (test_scores(model_dir / folder, "test") for folder in ("teachers", "source"))
     plain, mpt = (test_scores(model_dir / folder, "test") for folder in ("prompt_tuning", "mpt"))
     least = majority_scores(SOURCES, "test", vocabulary) | majority_scores(TARGETS, "test", vocabulary)
     run = load(model_dir / "mpt").run
     target = {t: {"majority": least[t], "prompt_tuning": spread(plain[t]), "mpt": spread(mpt[t])} for t in TARGETS}
-    mean = lambda key: float(np.mean([row[key]["mean"] if isinstance(row[key], dict) else row[key] for row in target.values()]))  # noqa: E731
+    means = [{key: value["mean"] if isinstance(value, dict) else value for key, value in row.items()} for row in target.values()]
     return {
         "seconds": seconds,
         "backbone": {"name": backbone_name, "parameters": backbone.num_parameters, "fingerprint": backbone.fingerprint},
         "parameters": {key: run["parameters"][key] for key in ("per_task", "fraction_of_backbone")},
         "source": {t: {"majority": least[t], "teacher": teachers[t][0], "mpt": source[t][0]} for t in SOURCES},
         "target": target,
-        "target_mean": {key: mean(key) for key in ("majority", "prompt_tuning", "mpt")},
+        "target_mean": {key: float(np.mean([row[key] for row in means])) for key in ("majority", "prompt_tuning", "mpt")},
     }
 
 
@@ -123,7 +126,7 @@ def quickstart(model_dir: str, backbone: str = BACKBONE) -> str:
     for number, stage in enumerate(STAGES, 1):
         title = {"mpt": "16-shot targets from P*", "prompt_tuning": "16-shot targets, plain prompt tuning"}.get(stage.folder, stage.folder)
         print(f"[{number}/{len(STAGES)}] {title}: {', '.join(stage.tasks)}", file=sys.stderr)
-        run_train(settings_of(stage, folder, backbone), stage.tasks, make_evaluate)
+        run_train(settings_of(stage, folder, backbone), stage.tasks)
     print("scoring the test splits", file=sys.stderr)
     summary = summarise(folder, 0.0, backbone)
     summary["seconds"] = round(time.monotonic() - began, 1)

@@ -1,12 +1,14 @@
 """Where arrays live on many devices: a mesh of three axes and ONE table from logical axis name to mesh axis.
 
-A parameter's path gives its logical axes (T5X's names), RULES give the mesh axes. A dimension that its mesh axis does not divide is kept
-whole on that axis, so that tiny models run on any mesh. The batch is split over ``data`` and ``fsdp``, frozen weights over ``fsdp`` and
-``tensor``; the prompt bank and the optimiser's state are on every device, or split over tasks once they are large. Everything here
-works from shapes alone, with devices that are not there as well. B examples, N tasks of the bank.
+A parameter's path gives its logical axes (T5X's names) by the tables of its family and method; RULES give the mesh axes. A dimension
+that its mesh axis does not divide is kept whole on that axis, so that tiny models run on any mesh. The batch is split over ``data`` and
+``fsdp``, frozen weights over ``fsdp`` and ``tensor``; a method's parameters and the optimiser's state are on every device, or split over
+tasks once they are large. Everything here works from shapes alone, with devices that are not there as well.
+B examples, N tasks of the program.
 """
 
 import contextlib
+import dataclasses
 import math
 import re
 import sys
@@ -23,6 +25,7 @@ from mpt_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+TASK_AXES = ("task",)  # of a method's arrays, whose first axis counts tasks or groups
 LARGE_BANK_BYTES = 2**28  # of one array of the bank (870 float32 prompts of T5-Base): from there it is split over its tasks [ours]
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -43,18 +46,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv": (),
 }
 
-PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r".*token_embedder/embedding", ("vocab", "embed")),
-    (r".*/(query|key|value)/kernel", ("embed", "joined_kv")),
-    (r".*/out/kernel", ("joined_kv", "embed")),
-    (r".*/mlp/wi(_0|_1)?/kernel", ("embed", "mlp")),
-    (r".*/mlp/wo/kernel", ("mlp", "embed")),
-    (r".*/logits_dense/kernel", ("embed", "vocab")),
-    (r".*/relpos_bias/rel_embedding", ("heads", "relpos_buckets")),
-    (r".*/scale", ("scale",)),
-    (r"bank/.*|teacher/prompts", ("task", "prompt", "activation_embed")),
-    (r"head/kernel", ("activation_embed", "activation_embed")),
-)
+# rows (regular expression of a parameter's path, logical axes of its last dimensions); the first that matches wins
+AxisTable = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 
 def mesh_shape(settings: MeshSettings, devices: int) -> tuple[int, int, int]:
@@ -149,55 +142,78 @@ def constrain_whole(tree: Any) -> Any:
     return jax.tree.map(constrain, tree)
 
 
-def parameter_axes(path: str) -> tuple[str, ...] | None:
-    """Logical axes of a parameter by its path, as T5X's partitioners want them, too; None for a path that no row covers."""
-    return next((axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)), None)
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the arrays of parameters live: a mesh, or None on one device, and the table of their axes.
 
-
-def _parameter_spec(sizes: dict[str, int], path: str, shape: Sequence[int]) -> PartitionSpec:
-    axes = parameter_axes(path)
-    if axes is None:
-        raise UserError(f"parameter {path!r} has no row in PARAMETER_AXES (mpt_jax/sharding.py); add one.")
-    if axes[0] != "task":
-        return _spec(sizes, shape, axes) if len(shape) >= len(axes) else PartitionSpec()
-    if 4 * math.prod(shape) < LARGE_BANK_BYTES:
-        return PartitionSpec()
-    return _spec(sizes, shape, ("task", *[None] * (len(shape) - 1)))
-
-
-def parameter_sharding(mesh: Mesh, path: str, shape: Sequence[int]) -> NamedSharding:
-    """Sharding of a parameter by its path (``backbone/encoder/…`` or ``encoder/…``). Raises UserError for a path that no row covers."""
-    return NamedSharding(mesh, _parameter_spec(dict(mesh.shape), path, shape))
-
-
-def backbone_sharding(mesh: Mesh | None) -> Callable[[str, tuple[int, ...]], NamedSharding] | None:
-    """What load_backbone takes to restore straight onto the mesh's shards."""
-    return None if mesh is None else lambda path, shape: parameter_sharding(mesh, path, shape)
-
-
-def _leaf_spec(sizes: dict[str, int], keys: Sequence[Any], shape: Sequence[int]) -> PartitionSpec:
-    """Spec of a leaf of any tree that is keyed by parameter paths somewhere (parameters, gradients, moments); others are replicated.
-
-    Moments of a bank's array (N, ...) have runs in front, (G, M, ...): then the runs are split.
+    Trees are keyed by parameter paths somewhere: trainable, frozen, sums, optimiser state.
     """
-    names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
-    path = next((name for name in (*names, "/".join(names)) if parameter_axes(name) is not None), None)  # flat, or nested
-    return PartitionSpec() if path is None else _parameter_spec(sizes, path, shape)
 
+    mesh: Mesh | AbstractMesh | None
+    axes: AxisTable
 
-def tree_sharding(mesh: Mesh, tree: Any) -> Any:
-    """NamedSharding of each leaf (array or ShapeDtypeStruct) of a tree keyed by parameter paths: trainable, frozen, sums, optimiser."""
-    sizes = dict(mesh.shape)
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: NamedSharding(mesh, _leaf_spec(sizes, keys, np.shape(leaf))), tree)
+    def axes_of(self, path: str) -> tuple[str | None, ...] | None:
+        """Logical axes of a parameter (``backbone/encoder/…`` or ``encoder/…``); None for a path that no row covers."""
+        return next((axes for pattern, axes in self.axes if re.fullmatch(pattern, path)), None)
 
+    def _spec(self, sizes: dict[str, int], path: str, shape: Sequence[int]) -> PartitionSpec:
+        axes = self.axes_of(path)
+        if axes is None:
+            raise UserError(f"parameter {path!r} has no row in the table of axes of its family or method; add one.")
+        if axes != TASK_AXES:
+            return _spec(sizes, shape, axes) if len(shape) >= len(axes) else PartitionSpec()
+        if 4 * math.prod(shape) < LARGE_BANK_BYTES:
+            return PartitionSpec()
+        return _spec(sizes, shape, ("task", *[None] * (len(shape) - 1)))
 
-def constrain_tree(tree: Any) -> Any:
-    """As ``tree_sharding``, for results inside a program."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != AXES:
-        return tree
-    place = lambda keys, leaf: jax.lax.with_sharding_constraint(leaf, _leaf_spec(dict(mesh.shape), keys, leaf.shape))  # noqa: E731
-    return jax.tree_util.tree_map_with_path(place, tree)
+    def _leaf_spec(self, sizes: dict[str, int], keys: Sequence[Any], shape: Sequence[int]) -> PartitionSpec:
+        """Spec of a leaf; those that no path leads to are replicated.
+
+        Moments of a method's array (N, ...) have groups in front, (G, M, ...): then the groups are split.
+        """
+        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
+        path = next((name for name in (*names, "/".join(names)) if self.axes_of(name) is not None), None)  # flat, or nested
+        return PartitionSpec() if path is None else self._spec(sizes, path, shape)
+
+    def sharding(self, path: str, shape: Sequence[int]) -> NamedSharding:
+        """Sharding of a parameter by its path. Raises UserError for a path that no row covers."""
+        return NamedSharding(self.mesh, self._spec(dict(self.mesh.shape), path, shape))
+
+    def of_backbone(self) -> Callable[[str, tuple[int, ...]], NamedSharding] | None:
+        """What load_backbone takes to restore straight onto the mesh's shards."""
+        return None if self.mesh is None else self.sharding
+
+    def shardings(self, tree: Any) -> Any:
+        """NamedSharding of each leaf (array or ShapeDtypeStruct) of a tree."""
+        sizes = dict(self.mesh.shape)
+
+        def of_leaf(keys, leaf):
+            return NamedSharding(self.mesh, self._leaf_spec(sizes, keys, np.shape(leaf)))
+
+        return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+    def constrain(self, tree: Any) -> Any:
+        """As ``shardings``, for results inside a program."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.axis_names != AXES:
+            return tree
+        sizes = dict(mesh.shape)
+
+        def constrain_leaf(keys, leaf):
+            return jax.lax.with_sharding_constraint(leaf, self._leaf_spec(sizes, keys, leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(constrain_leaf, tree)
+
+    def put(self, tree: Any) -> Any:
+        """Host arrays of a tree onto the mesh; arrays that lie right already stay. Without a mesh nothing moves."""
+        if self.mesh is None:
+            return tree
+
+        def put_leaf(leaf, sharding):
+            there = isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+            return leaf if there else put_array(sharding, np.asarray(leaf))
+
+        return jax.tree.map(put_leaf, tree, self.shardings(tree))
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
@@ -234,7 +250,7 @@ def local_rows(mesh: Mesh | None, rows: int) -> tuple[int, ...] | None:
     return tuple(int(row) for row in np.flatnonzero(held))
 
 
-def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
+def put_array(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     """A host array on its devices; with several processes each gives the parts of its own devices."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
@@ -242,25 +258,15 @@ def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def place_rows(mesh: Mesh | None, array: np.ndarray) -> jax.Array | np.ndarray:
+def put_rows(mesh: Mesh | None, array: np.ndarray) -> jax.Array | np.ndarray:
     """An array of examples (B, ...) split over the mesh; without one it stays."""
-    return array if mesh is None else place(batch_sharding(mesh, array.ndim), array)
-
-
-def place_tree(mesh: Mesh | None, tree: Any) -> Any:
-    """Host arrays of a tree keyed by parameter paths onto the mesh; arrays that lie right already stay. Without a mesh nothing moves."""
-    if mesh is None:
-        return tree
-
-    def put(leaf, sharding):
-        there = isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-        return leaf if there else place(sharding, np.asarray(leaf))
-
-    return jax.tree.map(put, tree, tree_sharding(mesh, tree))
+    return array if mesh is None else put_array(batch_sharding(mesh, array.ndim), array)
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """An array as numpy, gathered from all processes where it is split among them (all of them must call)."""
+    """An array as numpy, gathered from all processes where it is split among them (all of them must call); tracers stay."""
+    if isinstance(array, jax.core.Tracer):
+        return array
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     gather = jax.jit(lambda x: x, out_shardings=replicated(array.sharding.mesh))

@@ -7,33 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from mpt_jax import sharding
-from mpt_jax.compiling import fitting, hlo, need
+from mpt_jax.compiling import fitting, hlo
 from mpt_jax.compiling.chips import GIB, HERE, Chip, Topology, topology
 from mpt_jax.compiling.measure import measure
-from mpt_jax.compiling.programs import Compiled, DoesNotFit, Stage, decode_programs, make_mesh, make_stage, rows_of, train_programs
+from mpt_jax.compiling.programs import Compiled, DoesNotFit, Stage, decode_programs, make_mesh, make_stage, train_programs
 from mpt_jax.compiling.report import render
-from mpt_jax.config import T5_SIZES, T5Config
+from mpt_jax.config import Settings
 from mpt_jax.errors import UserError
+from mpt_jax.methods.method import TEACHERS
 from mpt_jax.model import formats
 from mpt_jax.model.attention import kernel_for
 from mpt_jax.model.backbone import backbone_folder
+from mpt_jax.model.families import FAMILIES, family_of
 from mpt_jax.sharding import whole_rows
-from mpt_jax.train.run import Settings
 
 TRIES = 3  # other meshes compiled where the one that was asked for does not fit
 SOURCES = 6  # tasks of the paper's source stage
 
 
-def network(name: str) -> T5Config:
+def shape_of(name: str) -> Any:
     """The shape of a named size (t5_xl is t5_1_1_xl), or of a backbone's folder, of which no weights are read."""
-    if name.startswith("t5_") and name not in T5_SIZES:
-        name = name.replace("t5_", "t5_1_1_", 1) if name.replace("t5_", "t5_1_1_", 1) in T5_SIZES else name
-    if name in T5_SIZES:
-        return T5_SIZES[name]
+    sizes = {size: config for family in FAMILIES.values() for size, config in family.sizes.items()}
+    if name.startswith("t5_") and name not in sizes:
+        name = name.replace("t5_", "t5_1_1_", 1) if name.replace("t5_", "t5_1_1_", 1) in sizes else name
+    if name in sizes:
+        return sizes[name]
     try:
         return formats.read_backbone(backbone_folder(name))[0]
     except UserError as error:
-        raise UserError(f"{error} Sizes that need no folder: {', '.join(T5_SIZES)}.") from error
+        raise UserError(f"{error} Sizes that need no folder: {', '.join(sizes)}.") from error
 
 
 def run_compile(
@@ -54,7 +56,7 @@ def run_compile(
     if updates and where.devices[0].platform == "tpu" and where.name != HERE:
         raise UserError(f"--measure {updates}: the devices of TOPOLOGY = {where.name!r} are not there; TOPOLOGY = 'here' are.")
     named = list(tasks) or [f"task_{n}" for n in range(SOURCES if settings.train.stage in ("teacher", "source") else 1)]
-    stage = make_stage(settings, network(settings.train.backbone), named, decode_rows)
+    stage = make_stage(settings, shape_of(settings.backbone.path), named, make_mesh(settings.mesh, where.devices), decode_rows)
     report = compile_report(stage, where, updates, decode)
     if json_path:
         try:
@@ -66,18 +68,18 @@ def run_compile(
 
 def compile_report(stage: Stage, where: Topology, updates: int = 0, decode: bool = True) -> dict[str, Any]:
     """Everything the command reports, as plain JSON values; numbers are those of one device."""
-    mesh = make_mesh(stage.settings.mesh, where.devices)
+    mesh = stage.mesh
     report = _header(stage, where, mesh)
     try:
-        programs = train_programs(stage, mesh)
+        programs = train_programs(stage)
     except DoesNotFit as error:
         return report | {"fits": False, "why": str(error), "needed_bytes": error.needed, "would_fit": _would_fit(stage, where, mesh, error)}
     report["train"] = _train(stage, where, mesh, programs)
     if updates:
-        report["train"]["measured"] = _measured(where, report, measure(stage, mesh, programs, report["train"]["micro_batches"], updates))
+        report["train"]["measured"] = _measured(where, report, measure(stage, programs, report["train"]["micro_batches"], updates))
     if decode:
         try:
-            report["decode"] = _decode(stage, where, mesh, *decode_programs(stage, mesh))
+            report["decode"] = _decode(stage, where, mesh, *decode_programs(stage))
         except DoesNotFit as error:
             return report | {"fits": False, "why": str(error), "needed_bytes": error.needed, "would_fit": "a smaller EVAL_BATCH_SIZE"}
     parts = [report[name] for name in ("train", "decode") if name in report]
@@ -92,10 +94,11 @@ def compile_report(stage: Stage, where: Topology, updates: int = 0, decode: bool
 
 
 def _header(stage: Stage, where: Topology, mesh) -> dict[str, Any]:
-    data, config = stage.settings.data, stage.config
+    data, program = stage.settings.data, stage.program
+    config, computation = program.backbone.config, program.network.computation
     positions = stage.prompt_length + data.input_length
     with sharding.use(mesh):
-        kernel = kernel_for(config, positions, positions)
+        kernel = kernel_for(computation, config.num_heads, config.head_dim, positions, positions)
     return {
         "stage": stage.settings.train.stage,
         "backbone": config.name,
@@ -103,13 +106,13 @@ def _header(stage: Stage, where: Topology, mesh) -> dict[str, Any]:
         "topology": where.name,
         "devices": len(where.devices),
         "mesh": dict(mesh.shape),
-        "dtype": config.dtype,
-        "remat": config.remat,
+        "dtype": computation.dtype,
+        "remat": computation.remat,
         "attention": kernel,
         "hbm_bytes": where.chip.hbm_bytes if where.chip else None,
-        "tasks": len(stage.runs),
+        "tasks": len(program.plan.runs),
         "examples": stage.examples,
-        "micro_batch": rows_of(stage, mesh),
+        "micro_batch": program.spec.micro_batch_size,
         "lengths": {"prompt": stage.prompt_length, "inputs": data.input_length, "targets": data.target_length},
     }
 
@@ -139,19 +142,20 @@ def _program(where: Topology, compiled: Compiled) -> dict[str, Any]:
 
 def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dict[str, Any]:
     accumulate, update = programs
-    rows, devices = rows_of(stage, mesh), len(where.devices)
+    rows, devices = stage.program.spec.micro_batch_size, len(where.devices)
     micro_batches = math.ceil(stage.examples / rows)
     named = {compiled.name: _program(where, compiled) for compiled in programs}
     result: dict[str, Any] = {"programs": named, "micro_batches": micro_batches}
-    kernels = [leaf.shape for path, leaf in stage.frozen.items() if path.endswith(("kernel", "embedding"))]
+    kernels = [leaf.shape for path, leaf in stage.program.frozen.items() if path.endswith(("kernel", "embedding"))]
     if stage.prompt_length:
-        S, T = stage.prompt_length + stage.settings.data.input_length, stage.settings.data.target_length  # noqa: N806
-        parts = need.prompt_step(stage.config, S, T, "teacher/prompts" in stage.frozen)
+        family, network, data = family_of(stage.program.backbone.config), stage.program.network, stage.settings.data
+        P, L, T = stage.prompt_length, data.input_length, data.target_length  # noqa: N806
+        parts = family.prompt_step(network, P, L, T, TEACHERS in stage.program.frozen)
         parts = {name: value * rows / devices for name, value in parts.items()}
         result["need"] = {
             "flops": parts,
             "ratio": accumulate.flops / sum(parts.values()),
-            "weight_gradients_would_add": need.weight_gradients(stage.config, S, T) * rows / devices,
+            "weight_gradients_would_add": family.weight_gradients(network.config, P + L, T) * rows / devices,
             "products_with_the_shape_of_a_weight": hlo.products_like(accumulate.stablehlo, kernels),
         }
         elements = sum(math.prod(shape) for shape in kernels)
@@ -195,17 +199,18 @@ def _decode(stage: Stage, where: Topology, mesh, decode: Compiled, encode: Compi
 
 def _would_fit(stage: Stage, where: Topology, mesh, error: DoesNotFit | None, live: float | None = None) -> dict[str, Any] | None:
     """The first arrangement that the compiler finds to fit, or None."""
-    asked = fitting.Arrangement(*mesh.shape.values(), stage.config.remat)
+    asked = fitting.Arrangement(*mesh.shape.values(), stage.program.network.computation.remat)
     needed = live if error is None else error.needed
     hbm = where.chip.hbm_bytes if where.chip else math.inf
     with sharding.use(mesh):
         arrangements = fitting.candidates(stage, asked, needed, hbm)[:TRIES]
     for arrangement in arrangements:
-        train = dataclasses.replace(stage.settings.train, remat=arrangement.remat)
-        settings = stage.settings._replace(train=train, mesh=arrangement.mesh)
-        other = make_stage(settings, stage.config, [run.task for run in stage.runs], stage.decode_rows)
+        backbone = dataclasses.replace(stage.settings.backbone, remat=arrangement.remat)
+        settings = stage.settings._replace(backbone=backbone, mesh=arrangement.mesh)
+        tasks, config = [run.task for run in stage.program.plan.runs], stage.program.backbone.config
+        other = make_stage(settings, config, tasks, make_mesh(arrangement.mesh, where.devices), stage.decode_rows)
         try:
-            accumulate = train_programs(other, make_mesh(arrangement.mesh, where.devices))[0]
+            accumulate = train_programs(other)[0]
         except DoesNotFit:
             continue
         if accumulate.memory["live"] <= hbm:

@@ -35,19 +35,20 @@ class Arrangement(NamedTuple):
 
 def estimate(stage: Stage, arrangement: Arrangement) -> float:
     """Bytes of a device."""
-    config, data = stage.config, stage.settings.data
-    size = 2 if config.dtype == "bfloat16" else 4
+    program, data = stage.program, stage.settings.data
+    config, computation = program.backbone.config, program.network.computation
+    size = 2 if computation.dtype == "bfloat16" else 4
     parts, t = arrangement.data * arrangement.fsdp, arrangement.tensor
     rows = math.ceil(data.micro_batch_size / parts)
     S, T = stage.prompt_length + data.input_length, data.target_length  # noqa: N806
-    weights = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in (stage.frozen | stage.trainable).values())
+    weights = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in (program.frozen | program.trainable).values())
     layer = weights / (config.num_encoder_layers + config.num_decoder_layers)
     kept = weights / (arrangement.fsdp * t) + (2 * layer / t if arrangement.fsdp > 1 else 0.0)
 
     def inside(queries: int, keys: int, attentions: int) -> float:
         width, heads = config.num_heads * config.head_dim / t, config.num_heads / t
         streams = queries * size * (4 * config.d_model + attentions * 4 * width + (3 if config.gated else 2) * config.d_ff / t)
-        written = kernel_for(config, queries, keys) == "einsum"  # logits and weights
+        written = kernel_for(computation, config.num_heads, config.head_dim, queries, keys) == "einsum"  # logits and weights
         return streams + heads * queries * keys * (4 + size) * attentions * written
 
     per_layer = ((config.num_encoder_layers, S, inside(S, S, 1)), (config.num_decoder_layers, T, inside(T, S, 2)))
@@ -56,13 +57,13 @@ def estimate(stage: Stage, arrangement: Arrangement) -> float:
         activations = between + max(whole for *_, whole in per_layer)
     else:
         activations = sum(layers * whole for layers, _, whole in per_layer)
-    logits = T * config.vocab_size / t * 4 * (4 if stage.objective.distillation else 2)
+    logits = T * config.vocab_size / t * 4 * (4 if program.objective.distillation else 2)
     return kept + rows * (activations + logits)
 
 
 def arrangements(stage: Stage, devices: int) -> list[Arrangement]:
     """All that divide the devices and the network, those that send least first."""
-    config = stage.config
+    config = stage.program.backbone.config
     found = []
     for tensor in range(1, devices + 1):
         if devices % tensor or config.num_heads % tensor or config.d_ff % tensor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from mpt_jax import sharding
 from mpt_jax.compiling.programs import Compiled, Stage
@@ -19,29 +18,32 @@ def _filled(tree: Any, config, seed: int) -> Any:
     leaves, structure = jax.tree.flatten(tree)
 
     def fill(key, leaf):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            make = lambda key: (0.02 * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)  # noqa: E731
-        elif len(leaf.shape) == 2:
-            make = lambda key: jax.random.randint(key, leaf.shape, 2, config.vocab_size, leaf.dtype)  # noqa: E731
-        else:
-            make = lambda key: jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+        def make(key):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                return (0.02 * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
+            if len(leaf.shape) == 2:
+                return jax.random.randint(key, leaf.shape, 2, config.vocab_size, leaf.dtype)
+            return jnp.zeros(leaf.shape, leaf.dtype)
+
         return jax.jit(make, out_shardings=leaf.sharding)(key)
 
     keys = jax.random.split(jax.random.PRNGKey(seed), len(leaves))
     return jax.tree.unflatten(structure, [fill(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
 
 
-def measure(stage: Stage, mesh: Mesh, programs: list[Compiled], micro_batches: int, updates: int) -> dict[str, Any]:
+def measure(stage: Stage, programs: list[Compiled], micro_batches: int, updates: int) -> dict[str, Any]:
     """Median, fastest and slowest seconds of an update, and the most bytes in use on the first device, where the platform counts them."""
     accumulate, update = programs
-    _, frozen, sums, batch, totals, scalar, _ = _filled(accumulate.arguments, stage.config, 0)
+    _, frozen, sums, batch, totals, scalar, _ = _filled(accumulate.arguments, stage.program.backbone.config, 0)
+    for tokens, length in (("inputs_BL", "input_length_B"), ("targets_BT", "target_length_B")):
+        batch[length] = jnp.full_like(batch[length], batch[tokens].shape[1])
     totals = jax.tree.map(lambda array: jnp.full_like(array, float(stage.examples)), totals)
-    state = _filled(update.arguments[0], stage.config, 1)
+    state = _filled(update.arguments[0], stage.program.backbone.config, 1)
     state = state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))
     places = jax.tree.map(lambda leaf: leaf.sharding, accumulate.arguments[2])
     zeros = jax.jit(lambda: jax.tree.map(jnp.zeros_like, sums), out_shardings=places)
     taken = []
-    with sharding.use(mesh):
+    with sharding.use(stage.mesh):
         for _ in range(WARM_UP + updates):
             start = time.perf_counter()
             sums = zeros()
@@ -51,5 +53,5 @@ def measure(stage: Stage, mesh: Mesh, programs: list[Compiled], micro_batches: i
             jax.block_until_ready((state, metrics))
             taken.append(time.perf_counter() - start)
     taken = taken[WARM_UP:]
-    in_use = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+    in_use = (stage.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"updates": updates, "seconds": statistics.median(taken), "fastest": min(taken), "slowest": max(taken), "peak_bytes": in_use}

@@ -3,77 +3,59 @@
 B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks of the bank, G groups, R rank.
 """
 
-import dataclasses
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from mpt_jax import sharding
-from mpt_jax.config import MeshSettings, T5Config
+from mpt_jax.config import MeshSettings, Settings
 from mpt_jax.errors import UserError
 from mpt_jax.infer.decode import greedy_decode
-from mpt_jax.model.formats.arrays import flatten
-from mpt_jax.model.prompted_t5 import encode, init_backbone
-from mpt_jax.train import plan
-from mpt_jax.train.groups import STAGE_TABLES, split
-from mpt_jax.train.optimizer import make_optimizer
-from mpt_jax.train.run import Settings
-from mpt_jax.train.step import Objective, Sums, TrainState, TrainStep
+from mpt_jax.methods.method import BACKBONE, backbone_of, own_of, take
+from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import Network, Rows
+from mpt_jax.model.network import prefill
+from mpt_jax.train.program import Program, assemble
+from mpt_jax.train.step import Sums, TrainState
 from mpt_jax.train.teachers import layout_of
-
-Shapes = dict[str, jax.ShapeDtypeStruct]
+from mpt_jax.train.terms import terms
 
 
 class Stage(NamedTuple):
-    """A stage without its arrays: settings, shape of the network, trainable and frozen shapes by path, objective, rows of a batch."""
+    """A program whose arrays are shapes, on a mesh of absent devices, and the rows of a decoded batch."""
 
-    settings: Settings
-    config: T5Config
-    trainable: Shapes
-    frozen: Shapes
-    objective: Objective
-    runs: list[plan.Run]
+    program: Program
+    mesh: Mesh
     decode_rows: int
+
+    @property
+    def settings(self) -> Settings:
+        """What the stage is made from."""
+        return self.program.settings
 
     @property
     def examples(self) -> int:
         """Examples of one update: a batch for each group."""
-        return self.settings.data.batch_size * (int(self.objective.group_N.max()) + 1)
+        return self.settings.data.batch_size * self.program.plan.num_groups
 
     @property
     def prompt_length(self) -> int:
         """Prompt positions in front of the input; 0 where no prompt is trained."""
-        return self.settings.prompt.length if "bank/shared" in self.trainable else 0
+        return 0 if self.program.method.adapt is None else self.settings.prompt.length
 
 
-def make_stage(settings: Settings, config: T5Config, tasks: list[str], decode_rows: int) -> Stage:
-    """The stage as run_train would make it, from shapes."""
-    train, prompt = settings.train, settings.prompt
-    config = train.configured(config)
-    weights = flatten(jax.eval_shape(lambda: init_backbone(config, 0)))
-    runs = plan.plan_runs(train, prompt, settings.optimizer, tasks)
-    group_N = np.array([run.group for run in runs], np.int32)
-    everything = train.trains_backbone
-    dtype = jnp.float32 if everything else jnp.dtype(train.dtype)
-    parameters = {f"backbone/{path}": jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in weights.items()}
-    distilled = train.stage == "source" and settings.distillation.weight > 0
-    if everything:
-        group_N = np.zeros(len(runs), np.int32)
-    else:
-        P, D, N = prompt.length, config.d_model, len(runs)  # noqa: N806
-        bank = {"shared": (int(group_N.max()) + 1, P, D)}
-        bank |= {"cols": (N, P, prompt.rank), "rows": (N, prompt.rank, D)} if prompt.rank else {}
-        parameters |= {f"bank/{name}": jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in bank.items()}
-    trainable, frozen = split(parameters, STAGE_TABLES[train.stage])
-    if distilled and settings.distillation.teacher == "beside":
-        frozen["teacher/prompts"] = jax.ShapeDtypeStruct((len(runs), prompt.length, config.d_model), jnp.float32)
-    objective = Objective(config, group_N, settings.distillation if distilled else None, 0.0, train.seed_list[0])
-    return Stage(settings, config, trainable, frozen, objective, runs, decode_rows)
+def make_stage(settings: Settings, config: Any, tasks: Sequence[str], mesh: Mesh, decode_rows: int) -> Stage:
+    """The stage as training would assemble it, from shapes."""
+    weights = jax.eval_shape(lambda: family_of(config).init(config, 0))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, settings.backbone.dtype), weights)
+    backbone = Backbone(config.name, config, params, settings.backbone.vocabulary, "")
+    return Stage(assemble(settings, tasks, backbone, mesh, shapes_only=True), mesh, decode_rows)
 
 
 class Compiled(NamedTuple):
@@ -126,14 +108,11 @@ def compile_one(name: str, mesh: Mesh, function, *arguments: Any, **more: Any) -
     return Compiled(name, memory, *counted, compiled.as_text(), lowered.as_text(), seconds, compiled, arguments)
 
 
-def rows_of(stage: Stage, mesh: Mesh) -> int:
-    """Examples of a micro-batch on this mesh."""
-    return sharding.whole_rows(mesh, stage.settings.data.micro_batch_size)
+def _placed(places: sharding.Places, tree: Any) -> Any:
+    def put(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-
-def _placed(mesh: Mesh, tree: Any) -> Any:
-    put = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
-    return jax.tree.map(put, tree, sharding.tree_sharding(mesh, tree))
+    return jax.tree.map(put, tree, places.shardings(tree))
 
 
 def _rows(mesh: Mesh, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -144,58 +123,53 @@ def _everywhere(mesh: Mesh, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
 
 
-def train_programs(stage: Stage, mesh: Mesh) -> list[Compiled]:
+def train_programs(stage: Stage) -> list[Compiled]:
     """``accumulate`` for the longest micro-batch, and ``update``."""
-    settings, objective = stage.settings, stage.objective
-    num_groups = int(objective.group_N.max()) + 1
-    table = STAGE_TABLES[settings.train.stage]
-    optimizer = make_optimizer(settings.optimizer, settings.train.train_steps, num_groups, table, plan.rates(stage.runs))
-    step_fn = TrainStep(objective, optimizer, mesh)
-    trainable, frozen = _placed(mesh, stage.trainable), _placed(mesh, stage.frozen)
-    by_task = {name: _everywhere(mesh, jnp.float32, len(objective.group_N)) for name in objective.terms}
-    sums = Sums(trainable, by_task)
-    B, L, T = rows_of(stage, mesh), settings.data.input_length, settings.data.target_length  # noqa: N806
+    program, mesh, data = stage.program, stage.mesh, stage.settings.data
+    objective, places, step_fn = program.objective, program.places, program.step()
+    trainable, frozen = _placed(places, program.trainable), _placed(places, program.frozen)
+    B, L, T = program.spec.micro_batch_size, data.input_length, data.target_length  # noqa: N806
     batch = {"inputs_BL": _rows(mesh, jnp.int32, B, L), "targets_BT": _rows(mesh, jnp.int32, B, T)}
-    batch["task_id_B"] = _rows(mesh, jnp.int32, B)
+    batch |= {name: _rows(mesh, jnp.int32, B) for name in ("input_length_B", "target_length_B", "task_id_B")}
     if objective.distillation and objective.distillation.teacher == "cached":
-        layout = layout_of(objective.distillation, stage.config, settings.prompt.length)
+        layout = layout_of(objective.distillation, program.backbone.config, stage.settings.prompt.length)
         batch |= {name: _rows(mesh, dtype, *shape) for name, (shape, dtype) in layout.shapes(B, L, T).items()}
-    totals = {name: _everywhere(mesh, jnp.float32, num_groups) for name in ("target_tokens_G", "encoder_positions_G")}
+    rows = terms(objective)
+    sums = Sums(trainable, {term.name: _everywhere(mesh, jnp.float32, len(program.plan.runs)) for term in rows})
+    totals = {term.name: _everywhere(mesh, jnp.float32, program.plan.num_groups) for term in rows if term.weight}
     scalar = _everywhere(mesh, jnp.int32)
     accumulate = compile_one("accumulate", mesh, step_fn.accumulate, trainable, frozen, sums, batch, totals, scalar, scalar)
-    state = TrainState(scalar, trainable, _placed(mesh, jax.eval_shape(optimizer.init, stage.trainable)))
+    state = TrainState(scalar, trainable, _placed(places, jax.eval_shape(program.optimizer.init, program.trainable)))
     return [accumulate, compile_one("update", mesh, step_fn.update, state, sums)]
 
 
-def decode_programs(stage: Stage, mesh: Mesh) -> list[Compiled]:
-    """Greedy decoding of the longest batch as one program, and its encoder alone (what runs once)."""
+def decode_programs(stage: Stage) -> list[Compiled]:
+    """Greedy decoding of the longest batch as one program, and what runs once for an input alone."""
+    program, mesh, data = stage.program, stage.mesh, stage.settings.data
+    network = Network(program.backbone.config, stage.settings.backbone.computation, program.method.adapt)
     B = sharding.whole_rows(mesh, stage.decode_rows)  # noqa: N806
-    dtype = jnp.dtype(stage.config.dtype)
-    weights = {path: leaf for path, leaf in (stage.trainable | stage.frozen).items() if path.startswith("backbone/")}
-    weights = {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in weights.items()}
-    backbone = _nested(_placed(mesh, weights))
-    config = dataclasses.replace(stage.config, remat="none")
-    prompt_BPD = None
-    if stage.prompt_length:
-        prompt_BPD = _rows(mesh, jnp.float32, B, stage.prompt_length, config.d_model)
-    inputs_BL = _rows(mesh, jnp.int32, B, stage.settings.data.input_length)
-    limit_B, length = _rows(mesh, jnp.int32, B), stage.settings.data.target_length
-    encoder = jax.jit(encode, static_argnums=(0, 4))
+    parameters = program.trainable | program.frozen
+    weights = {path: leaf for path, leaf in parameters.items() if path.startswith(BACKBONE)}
+    weights = {path: jax.ShapeDtypeStruct(leaf.shape, network.computation.dtype) for path, leaf in weights.items()}
+    backbone = backbone_of(_placed(program.places, weights))
+
+    def taken(own, task_id_B):
+        return take(own, program.method.parts, program.plan.group_N, task_id_B)
+
+    own = jax.eval_shape(taken, own_of(parameters), jax.ShapeDtypeStruct((B,), jnp.int32))
+    own = jax.tree.map(lambda leaf: _rows(mesh, leaf.dtype, *leaf.shape), own)
+    rows, length = Rows(_rows(mesh, jnp.int32, B, data.input_length), _rows(mesh, jnp.int32, B)), data.target_length
+    arguments = network, backbone, own, rows
+    limit_B = _rows(mesh, jnp.int32, B)
+    first = jax.jit(_prefill, static_argnums=(0, 4))
     return [
-        compile_one("decode", mesh, greedy_decode, config, backbone, prompt_BPD, inputs_BL, max_length=length, limit_B=limit_B),
-        compile_one("encode", mesh, encoder, config, backbone, prompt_BPD, inputs_BL, length),
+        compile_one("decode", mesh, greedy_decode, *arguments, max_length=length, ends=(1,), limit_B=limit_B),
+        compile_one("encode", mesh, first, *arguments, length),
     ]
 
 
-def _nested(flat: dict) -> dict:
-    tree: dict = {}
-    for path, leaf in flat.items():
-        *folders, name = path.split("/")[1:]
-        here = tree
-        for folder in folders:
-            here = here.setdefault(folder, {})
-        here[name] = leaf
-    return tree
+def _prefill(network: Network, backbone: dict, own, rows: Rows, positions: int):
+    return prefill(network, backbone, rows, own, positions)
 
 
 def make_mesh(settings: MeshSettings, devices: list[Any]) -> Mesh:

@@ -17,7 +17,8 @@ from mpt_jax.data.sampler import Stream, draw
 from mpt_jax.data.vocabulary import EOS_ID
 from mpt_jax.errors import UserError
 
-# inputs_BL, targets_BT, task_id_B int32; embedding_BE float32 where a cache has embeddings; teacher_… (data/teacher_cache.py) where taught
+# int32: inputs_BL, targets_BT, input_length_B and target_length_B (tokens that are real, whatever their ids), task_id_B;
+# embedding_BE float32 where a cache has embeddings; teacher_… (data/teacher_cache.py) where taught
 MicroBatch = dict[str, np.ndarray]
 # steps of an eighth or less of the positions that the encoder sees with 100 prompt vectors [ours]
 INPUT_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
@@ -69,7 +70,7 @@ class Batch:
     cut_targets: int
     input_padding: float
     target_padding: float
-    embedded: int  # rows with a sentence vector that is not all zeros
+    embedded_N: np.ndarray  # float32: rows with a sentence vector that is not all zeros
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_r
         cut_targets=rows.cut_targets,
         input_padding=1.0 - rows.input_length_B.sum() / sum(part["inputs_BL"].size for part in micro),
         target_padding=1.0 - rows.target_length_B.sum() / sum(part["targets_BT"].size for part in micro),
-        embedded=_embedded(rows),
+        embedded_N=total(_embedded(rows)),
     )
 
 
@@ -253,7 +254,10 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     targets_BT = np.zeros((size, _bucket(rows.target_length_B[chosen], spec.target_buckets)), np.int32)
     task_id_B = np.zeros(size, np.int32)
     task_id_B[: len(chosen)] = rows.task_id_B[chosen]
-    micro = {"inputs_BL": inputs_BL, "targets_BT": targets_BT, "task_id_B": task_id_B}
+    input_length_B, target_length_B = np.zeros((2, size), np.int32)
+    input_length_B[: len(chosen)], target_length_B[: len(chosen)] = rows.input_length_B[chosen], rows.target_length_B[chosen]
+    micro = {"inputs_BL": inputs_BL, "input_length_B": input_length_B, "targets_BT": targets_BT, "target_length_B": target_length_B}
+    micro["task_id_B"] = task_id_B
     widths = {cache.embedding.shape[1] for cache in rows.caches if cache.embedding is not None}
     if len(widths) > 1:
         raise UserError(f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder")
@@ -276,10 +280,12 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     return micro
 
 
-def _embedded(rows: _Rows) -> int:
-    """Rows whose cache holds a sentence vector for them; counted from the caches, as a process may gather a part of the rows."""
-    given = [(rows.caches[cache].embedding, row) for cache, row in zip(rows.cache_B, rows.row_B, strict=True)]
-    return sum(bool(np.any(embedding[row])) for embedding, row in given if embedding is not None)
+def _embedded(rows: _Rows) -> np.ndarray:
+    """Which rows' caches hold a sentence vector for them (B,); counted from the caches, as a process may gather a part of the rows."""
+    if all(cache.embedding is None for cache in rows.caches):
+        return np.zeros(len(rows.row_B), np.float32)
+    given = ((rows.caches[cache].embedding, row) for cache, row in zip(rows.cache_B, rows.row_B, strict=True))
+    return np.array([embedding is not None and bool(np.any(embedding[row])) for embedding, row in given], np.float32)
 
 
 def _bucket(length_B: np.ndarray, sizes: tuple[int, ...]) -> int:

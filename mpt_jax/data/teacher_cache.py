@@ -1,9 +1,9 @@
 """Outputs of a teacher for rows of a task, computed once and read with the rows in every later epoch.
 
 CACHE_DIR/teachers/<task>/<key>/part-…/ holds `rows.npy` (int64 row numbers) and flat arrays over the tokens of these rows, as the row is
-cut in training: `encoder.npy`, `decoder.npy` (hidden states), `logp.npy`, `ids.npy`, `tail.npy` (log-probabilities of the most likely
-tokens, their ids, and all other tokens together). The key is a hash of everything that went into them: weights, prompt, rows, lengths,
-settings. A part is there whole or not at all.
+cut in training: hidden states in a file for each stack of the network (`encoder.npy`, `decoder.npy`), `logp.npy`, `ids.npy`, `tail.npy`
+(log-probabilities of the most likely tokens, their ids, and all other tokens together). The key is a hash of everything that went into
+them: weights, prompt, rows, lengths, settings. A part is there whole or not at all.
 B examples, L input tokens, P prompt positions, S encoder positions, T target tokens, D model width, A log-probabilities kept.
 """
 
@@ -22,22 +22,25 @@ from mpt_jax.data.cache import TokenCache, checked_meta, damaged, key_name, map_
 from mpt_jax.errors import UserError
 
 FORMAT = 1  # raise when files or their meaning change
-BATCH_NAMES = {  # file: array of a micro-batch
-    "encoder": "teacher_encoder_BSD",
-    "decoder": "teacher_decoder_BTD",
-    "logp": "teacher_logp_BTA",
-    "ids": "teacher_ids_BTA",
-    "tail": "teacher_tail_BT",
-}
+# file: array of a micro-batch; states have a file each, named as in the network's outputs
+BATCH_NAMES = {"logp": "teacher_logp_BTA", "ids": "teacher_ids_BTA", "tail": "teacher_tail_BT"}
+STATES_NAME = "teacher_{}_BSD"
+
+
+def batch_name(file: str) -> str:
+    """The array of a micro-batch that a file's entries go into."""
+    return BATCH_NAMES.get(file, STATES_NAME.format(file))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is kept of a row. width: D of hidden states, 0 = none. prefix: prompt positions whose encoder states come before the input's.
+    """What is kept of a row. states: names of the hidden states, of width D. prefix: prompt positions whose encoder states come before
+    the input's.
 
     top: A, 0 = no log-probabilities. whole: they are the whole vocabulary's, without ids or a tail. dtype: of hidden states.
     """
 
+    states: tuple[str, ...]
     width: int
     prefix: int
     top: int
@@ -46,9 +49,7 @@ class Layout:
 
     def files(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape of a token's entry and dtype, by file."""
-        found: dict[str, tuple[tuple[int, ...], str]] = {}
-        if self.width:
-            found |= {"encoder": ((self.width,), self.dtype), "decoder": ((self.width,), self.dtype)}
+        found: dict[str, tuple[tuple[int, ...], str]] = {name: ((self.width,), self.dtype) for name in self.states}
         if self.top:
             found["logp"] = ((self.top,), "float32")
         if self.top and not self.whole:
@@ -61,7 +62,7 @@ class Layout:
 
     def shapes(self, B: int, L: int, T: int) -> dict[str, tuple[tuple[int, ...], str]]:  # noqa: N803
         """Shape and dtype of the arrays of a micro-batch, by name."""
-        return {BATCH_NAMES[file]: ((B, self.tokens(file, L, T), *shape), dtype) for file, (shape, dtype) in self.files().items()}
+        return {batch_name(file): ((B, self.tokens(file, L, T), *shape), dtype) for file, (shape, dtype) in self.files().items()}
 
     def row_bytes(self, inputs: np.ndarray, targets: np.ndarray) -> int:
         """Bytes on disk of rows of these lengths (tokens)."""
@@ -137,7 +138,7 @@ class TeacherOutputs:
         line = self._line[row]
         for file in self.layout.files():
             first, end = offsets[file][line : line + 2]
-            micro[BATCH_NAMES[file]][place, : end - first] = arrays[file][first:end]
+            micro[batch_name(file)][place, : end - first] = arrays[file][first:end]
 
 
 def with_teacher(cache: TokenCache, outputs: TeacherOutputs) -> TokenCache:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import tasks
 from mpt_jax import distributed
-from mpt_jax.config import DataSettings, EvalSettings, MeshSettings
+from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, MeshSettings, check_folder
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
@@ -13,7 +13,7 @@ from mpt_jax.infer.evaluate import EvalRun
 from mpt_jax.infer.predictor import Predictor, load
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model import formats
-from mpt_jax.model.backbone import backbone_folder
+from mpt_jax.model.backbone import backbone_folder, vocabulary_path
 from mpt_jax.sharding import mesh_or_none
 
 DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at most
@@ -21,6 +21,7 @@ DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at
 
 def _load(settings: EvalSettings, data: DataSettings, mesh: MeshSettings) -> Predictor:
     """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS was set to others."""
+    check_folder("MODEL_DIR", settings.model_dir)
     given = data.feature_lengths if data.feature_lengths != DataSettings().feature_lengths else None
     return load(settings.model_dir, settings.checkpoint, feature_lengths=given, batch_size=settings.batch_size, mesh=mesh_or_none(mesh))
 
@@ -39,8 +40,11 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
     runs = [EvalRun(caches[name], n, settings.max_rows) for name in chosen for n in bank_rows[name]]
     spec = predictor.spec
     with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:
-        tell = lambda done, total: progress.update(done)  # noqa: E731
-        results = evaluate.evaluate_runs(predictor.model, runs, predictor.vocabulary, spec, tell, settings.method)
+
+        def count(done: int, total: int) -> None:
+            progress.update(done)
+
+        results = evaluate.evaluate_runs(predictor.model, runs, spec, count, settings.method)
     paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
@@ -60,19 +64,17 @@ def run_infer(
     return f"{count} rows written to {output}\n"
 
 
-def _vocabulary(backbone: str, vocabulary: str) -> Vocabulary:
+def _vocabulary(backbone: BackboneSettings) -> Vocabulary:
     """The vocabulary of a backbone, without reading its weights."""
-    own = vocabulary or formats.read_backbone(backbone_folder(backbone))[2]
-    if not own:
-        raise UserError(f"BACKBONE = {backbone!r} brings no vocabulary; name one: --gin.VOCABULARY=\"'spiece.model'\".")
-    return load_vocabulary(own)
+    own = backbone.vocabulary or formats.read_backbone(backbone_folder(backbone.path))[2]
+    return load_vocabulary(vocabulary_path(backbone, own))
 
 
 def run_cache(
-    backbone: str, data: DataSettings, names: Sequence[str], splits: str, overwrite: bool = False, vocabulary: str = ""
+    backbone: BackboneSettings, data: DataSettings, names: Sequence[str], splits: str, overwrite: bool = False
 ) -> Iterator[str]:
     """Writes the token caches of tasks that are missing or stale (all with ``overwrite``); a line for each."""
-    loaded, folder = _vocabulary(backbone, vocabulary), cache_folder(data.cache_dir)
+    loaded, folder = _vocabulary(backbone), cache_folder(data.cache_dir)
     for name in names:
         for split in filter(None, (part.strip() for part in splits.split(","))):
             cache = open_cache(name, split, loaded, folder, overwrite=overwrite)
@@ -102,10 +104,10 @@ def _cells(line: Sequence[str], widths: Sequence[int]) -> str:
     return f"{start}  {line[-1]}".rstrip()[:160]
 
 
-def show_task(name: str, backbone: str, data: DataSettings, shown: int = 3, vocabulary: str = "") -> str:
+def show_task(name: str, backbone: BackboneSettings, data: DataSettings, shown: int = 3) -> str:
     """One task: origin, template, labels, scores, and for each split rows, lengths in tokens, cuts and label counts; a few rows."""
     (name,) = tasks.expand([name])
-    encode = _vocabulary(backbone, vocabulary).encode
+    encode = _vocabulary(backbone).encode
     found = tasks.describe(name, encode, data.feature_lengths, DESCRIBED_ROWS, shown)
     lines = [f"{found['name']} ({found['kind']}, {found['group']})  {found['description']}".rstrip()]
     for key in ("template", "target"):

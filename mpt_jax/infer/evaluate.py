@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -68,18 +69,16 @@ class EvalResult:
 def evaluate(
     model: Model,
     run: EvalRun,
-    vocabulary: Vocabulary,
     spec: BatchSpec,
     progress: Progress | None = None,
 ) -> EvalResult:
     """Scores of one task."""
-    return evaluate_runs(model, [run], vocabulary, spec, progress)[0]
+    return evaluate_runs(model, [run], spec, progress)[0]
 
 
 def evaluate_runs(
     model: Model,
     runs: Sequence[EvalRun],
-    vocabulary: Vocabulary,
     spec: BatchSpec,
     progress: Progress | None = None,
     method: str = "decode",
@@ -100,14 +99,14 @@ def evaluate_runs(
             inputs += [run.cache.inputs(row) for row in index]
             task_id += [run.bank_index] * len(index)
             limit += [run.limit(spec)] * len(index)
-        tell = (lambda part, _, before=done: progress(before + part, total)) if progress else None
-        texts = _answers(model, Requests(inputs, task_id, limit), labels, method, vocabulary, spec, tell)
+        count = progress and functools.partial(_from, progress, done, total)
+        texts = _answers(model, Requests(inputs, task_id, limit), labels, method, spec, count)
         done += len(inputs)
         for place in members:
             predictions_of[place] = list(itertools.islice(texts, len(rows[place])))
     results = []
     for run, index, scorer, found in zip(runs, rows, scorers, predictions_of, strict=True):
-        spelled = spelling(run.cache.name, vocabulary)
+        spelled = spelling(run.cache.name, model.vocabulary)
         predictions = [spelled.get(text, text) for text in found]
         scores = scorer([run.cache.extra(row) for row in index], predictions)
         cut = int(np.sum(run.cache.input_lengths[index] > spec.input_length))
@@ -132,18 +131,23 @@ def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[i
 
 
 def _answers(
-    model: Model, given: Requests, labels: tuple[str, ...], method: str, vocabulary: Vocabulary, spec: BatchSpec, tell
+    model: Model, given: Requests, labels: tuple[str, ...], method: str, spec: BatchSpec, progress: Progress | None
 ) -> Iterator[str]:
     """The answer to each request: a label chosen by the method, or decoded where there are none."""
     if not labels:
-        text_of = _remembered(vocabulary)
-        return (text_of(tokens) for tokens in requests.decode(model, given, spec, tell))
-    labels_CT = requests.label_tokens(labels, vocabulary)
+        text_of = _remembered(model.vocabulary)
+        return (text_of(tokens) for tokens in requests.decode(model, given, spec, progress))
+    tokens = requests.label_tokens(labels, model.vocabulary)
     if method == "rank":
-        places = requests.choose_label(model, given, labels_CT, spec, tell)
+        chosen = requests.choose_label(model, given, tokens, spec, progress)
     else:
-        places = requests.score_each_label(model, given, labels_CT, spec, tell).argmax(axis=1)
-    return (labels[place] for place in places)
+        chosen = requests.score_each_label(model, given, tokens, spec, progress).argmax(axis=1)
+    return (labels[number] for number in chosen)
+
+
+def _from(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    """Counts rows done in one of several calls."""
+    progress(before + done, total)
 
 
 def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:

@@ -5,12 +5,13 @@ B examples, L input tokens, P prompt positions, D model width, T target tokens, 
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mpt_jax.config import T5Config
-from mpt_jax.model.prompted_t5 import decode_targets, encode
+from mpt_jax.model.families.family import Network, Rows, real
+from mpt_jax.model.network import decode_targets, prefill
 from mpt_jax.sharding import constrain
 
 LABELS_AT_ONCE = 8  # bounds the memory of logits (B, C, T, V)
@@ -21,38 +22,49 @@ def target_logits(logits_BTV, targets_BT) -> jax.Array:
     return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0].astype(jnp.float32)
 
 
-def target_log_probabilities(logits_BTV, targets_BT) -> jax.Array:
-    """Sum over a target's tokens (padding 0 left out) of log p(token): (B,) float32."""
+def target_log_probabilities(logits_BTV, targets_BT, length_B) -> jax.Array:
+    """Sum over a target's first ``length_B`` tokens of log p(token): (B,) float32."""
     logits_BTV = logits_BTV.astype(jnp.float32)
     logp_BT = target_logits(logits_BTV, targets_BT) - jax.nn.logsumexp(logits_BTV, axis=-1)
-    return jnp.sum(jnp.where(targets_BT > 0, logp_BT, 0.0), axis=-1)
+    return jnp.sum(jnp.where(real(length_B, targets_BT.shape[1]), logp_BT, 0.0), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def score_targets(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, targets_BT) -> jax.Array:
-    """log p(target | prompt, input) of each row, (B,) float32; targets end with EOS and are padded with 0."""
-    encoded = encode(config, backbone, prompt_BPD, inputs_BL)
-    return constrain(target_log_probabilities(decode_targets(config, backbone, encoded, targets_BT), targets_BT))
+@functools.partial(jax.jit, static_argnames=("network",))
+def score_targets(network: Network, backbone: dict, own, rows: Rows) -> jax.Array:
+    """log p(target | prompt, input) of each row, (B,) float32; targets end with EOS."""
+    logits_BTV = decode_targets(network, backbone, prefill(network, backbone, rows, own), rows.targets_BT)
+    return constrain(target_log_probabilities(logits_BTV, rows.targets_BT, rows.target_length_B))
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def score_labels(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, labels_CT) -> jax.Array:
-    """log p(label | prompt, input) of each row and label: (B, C) float32. The input is encoded once for all labels."""
-    return constrain(_each_label(config, backbone, prompt_BPD, inputs_BL, labels_CT, target_log_probabilities).T)
+class Labels(NamedTuple):
+    """Tokens of labels, each ended by EOS: (C, T) int32, of which the first length_C are a label's."""
+
+    tokens_CT: jax.Array
+    length_C: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def walk_labels(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, labels_CT) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("network",))
+def score_labels(network: Network, backbone: dict, own, rows: Rows, labels: Labels) -> jax.Array:
+    """log p(label | prompt, input) of each row and label: (B, C) float32. The input is prefilled once for all labels."""
+    return constrain(_each_label(network, backbone, own, rows, labels, target_log_probabilities).T)
+
+
+@functools.partial(jax.jit, static_argnames=("network",))
+def walk_labels(network: Network, backbone: dict, own, rows: Rows, labels: Labels) -> jax.Array:
     """Index (B,) int32 of the label that greedy decoding gives when it may only choose among the labels' tokens.
 
-    labels_CT: tokens of each label, ended by EOS and padded with 0. The input is encoded once for all labels. Where greedy
-    decoding without that restriction writes the tokens of a label, each of them had the highest logit of all, so it is that label.
+    The input is prefilled once for all labels. Where greedy decoding without that restriction writes the tokens of a label, each of them
+    had the highest logit of all, so it is that label.
     """
-    logits_CBT = _each_label(config, backbone, prompt_BPD, inputs_BL, labels_CT, target_logits)
-    return constrain(walk(jnp.moveaxis(logits_CBT, 0, 1), labels_CT))
+
+    def logits_of(logits_BTV, targets_BT, length_B):
+        return target_logits(logits_BTV, targets_BT)
+
+    logits_CBT = _each_label(network, backbone, own, rows, labels, logits_of)
+    return constrain(walk(jnp.moveaxis(logits_CBT, 0, 1), labels))
 
 
-def walk(logits_BCT, labels_CT) -> jax.Array:
+def walk(logits_BCT, labels: Labels) -> jax.Array:
     """Index (B,) int32 of a label, chosen token by token: at each position, of the labels that begin with the tokens chosen so far,
     those stay whose token has the highest logit (of equal ones the lowest token id, as argmax has it).
 
@@ -66,18 +78,21 @@ def walk(logits_BCT, labels_CT) -> jax.Array:
         token_B = jnp.where(best_BC, token_C, jnp.iinfo(jnp.int32).max).min(axis=-1)
         return allowed_BC & (token_C == token_B[:, None]), None
 
-    labels_CT = jnp.asarray(labels_CT)
-    positions = jnp.moveaxis(logits_BCT, -1, 0), labels_CT.T
+    # -1: no token, past a label's end
+    tokens_CT = jnp.where(real(jnp.asarray(labels.length_C), labels.tokens_CT.shape[1]), labels.tokens_CT, -1)
+    positions = jnp.moveaxis(logits_BCT, -1, 0), tokens_CT.T
     allowed_BC, _ = jax.lax.scan(step, jnp.ones(logits_BCT.shape[:2], bool), positions)
     return jnp.argmax(allowed_BC, axis=-1).astype(jnp.int32)
 
 
-def _each_label(config: T5Config, backbone: dict, prompt_BPD, inputs_BL, labels_CT, measure: Callable) -> jax.Array:
-    """measure(logits_BTV, targets_BT) with every label as each row's target, over one shared encoding: (C, ...)."""
-    encoded = encode(config, backbone, prompt_BPD, inputs_BL)
+def _each_label(network: Network, backbone: dict, own, rows: Rows, labels: Labels, measure: Callable) -> jax.Array:
+    """measure(logits (B, T, V), targets (B, T), lengths (B,)) with every label as each row's target, over one prefilled input: (C, ...)."""
+    prefilled = prefill(network, backbone, rows, own)
+    batch = rows.inputs_BL.shape[0]
 
-    def of_label(label_T):
-        targets_BT = jnp.broadcast_to(label_T, (inputs_BL.shape[0], label_T.shape[0]))
-        return measure(decode_targets(config, backbone, encoded, targets_BT), targets_BT)
+    def of_label(label):
+        label_T, length = label
+        targets_BT = jnp.broadcast_to(label_T, (batch, label_T.shape[0]))
+        return measure(decode_targets(network, backbone, prefilled, targets_BT), targets_BT, jnp.broadcast_to(length, (batch,)))
 
-    return jax.lax.map(of_label, labels_CT, batch_size=LABELS_AT_ONCE)
+    return jax.lax.map(of_label, (jnp.asarray(labels.tokens_CT), jnp.asarray(labels.length_C)), batch_size=LABELS_AT_ONCE)

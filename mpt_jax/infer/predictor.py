@@ -5,26 +5,30 @@ B examples, P prompt positions, D model width, C labels.
 
 import dataclasses
 import difflib
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 import tasks
-from mpt_jax import sharding
-from mpt_jax.checkpoint import load_bank, load_trainable
+from mpt_jax.checkpoint import load_trainable
+from mpt_jax.config import BackboneSettings
 from mpt_jax.data.batches import BatchSpec
-from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
 from mpt_jax.infer.evaluate import spelling
 from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.infer.requests import Model, Progress, Requests
+from mpt_jax.methods.bank import compose
+from mpt_jax.methods.method import backbone_of, own_of, places_for
+from mpt_jax.methods.prompt import bank_of
+from mpt_jax.methods.table import method_named
 from mpt_jax.model.backbone import load_backbone
-from mpt_jax.model.prompt_bank import compose
+from mpt_jax.model.families.family import Network
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 64  # rows answered together
@@ -37,8 +41,8 @@ class Predictor:
     ``seed`` names another.
     """
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, run: dict, spec: BatchSpec, best: Mapping[int, float] | None = None):
-        self.model, self.vocabulary, self.run, self.spec = model, vocabulary, run, spec
+    def __init__(self, model: Model, run: dict, spec: BatchSpec, best: Mapping[int, float] | None = None):
+        self.model, self.vocabulary, self.run, self.spec = model, model.vocabulary, run, spec
         self.tasks: tuple[str, ...] = tuple(run["tasks"])
         self._best = dict(best or {})
 
@@ -47,7 +51,7 @@ class Predictor:
 
         Raises UserError for a task that the run does not hold, or where none is named and it holds several.
         """
-        if self.model.bank is None:
+        if not self.model.own:
             return [n for n, row in enumerate(self.run["runs"]) if row["task"] == task][:1] or [0]
         if task is None and len(self.tasks) > 1:
             raise UserError(f"this run holds several tasks: name one of {', '.join(self.tasks)} as `task`.")
@@ -62,7 +66,7 @@ class Predictor:
     def bank_row(self, task: str | None = None, seed: int | None = None) -> int:
         """The bank row that answers for a task. Raises UserError for an unknown task or seed."""
         numbers = self.bank_rows(task)
-        if seed is None or self.model.bank is None:
+        if seed is None or not self.model.own:
             return numbers[0]
         seeds = [self.run["runs"][n]["seed"] for n in numbers]
         if seed not in seeds:
@@ -105,9 +109,9 @@ class Predictor:
         progress: Progress | None = None,
     ) -> np.ndarray:
         """Log-probability of every label for each text: (B, C) float32; labels default to the registered task's."""
-        labels_CT = requests.label_tokens(labels or self.labels(task), self.vocabulary)
+        tokens = requests.label_tokens(labels or self.labels(task), self.vocabulary)
         given = self._requests(texts, self.bank_row(task, seed), 0)
-        return requests.score_each_label(self.model, given, labels_CT, self._spec(given.rows), progress)
+        return requests.score_each_label(self.model, given, tokens, self._spec(given.rows), progress)
 
     def labels(self, task: str | None = None) -> tuple[str, ...]:
         """Labels of a task of the table. Raises UserError where it has none."""
@@ -118,10 +122,11 @@ class Predictor:
         return registered.labels
 
     def prompt(self, task: str | None = None, seed: int | None = None) -> np.ndarray:
-        """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained a backbone."""
-        if self.model.bank is None:
-            raise UserError("this run trained a backbone and holds no prompt.")
-        return np.asarray(compose(self.model.bank, np.array([self.bank_row(task, seed)]))[0], np.float32)
+        """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained something else."""
+        bank = bank_of(self.model.own, self.model.group_N)
+        if bank is None:
+            raise UserError("this run trained a backbone, or another method's parameters, and holds no prompt.")
+        return np.asarray(compose(bank, np.array([self.bank_row(task, seed)]))[0], np.float32)
 
     def format(self, row: Mapping, task: str | None = None) -> str:
         """The text that the model reads for a row of fields. Raises tasks.TaskError for a missing field, UserError for the task."""
@@ -138,7 +143,7 @@ class Predictor:
     def _requests(self, texts: Sequence[str], bank_row: int, limit: int, targets=None) -> Requests:
         if isinstance(texts, str):
             raise UserError(f"texts must be a list of texts, not the text {texts!r:.60}.")
-        empty = [place for place, text in enumerate(texts) if not text.strip()]
+        empty = [number for number, text in enumerate(texts) if not text.strip()]
         if empty:
             raise UserError(f"zero-length input: text {empty[0]} of {len(texts)} is {texts[empty[0]]!r}.")
         tokens = [requests.tokens_of(text, self.vocabulary) for text in texts]
@@ -166,31 +171,23 @@ def load(
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")
-    bank, run = load_bank(run_dir, checkpoint)
-    train = run["settings"]["train"]
-    name, place = backbone or train["backbone"], sharding.backbone_sharding(mesh)
+    trained, run = load_trainable(run_dir, checkpoint)
+    method = method_named(run["method"])
+    given = BackboneSettings(**run["settings"]["backbone"])
     # not 'fused', which the machine that trained may have had and this one lacks
-    attention = "einsum" if train.get("attention") == "einsum" else "auto"
-    loaded = load_backbone(name, train.get("dtype", "float32"), train.get("vocabulary", ""), place, attention)
-    if loaded.fingerprint != run["backbone"]["fingerprint"]:
-        there = f"{run['backbone']['name']} ({run['backbone']['fingerprint']})"
-        message = f"run {str(run_dir)!r} was trained on backbone {there}, but {loaded.name} ({loaded.fingerprint}) was found"
-        raise UserError(f"{message}; give the folder of the same weights as `backbone`.")
-    params = loaded.params
-    if bank is None:
-        trained, _ = load_trainable(run_dir, checkpoint)
-        params = sharding.place_tree(mesh, _with_trained(params, trained))
+    attention = "einsum" if given.attention == "einsum" else "auto"
+    given = dataclasses.replace(given, path=backbone or given.path, attention=attention)
+    places = functools.partial(places_for, mesh, method)
+    loaded = load_backbone(given, lambda config: places(config).of_backbone())
+    loaded.check_same(run, f"run {str(run_dir)!r}", "give the folder of the same weights as `backbone`")
+    flat = loaded.flat()
+    # trained weights take the place of the frozen ones; what else was trained for them (teaching heads) answers nothing
+    weights = {path: jnp.asarray(array, flat[path].dtype) for path, array in trained.items() if path in flat}
+    params = backbone_of(flat | places(loaded.config).put(weights))
     lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
-    vocabulary = loaded.vocabulary()
-    return Predictor(Model(loaded.config, params, bank, mesh), vocabulary, run, spec, best_dev(run_dir))
-
-
-def _with_trained(params: dict, trained: Mapping[str, np.ndarray]) -> dict:
-    """Backbone weights with the trained ones in place; what else was trained (teaching heads) answers nothing."""
-    flat = flatten_dict(params, sep="/")
-    for path, array in trained.items():
-        name = path.removeprefix("backbone/")
-        if name != path:
-            flat[name] = array.astype(flat[name].dtype)
-    return unflatten_dict(flat, sep="/")
+    group_N = np.array([row["group"] for row in run["runs"]], np.int32)
+    model = Model(
+        Network(loaded.config, given.computation, method.adapt), params, loaded.vocabulary(), own_of(trained), method.parts, group_N, mesh
+    )
+    return Predictor(model, run, spec, best_dev(run_dir))

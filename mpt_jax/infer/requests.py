@@ -5,41 +5,58 @@ B examples, L input tokens, T target tokens, N rows of the prompt bank, C labels
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mpt_jax import sharding
-from mpt_jax.config import T5Config
 from mpt_jax.data.batches import BatchSpec, eval_batches
-from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
-from mpt_jax.infer.decode import greedy_decode, prompts_of
-from mpt_jax.infer.likelihood import score_labels, score_targets, walk_labels
-from mpt_jax.model.prompt_bank import PromptBank
+from mpt_jax.data.in_flight import in_flight
+from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.infer.decode import greedy_decode
+from mpt_jax.infer.likelihood import Labels, score_labels, score_targets, walk_labels
+from mpt_jax.methods.method import Part, take
+from mpt_jax.model.families.family import Network, Rows
 
 Progress = Callable[[int, int], None]  # told (rows done, rows in all)
 SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so that short ones need not wait for them
 # of inputs: fewer than in training, since on 2 CPU cores a program compiles as long as 4 batches of the nano backbone run
 INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024)
-IN_FLIGHT = 2  # batches handed to the device ahead of the one being read
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What answers: a network, its frozen weights, and the prompt bank, or None for a fine-tuned or bare backbone.
+    """What answers: a network, its frozen weights, its vocabulary, and what a method trained.
 
+    own: the method's arrays by path, none for a fine-tuned or bare backbone; parts: the method's rows, group_N: the group of each run.
     ``mesh``: the devices that the weights are on and batches are split over; None on one device.
     """
 
-    config: T5Config
+    network: Network
     params: dict
-    bank: PromptBank | None
+    vocabulary: Vocabulary
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    group_N: np.ndarray | None = None
     mesh: Mesh | None = None
 
-    def place(self, array: np.ndarray):
+    def put(self, array: np.ndarray):
         """An array of examples (B, ...) on the devices."""
-        return sharding.place_rows(self.mesh, array)
+        return sharding.put_rows(self.mesh, array)
+
+    def own_of(self, task_id_B: np.ndarray) -> dict[str, jax.Array]:
+        """The method's arrays of each example, taken by a program of its own: any number of runs shares the compiled network."""
+        return _take(dict(self.own), self.parts, self.group_N, self.put(task_id_B)) if self.own else {}
+
+
+def _take_fn(own, parts, group_N, task_id_B):  # noqa: N803
+    return take(own, parts, group_N, task_id_B)
+
+
+_take = jax.jit(_take_fn, static_argnums=1)
 
 
 class Requests:
@@ -79,16 +96,16 @@ def inference_spec(input_length: int, target_length: int, batch_size: int) -> Ba
 
 def tokens_of(text: str, vocabulary: Vocabulary) -> np.ndarray:
     """Token ids (int32) of a text with EOS."""
-    return np.array([*vocabulary.encode(text), EOS_ID], np.int32)
+    return np.array([*vocabulary.encode(text), vocabulary.eos_id], np.int32)
 
 
-def label_tokens(labels: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
-    """Labels as (C, T) int32, each with EOS, zero-padded."""
+def label_tokens(labels: Sequence[str], vocabulary: Vocabulary) -> Labels:
+    """Labels as tokens, each with EOS."""
     rows = [tokens_of(label, vocabulary) for label in labels]
-    labels_CT = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for line, row in zip(labels_CT, rows, strict=True):
+    tokens_CT = np.full((len(rows), max(map(len, rows))), vocabulary.pad_id, np.int32)
+    for line, row in zip(tokens_CT, rows, strict=True):
         line[: len(row)] = row
-    return labels_CT
+    return Labels(tokens_CT, np.array([len(row) for row in rows], np.int32))
 
 
 def decode(model: Model, requests: Requests, spec: BatchSpec, progress: Progress | None = None) -> list[np.ndarray]:
@@ -99,10 +116,11 @@ def decode(model: Model, requests: Requests, spec: BatchSpec, progress: Progress
     longest = int(requests.limit.max())
     max_length = next((size for size in spec.target_buckets if size >= longest), longest)
 
-    def program(part, index_B, prompt_BPD):
+    ends, pad = (model.vocabulary.eos_id,), model.vocabulary.pad_id
+
+    def program(own, rows, index_B):
         limit_B = np.where(index_B < 0, 0, requests.limit[index_B]).astype(np.int32)
-        inputs_BL = model.place(part["inputs_BL"])
-        return greedy_decode(model.config, model.params, prompt_BPD, inputs_BL, max_length, model.place(limit_B))
+        return greedy_decode(model.network, model.params, own, rows, max_length, ends, model.put(limit_B), pad)
 
     short = requests.limit <= SHORT
     groups = [np.flatnonzero(short), np.flatnonzero(~short)]
@@ -114,9 +132,8 @@ def decode(model: Model, requests: Requests, spec: BatchSpec, progress: Progress
 def score_given(model: Model, requests: Requests, spec: BatchSpec, progress: Progress | None = None) -> np.ndarray:
     """log p(target) of each request's own target: (rows,) float32."""
 
-    def program(part, index_B, prompt_BPD):
-        inputs_BL, targets_BT = model.place(part["inputs_BL"]), model.place(part["targets_BT"])
-        return score_targets(model.config, model.params, prompt_BPD, inputs_BL, targets_BT)
+    def program(own, rows, index_B):
+        return score_targets(model.network, model.params, own, rows)
 
     logp = np.empty(requests.rows, np.float32)
     for row, value in _answers(model, requests, spec, [np.arange(requests.rows)], program, progress):
@@ -124,26 +141,22 @@ def score_given(model: Model, requests: Requests, spec: BatchSpec, progress: Pro
     return logp
 
 
-def score_each_label(
-    model: Model, requests: Requests, labels_CT: np.ndarray, spec: BatchSpec, progress: Progress | None = None
-) -> np.ndarray:
+def score_each_label(model: Model, requests: Requests, labels: Labels, spec: BatchSpec, progress: Progress | None = None) -> np.ndarray:
     """log p(label) of each request and label: (rows, C) float32."""
-    found = np.empty((requests.rows, len(labels_CT)), np.float32)
-    return _over_labels(score_labels, found, model, requests, labels_CT, spec, progress)
+    found = np.empty((requests.rows, len(labels.length_C)), np.float32)
+    return _over_labels(score_labels, found, model, requests, labels, spec, progress)
 
 
-def choose_label(
-    model: Model, requests: Requests, labels_CT: np.ndarray, spec: BatchSpec, progress: Progress | None = None
-) -> np.ndarray:
+def choose_label(model: Model, requests: Requests, labels: Labels, spec: BatchSpec, progress: Progress | None = None) -> np.ndarray:
     """The label that greedy decoding among the labels' tokens gives each request: (rows,) int32."""
-    return _over_labels(walk_labels, np.empty(requests.rows, np.int32), model, requests, labels_CT, spec, progress)
+    return _over_labels(walk_labels, np.empty(requests.rows, np.int32), model, requests, labels, spec, progress)
 
 
-def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, labels_CT, spec: BatchSpec, progress) -> np.ndarray:
+def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, labels: Labels, spec: BatchSpec, progress) -> np.ndarray:
     """``found``, filled with each request's line of a function of likelihood.py that takes labels."""
 
-    def program(part, index_B, prompt_BPD):
-        return function(model.config, model.params, prompt_BPD, model.place(part["inputs_BL"]), labels_CT)
+    def program(own, rows, index_B):
+        return function(model.network, model.params, own, rows, labels)
 
     for row, line in _answers(model, requests, spec, [np.arange(requests.rows)], program, progress):
         found[row] = line
@@ -152,26 +165,21 @@ def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, 
 
 def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program, progress) -> Iterator[tuple[int, np.ndarray]]:
     """(row, its line of the program's result) of every request once; the device works ahead of the reader."""
-    waiting: list = []
-    done = 0
+    spec = dataclasses.replace(spec, micro_batch_size=sharding.whole_rows(model.mesh, spec.micro_batch_size))
 
-    def read():
-        nonlocal done
-        index_B, result = waiting.pop(0)
+    def results():
+        for group in groups:
+            for index_B, part in eval_batches(requests, spec, subset=group):
+                task_id_B = np.where(index_B < 0, 0, requests.task_id[index_B]).astype(np.int32)
+                rows = Rows(*(model.put(part[name]) for name in Rows._fields))
+                with sharding.use(model.mesh):
+                    yield index_B, program(model.own_of(task_id_B), rows, index_B)
+
+    done = 0
+    for index_B, result in in_flight(results()):
         lines = np.asarray(result)
-        for place in np.flatnonzero(index_B >= 0):
-            yield int(index_B[place]), lines[place]
+        for slot in np.flatnonzero(index_B >= 0):
+            yield int(index_B[slot]), lines[slot]
         done += int(np.sum(index_B >= 0))
         if progress:
             progress(done, requests.rows)
-
-    spec = dataclasses.replace(spec, micro_batch_size=sharding.whole_rows(model.mesh, spec.micro_batch_size))
-    for group in groups:
-        for index_B, part in eval_batches(requests, spec, subset=group):
-            task_id_B = np.where(index_B < 0, 0, requests.task_id[index_B]).astype(np.int32)
-            with sharding.use(model.mesh):
-                waiting.append((index_B, program(part, index_B, prompts_of(model.bank, model.place(task_id_B)))))
-            if len(waiting) > IN_FLIGHT:
-                yield from read()
-    while waiting:
-        yield from read()

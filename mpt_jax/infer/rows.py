@@ -48,7 +48,7 @@ def task_of_row(predictor: Predictor, row: dict, task: str | None, where: str) -
         return task or predictor.tasks[0]
     if row.get("task") in predictor.tasks:
         return row["task"]
-    if predictor.model.bank is None:
+    if not predictor.model.own:
         return None
     message = f"{where}: the run holds several tasks ({', '.join(predictor.tasks)})"
     raise UserError(f"{message}; give --gin.MIXTURE_OR_TASK_NAME=\"'task'\", or a field 'task' in each row.")

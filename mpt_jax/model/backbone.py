@@ -1,13 +1,14 @@
-"""Frozen backbones by name or folder: configuration, weights by T5X's names, vocabulary, fingerprint."""
+"""Frozen backbones by name or folder: shape, weights by our names, vocabulary, fingerprint."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Sharding
 
-from mpt_jax.config import T5Config
+from mpt_jax.config import BackboneSettings
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
@@ -19,10 +20,10 @@ SHIPPED = Path(__file__).parent.parent / "backbones"
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A T5 with its weights (nested, T5X's names), the path of its SentencePiece model or 'bytes', and a fingerprint of its values."""
+    """A shape with its weights (nested, our names), the path of its vocabulary or 'bytes', and a fingerprint of its values."""
 
     name: str
-    config: T5Config
+    config: Any
     params: dict
     vocabulary_path: str
     fingerprint: str
@@ -41,6 +42,13 @@ class Backbone:
             raise UserError(f"{message} {self.config.vocab_size:,}; {advice}.")
         return loaded
 
+    def check_same(self, run: Mapping[str, Any], what: str, advice: str) -> None:
+        """Raises UserError if the run of a run.json was trained on other weights than these."""
+        there = run["backbone"]
+        if there["fingerprint"] != self.fingerprint:
+            message = f"{what} was trained on backbone {there['name']} ({there['fingerprint']})"
+            raise UserError(f"{message}, this is {self.name} ({self.fingerprint}); {advice}.")
+
     def flat(self) -> dict:
         """Weights by path ``backbone/encoder/...``, as the train step takes them."""
         return {f"backbone/{path}": array for path, array in flatten(self.params).items()}
@@ -57,29 +65,29 @@ def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
 
 
 def load_backbone(
-    name: str,
-    dtype: str = "float32",
-    vocabulary: str = "",
-    sharding: Callable[[str, tuple[int, ...]], Sharding] | None = None,
-    attention: str = "auto",
+    settings: BackboneSettings, places: Callable[[Any], Callable[[str, tuple[int, ...]], Sharding] | None] | None = None
 ) -> Backbone:
     """Loads a backbone of any format, array by array, in the dtype of computation.
 
-    vocabulary: a SentencePiece model, tokenizer.json or 'bytes', for a checkpoint that brings none (T5X). sharding(path, shape): where an
-    array's shards go, straight from the file; without it all is on one device. The fingerprint is 16 digits
-    over names, shapes and values as the files hold them, the same in every format. Raises UserError naming what is missing, left over or
-    of a wrong shape.
+    ``places(config)(path, shape)``: where an array's shards go, straight from the file; without it all is on one device. The fingerprint
+    is 16 digits over names, shapes and values as the files hold them, the same in every format. Raises UserError naming what is missing,
+    left over or of a wrong shape.
     """
-    config, arrays, own_vocabulary = formats.read_backbone(backbone_folder(name))
-    vocabulary = vocabulary or own_vocabulary or ""
-    if not vocabulary:
-        message = f"BACKBONE = {name!r} brings no vocabulary; name its SentencePiece model"
-        raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
+    config, arrays, own_vocabulary = formats.read_backbone(backbone_folder(settings.path))
+    vocabulary = vocabulary_path(settings, own_vocabulary)
+    sharding = places(config) if places else None
     digests: dict[str, bytes] = {}
-    place = None if sharding else lambda _, array: jax.device_put(array)
-    params = formats.restore(arrays, dtype, place, sharding, digests)
-    config = dataclasses.replace(config, dtype=dtype, attention=attention)
+    put = None if sharding else lambda _, array: jax.device_put(array)
+    params = formats.restore(arrays, settings.dtype, put, sharding, digests)
     return Backbone(config.name, config, params, vocabulary, formats.fingerprint(digests))
+
+
+def vocabulary_path(settings: BackboneSettings, own: str | None) -> str:
+    """VOCABULARY, or what the backbone brings. Raises UserError if there is neither."""
+    if not (settings.vocabulary or own):
+        message = f"BACKBONE = {settings.path!r} brings no vocabulary; name its SentencePiece model"
+        raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
+    return settings.vocabulary or own
 
 
 def fingerprint_of(arrays: dict) -> str:

@@ -1,4 +1,4 @@
-"""Layers of T5 with the parameter names and shapes of T5X's minimal T5 (t5x/examples/t5/layers.py).
+"""Layers that families share, with the parameter names and shapes of T5X's minimal T5 (t5x/examples/t5/layers.py).
 
 B examples, T positions, D model width, F feed-forward width, V vocabulary, H heads.
 """
@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mpt_jax.config import T5Config
 from mpt_jax.sharding import constrain
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -58,62 +57,66 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = parameter(self, "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
-        kernel = kernel.astype(self.dtype)
+        kernel = self.kernel(x.shape[-1])
         return bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
 
+    def kernel(self, width: int):
+        """The matrix (width, features) that inputs are multiplied with, in the dtype of computation."""
+        return parameter(self, "kernel", nn.initializers.normal(self.stddev), (width, self.features)).astype(self.dtype)
 
-class LayerNorm(nn.Module):
-    """T5's norm: no mean, no bias, computed in float32. Parameter ``scale`` (D,)."""
 
-    config: T5Config
+class RMSNorm(nn.Module):
+    """Root mean square norm: no mean, no bias, computed in float32. Parameter ``scale`` (D,)."""
+
+    epsilon: float
+    dtype: str
 
     @nn.compact
     def __call__(self, x_BTD):
         scale_D = parameter(self, "scale", nn.initializers.ones, (x_BTD.shape[-1],))
         x32_BTD = x_BTD.astype(jnp.float32)
         mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-        normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.config.layer_norm_epsilon)
-        return (normed_BTD * scale_D.astype(jnp.float32)).astype(self.config.dtype)
+        normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.epsilon)
+        return (normed_BTD * scale_D.astype(jnp.float32)).astype(self.dtype)
 
 
 class Embed(nn.Module):
-    """Token embeddings, parameter ``embedding`` (V, D); also the output matrix of T5 v1.0."""
+    """Token embeddings, parameter ``embedding`` (V, D); also the output matrix of models whose output is tied to it."""
 
-    config: T5Config
+    vocab_size: int
+    width: int
+    dtype: str
 
     def setup(self):
-        config = self.config
-        shape = (config.vocab_size, config.d_model)
-        self.embedding = parameter(self, "embedding", nn.initializers.normal(1.0), shape)
+        self.embedding = parameter(self, "embedding", nn.initializers.normal(1.0), (self.vocab_size, self.width))
 
     def __call__(self, tokens_BT):
         # split over the vocabulary alone for the look-up: with its width split as well the compiler gathers all of it
         table_VD = constrain(self.embedding, "vocab", "activation_embed")
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(self.config.dtype)
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(self.dtype)
         return constrain(x_BTD, "batch", "length", "activation_embed")
 
     def attend(self, x_BTD):
-        """Logits (B, T, V) against the embeddings, with T5 v1.0's scaling of the decoder's output."""
-        scaled_BTD = x_BTD * (self.config.d_model**-0.5)
-        return jnp.dot(scaled_BTD, self.embedding.astype(self.config.dtype).T)
+        """Logits (B, T, V) against the embeddings."""
+        return jnp.dot(x_BTD, self.embedding.astype(self.dtype).T)
 
 
 class Mlp(nn.Module):
-    """Feed-forward layer: ``wi`` (v1.0) or ``wi_0``, ``wi_1`` (v1.1, gated), then ``wo``."""
+    """Feed-forward layer: ``wi`` for one activation, ``wi_0``, ``wi_1`` (gated) for two, whose results are multiplied, then ``wo``."""
 
-    config: T5Config
+    width: int  # F
+    activations: tuple[str, ...]
+    dtype: str
 
     @nn.compact
     def __call__(self, x_BTD, dropout):
-        config = self.config
-        names = ("wi_0", "wi_1") if config.gated else ("wi",)
+        names = ("wi",) if len(self.activations) == 1 else ("wi_0", "wi_1")
         hidden_BTF = 1
-        for name, activation in zip(names, config.mlp_activations, strict=True):
-            wi = Dense(config.d_ff, config.dtype, config.d_model**-0.5, name=name)
+        for name, activation in zip(names, self.activations, strict=True):
+            wi = Dense(self.width, self.dtype, x_BTD.shape[-1] ** -0.5, name=name)
             hidden_BTF = hidden_BTF * ACTIVATIONS[activation](wi(x_BTD))
         hidden_BTF = constrain(dropout(hidden_BTF), "batch", "length", "mlp")
-        return Dense(config.d_model, config.dtype, config.d_ff**-0.5, name="wo")(hidden_BTF)
+        return Dense(x_BTD.shape[-1], self.dtype, self.width**-0.5, name="wo")(hidden_BTF)
 
 
 def relative_position_bucket(relative_position, bidirectional: bool, num_buckets: int, max_distance: int):
@@ -140,15 +143,17 @@ def relative_position_bucket(relative_position, bidirectional: bool, num_buckets
 class RelativePositionBias(nn.Module):
     """Bias of attention logits by distance, shared by the layers of a stack. Parameter ``rel_embedding`` (H, buckets)."""
 
-    config: T5Config
+    num_heads: int
+    buckets: int
+    max_distance: int
     bidirectional: bool
+    stddev: float
 
     @nn.compact
     def __call__(self, query_position_T, key_position_S):
         """Positions (T,) and (S,) -> bias (1, H, T, S) in float32."""
-        config = self.config
-        shape = (config.num_heads, config.relative_attention_num_buckets)
-        rel_embedding = parameter(self, "rel_embedding", nn.initializers.normal(config.d_model**-0.5), shape)
+        shape = (self.num_heads, self.buckets)
+        rel_embedding = parameter(self, "rel_embedding", nn.initializers.normal(self.stddev), shape)
         relative_TS = key_position_S[None, :] - query_position_T[:, None]
-        bucket_TS = relative_position_bucket(relative_TS, self.bidirectional, shape[1], config.relative_attention_max_distance)
+        bucket_TS = relative_position_bucket(relative_TS, self.bidirectional, self.buckets, self.max_distance)
         return jnp.take(rel_embedding, bucket_TS, axis=1)[None].astype(jnp.float32)

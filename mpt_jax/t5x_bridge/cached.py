@@ -17,6 +17,7 @@ from mpt_jax.data.batches import BatchSpec, batch_iterator
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.model.families.t5 import shift_right
 from mpt_jax.t5x_bridge.features import TASK_ID
 from mpt_jax.t5x_bridge.model import PromptedModel
 from mpt_jax.train import plan
@@ -31,14 +32,14 @@ def token_cache_batches(
     Raises UserError where groups or hosts do not divide it.
     """
     del feature_converter_cls, num_epochs  # rows come as features already, without end
-    runs = [plan.Run(**row) for row in model.description["runs"]]
-    groups = 1 + max(run.group for run in runs)
+    planned = plan.Plan(tuple(plan.Run(**row) for row in model.description["runs"]))
+    runs, groups = planned.runs, planned.num_groups
     if cfg.batch_size % groups or cfg.batch_size % num_shards:
         raise UserError(f"BATCH_SIZE = {cfg.batch_size} does not divide by the {groups} groups of tasks and {num_shards} hosts.")
     vocabulary = load_vocabulary(model.description["vocabulary"]["path"])
     folder = cache_folder(data.cache_dir)
     caches = {run.task: open_cache(run.task, cfg.split, vocabulary, folder) for run in runs}
-    streams = plan.make_streams(runs, caches, dataclasses.replace(data, batch_size=cfg.batch_size // groups))
+    streams = plan.make_streams(planned, caches, dataclasses.replace(data, batch_size=cfg.batch_size // groups))
     inputs, targets = data.input_length, data.target_length
     spec = BatchSpec(inputs, targets, cfg.batch_size, (inputs,), (targets,))
     rows = cfg.batch_size // num_shards
@@ -58,8 +59,8 @@ class CachedBatches(dataset_iterator.DatasetIterator):
         features = {  # seqio.EncDecFeatureConverter
             "encoder_input_tokens": micro["inputs_BL"],
             "decoder_target_tokens": targets_BT,
-            "decoder_input_tokens": np.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1],
-            "decoder_loss_weights": (targets_BT > 0).astype(np.int32),
+            "decoder_input_tokens": np.asarray(shift_right(targets_BT)),
+            "decoder_loss_weights": (np.arange(targets_BT.shape[1]) < micro["target_length_B"][:, None]).astype(np.int32),
             TASK_ID: micro["task_id_B"][:, None] + 1,
         }
         return {name: array[self._rows] for name, array in features.items()}

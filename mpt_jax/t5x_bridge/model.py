@@ -16,14 +16,20 @@ from t5x import metrics, models, optimizers, partitioning
 from mpt_jax.errors import UserError
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.infer.likelihood import score_targets
+from mpt_jax.methods.bank import PromptBank
+from mpt_jax.methods.method import BACKBONE, TEACHERS, places_for, take
+from mpt_jax.methods.prompt import paths_of
+from mpt_jax.model.families.family import Rows
 from mpt_jax.model.formats import names
 from mpt_jax.model.formats.arrays import flatten, unflatten
 from mpt_jax.model.formats.t5x import BANK
-from mpt_jax.model.prompt_bank import PromptBank, bank_from, compose
-from mpt_jax.sharding import RULES, parameter_axes
+from mpt_jax.sharding import RULES, TASK_AXES
 from mpt_jax.t5x_bridge.features import TASK_ID, TaskIdFeatureConverter
 from mpt_jax.t5x_bridge.optimizer import bank_of
-from mpt_jax.train.step import Objective, batch_totals, loss_sums, weighted_loss
+from mpt_jax.train.step import batch_totals, loss_sums, weighted_loss
+from mpt_jax.train.terms import Objective, terms
+
+SEQIO_PAD = 0
 
 
 def more_axis_rules() -> list[tuple[str, None]]:
@@ -33,13 +39,13 @@ def more_axis_rules() -> list[tuple[str, None]]:
 
 
 class Counts:
-    """What the tasks' examples of a batch hold, as train/step.py's batch_totals asks: tokens and examples of each task (N,)."""
+    """What the tasks' examples of a batch hold, as the terms of the loss count (train/terms.py): tokens and examples of each task (N,)."""
 
     def __init__(self, batch: dict, num_tasks: int):
         in_task_NB = (jnp.arange(num_tasks)[:, None] == batch["task_id_B"]).astype(jnp.float32)
-        real_B = jnp.any(batch["targets_BT"] > 0, axis=1)
-        self.target_tokens_N = in_task_NB @ jnp.sum(batch["targets_BT"] > 0, axis=1).astype(jnp.float32)
-        self.input_tokens_N = in_task_NB @ jnp.where(real_B, jnp.sum(batch["inputs_BL"] > 0, axis=1), 0).astype(jnp.float32)
+        real_B = batch["target_length_B"] > 0
+        self.target_tokens_N = in_task_NB @ batch["target_length_B"].astype(jnp.float32)
+        self.input_tokens_N = in_task_NB @ jnp.where(real_B, batch["input_length_B"], 0).astype(jnp.float32)
         self.examples_N = in_task_NB @ real_B.astype(jnp.float32)
 
 
@@ -72,9 +78,11 @@ class PromptedModel(models.BaseModel):
     def get_initial_variables(self, rng, input_shapes, input_types=None) -> dict:
         """`params` and `params_axes`. Weights of the backbone are NaN: only a checkpoint can fill them, and its lack must show."""
         del rng, input_shapes, input_types
-        params = {BANK + name: jnp.asarray(array) for name, array in self.bank.trainable().items()}
-        params |= {entry.ours: jnp.full(entry.shape, jnp.nan, jnp.float32) for entry in names.entries(self.objective.config)}
-        axes = {f"{path}_axes": AxisMetadata(parameter_axes(path)) for path in params}
+        config = self.objective.network.config
+        params = {path: jnp.asarray(array) for path, array in paths_of(self.bank).items()}
+        params |= {entry.ours: jnp.full(entry.shape, jnp.nan, jnp.float32) for entry in names.entries(config)}
+        places = places_for(None, self.objective.method, config)
+        axes = {f"{path}_axes": AxisMetadata(_axes(places.axes_of(path), array.ndim)) for path, array in params.items()}
         return {"params": unflatten(params.items()), "params_axes": unflatten(axes.items())}
 
     def loss_fn(self, params, batch, dropout_rng):
@@ -84,7 +92,7 @@ class PromptedModel(models.BaseModel):
             parts = f"a step's {self.batch_size} examples came in parts of {len(micro['task_id_B'])}"
             raise UserError(f"{parts}, whose gradients T5X would add without weights; set trainer.Trainer.num_microbatches = None.")
         trainable, frozen = self._split(params)
-        totals = batch_totals(self.objective, Counts(micro, len(self.task_names)), frozen, trainable)
+        totals = batch_totals(self.objective, Counts(micro, len(self.task_names)))
         loss, sums_B = weighted_loss(self.objective, trainable, frozen, micro, totals, dropout_rng)
         return loss, self._metrics(micro, sums_B) | {"loss": metrics.AveragePerStep.from_model_output(loss)}
 
@@ -92,49 +100,60 @@ class PromptedModel(models.BaseModel):
         """(mean loss of a target token, metrics) of held-out rows, without teachers."""
         micro = _micro_batch(batch)
         sums_B = loss_sums(self.objective._replace(distillation=None), *self._split(params), micro)
-        loss = jnp.sum(sums_B["loss"]) / jnp.maximum(jnp.sum(micro["targets_BT"] > 0), 1)
+        loss = jnp.sum(sums_B["loss"]) / jnp.maximum(jnp.sum(micro["target_length_B"]), 1)
         return loss, self._metrics(micro, sums_B, each_task=False)  # T5X evaluates a task at a time
 
     def predict_batch_with_aux(self, params, batch, rng=None):
         """(greedy answers (B, T) int32, {'scores': their log-probabilities (B,)})."""
         del rng
-        arguments = self.objective.config, *self._network(params, batch)
-        answers_BT = greedy_decode(*arguments, batch["decoder_input_tokens"].shape[1])
-        return answers_BT, {"scores": score_targets(*arguments, answers_BT)}
+        answers_BT = self.predict_batch(params, batch)
+        ended_BT = jnp.cumsum(answers_BT == self.output_vocabulary.eos_id, axis=1) - (answers_BT == self.output_vocabulary.eos_id)
+        length_B = jnp.sum((ended_BT == 0) & (answers_BT != self.output_vocabulary.pad_id), axis=1)
+        return answers_BT, {"scores": self._score(params, batch, answers_BT, length_B)}
 
     def predict_batch(self, params, batch, rng=None):
         """Greedy answers (B, T) int32."""
         del rng
-        return greedy_decode(self.objective.config, *self._network(params, batch), batch["decoder_input_tokens"].shape[1])
+        backbone, own, rows = self._network(params, batch)
+        length, ends = batch["decoder_input_tokens"].shape[1], (self.output_vocabulary.eos_id,)
+        return greedy_decode(self.objective.network, backbone, own, rows, length, ends, pad=self.output_vocabulary.pad_id)
 
     def score_batch(self, params, batch, return_intermediates: bool = False):
         """Log-probability of each target (B,) float32. Raises UserError if intermediate activations are asked for."""
         if return_intermediates:
             raise UserError("score_batch(return_intermediates=True): intermediate activations are not kept; leave it False.")
-        return score_targets(self.objective.config, *self._network(params, batch), batch["decoder_target_tokens"])
+        micro = _micro_batch(batch)
+        return self._score(params, batch, micro["targets_BT"], micro["target_length_B"])
+
+    def _score(self, params, batch, targets_BT, length_B):
+        backbone, own, rows = self._network(params, batch)
+        rows = rows._replace(targets_BT=targets_BT, target_length_B=length_B)
+        return score_targets(self.objective.network, backbone, own, rows)
 
     def _network(self, params, batch) -> tuple:
-        """(backbone, prompts (B, P, D), inputs (B, L)) of a batch."""
-        micro = _micro_batch(batch)
-        bank = bank_from(dict(params["bank"]), self.objective.group_N)
-        backbone = {name: tree for name, tree in params.items() if name != "bank"}
-        return backbone, compose(bank, micro["task_id_B"]), micro["inputs_BL"]
+        """(backbone, the bank's arrays of each example, inputs) of a batch."""
+        micro, objective = _micro_batch(batch), self.objective
+        own = take(bank_of(params), objective.method.parts, objective.group_N, micro["task_id_B"])
+        backbone = {name: tree for name, tree in params.items() if name != BANK.rstrip("/")}
+        return backbone, own, Rows(micro["inputs_BL"], micro["input_length_B"])
 
     def _split(self, params) -> tuple[dict, dict]:
         """(trainable, frozen) by path, as the train step takes them; nothing is differentiated through the frozen ones."""
-        backbone = {f"backbone/{path}": array for path, array in flatten(params).items() if not path.startswith(BANK)}
+        backbone = {BACKBONE + path: array for path, array in flatten(params).items() if not path.startswith(BANK)}
         frozen = jax.lax.stop_gradient(backbone)
         if self.teacher_NPD is not None:
-            frozen["teacher/prompts"] = jnp.asarray(self.teacher_NPD)
+            frozen[TEACHERS] = jnp.asarray(self.teacher_NPD)
         return bank_of(params), frozen
 
     def _metrics(self, micro: dict, sums_B: Mapping[str, jax.Array], each_task: bool = True) -> dict:
-        """Means over a target token (or input token, for the encoder's states) of all tasks and of each, which is NaN without rows."""
+        """Means of each term over what it counts, of all tasks and of each, which is NaN without rows."""
         counts = Counts(micro, len(self.task_names))
         found = {"timing/steps_per_second": metrics.StepsPerTime.from_model_output()}
-        for name, value_B in sums_B.items():
-            weight_N = counts.input_tokens_N if name == "hidden_encoder" else counts.target_tokens_N
-            label = "accuracy" if name == "correct" else name
+        for term in terms(self.objective):
+            if term.name not in sums_B:
+                continue
+            value_B, weight_N = sums_B[term.name], term.counts(counts)
+            label = "accuracy" if term.name == "correct" else term.name
             found[f"mean/{label}"] = clu.metrics.Average(total=jnp.sum(value_B), count=jnp.sum(weight_N))
             for n, task in enumerate(self.task_names if each_task else ()):
                 total = jnp.sum(jnp.where(micro["task_id_B"] == n, value_B, 0.0))
@@ -142,10 +161,21 @@ class PromptedModel(models.BaseModel):
         return found
 
 
+def _axes(axes: tuple, ndim: int) -> tuple:
+    """Logical axes of a whole array, of those of its last dimensions or, of a method's, its first."""
+    return (*axes, "prompt", "activation_embed")[:ndim] if axes == TASK_AXES else axes
+
+
 def _micro_batch(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """T5X's features under our names; rows of padding (id 0) take the first prompt and count nowhere."""
+    """T5X's features under our names; rows of padding (id 0) take the first prompt and count nowhere.
+
+    T5X's features have no lengths: SeqIO pads with 0, which is no token of a row.
+    """
+    inputs_BL, targets_BT = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
     return {
-        "inputs_BL": batch["encoder_input_tokens"],
-        "targets_BT": batch["decoder_target_tokens"],
+        "inputs_BL": inputs_BL,
+        "input_length_B": jnp.sum(inputs_BL != SEQIO_PAD, axis=1),
+        "targets_BT": targets_BT,
+        "target_length_B": jnp.sum(targets_BT != SEQIO_PAD, axis=1),
         "task_id_B": jnp.maximum(batch[TASK_ID][:, 0] - 1, 0),
     }

@@ -57,8 +57,8 @@ class BankOptimizer(optimizers.OptimizerDef):
 
     def _named(self, opt_state) -> dict[str, jax.Array]:
         leaves, _ = jax.tree_util.tree_flatten_with_path(opt_state)
-        name = lambda keys: jax.tree_util.keystr(keys, simple=True, separator=".").replace("/", ".")  # noqa: E731
-        return {f"{number:02d}.{name(keys)}": leaf for number, (keys, leaf) in enumerate(leaves)}
+        names = [jax.tree_util.keystr(keys, simple=True, separator=".").replace("/", ".") for keys, _ in leaves]
+        return {f"{number:02d}.{name}": leaf for number, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))}
 
 
 def learning_rate(optimizer: OptimizerSettings, train_steps: int) -> Callable:

@@ -8,27 +8,28 @@ import jax
 import tensorflow as tf
 from t5x import gin_utils
 
-from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, T5Config, TrainSettings
+from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.vocabulary import seqio_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.methods import prompt as prompt_method
+from mpt_jax.methods.bank import PromptBank
 from mpt_jax.model import formats
-from mpt_jax.model.backbone import Backbone, backbone_folder, fingerprint_of
+from mpt_jax.model.backbone import Backbone, backbone_folder, fingerprint_of, vocabulary_path
+from mpt_jax.model.families.family import Network
 from mpt_jax.model.formats import prompts
-from mpt_jax.model.prompt_bank import PromptBank
 from mpt_jax.t5x_bridge.mixtures import expand
 from mpt_jax.t5x_bridge.model import PromptedModel
 from mpt_jax.t5x_bridge.optimizer import BankOptimizer
-from mpt_jax.train import plan
-from mpt_jax.train.groups import STAGE_TABLES
-from mpt_jax.train.optimizer import make_optimizer
-from mpt_jax.train.run import Settings, describe_run
-from mpt_jax.train.step import Objective
+from mpt_jax.train.program import assemble
+from mpt_jax.train.run import describe_run
+from mpt_jax.train.terms import Objective
 
 STAGES = ("teacher", "source", "target")
 
 
 def training_model(
     train: TrainSettings,
+    backbone: BackboneSettings,
     prompt: PromptSettings,
     distillation: DistillationSettings,
     optimizer: OptimizerSettings,
@@ -37,7 +38,7 @@ def training_model(
     module: str | None = None,
     dropout_rate: float = 0.0,
 ) -> PromptedModel:
-    """The model of a stage. Its backbone is the T5X checkpoint ``train.backbone``, which tells its own shapes.
+    """The model of a stage. Its backbone is the T5X checkpoint ``backbone.path``, which tells its own shapes.
 
     Raises UserError for another stage, several seeds or learning rates, and whatever else the settings get wrong.
     """
@@ -45,32 +46,33 @@ def training_model(
         raise UserError(f"TrainSettings.stage = {train.stage!r}: under T5X's trainer there are {', '.join(STAGES)}.")
     if distillation.teacher != "beside":
         raise UserError(f"DistillationSettings.teacher = {distillation.teacher!r}: T5X's trainer takes 'beside' alone.")
-    config, backbone, arrays = _backbone(train.backbone, train.dtype, train.vocabulary)
-    backbone = dataclasses.replace(
-        backbone, config=dataclasses.replace(config, dropout_rate=dropout_rate, remat=train.remat), fingerprint=fingerprint_of(arrays),
-        params={"token_embedder": {"embedding": arrays["token_embedder/embedding"].load()}},
-    )  # fmt: skip
+    loaded, arrays = _backbone(backbone)
+    # only the embedding is read here: T5X restores the weights
+    embedding = {"token_embedder": {"embedding": arrays["token_embedder/embedding"].load()}}
+    loaded = dataclasses.replace(loaded, fingerprint=fingerprint_of(arrays), params=embedding)
     members = expand(names, module)
-    runs = plan.plan_runs(train, prompt, optimizer, members)
-    if len(runs) != len(members):
-        raise UserError(f"{len(runs)} runs for {len(members)} tasks: T5X's trainer takes one RANDOM_SEED and one rate of each kind.")
-    bank = plan.make_bank(runs, train, prompt, backbone, backbone.vocabulary())
-    teacher_NPD = plan.teacher_prompts(runs, train, distillation, prompt, backbone)
-    objective = Objective(backbone.config, bank.group_N, None if teacher_NPD is None else distillation)
-    ours = make_optimizer(optimizer, train.train_steps, len(bank.shared_GPD), STAGE_TABLES[train.stage], plan.rates(runs))
-    trainable = {f"bank/{name}": array for name, array in bank.trainable().items()}
-    return PromptedModel(
-        objective, bank, members, seqio_vocabulary(backbone.vocabulary()), BankOptimizer(ours), teacher_NPD, data.batch_size,
-        describe_run(Settings(train, prompt, distillation, optimizer, data), runs, backbone, trainable),
-    )  # fmt: skip
+    settings = Settings(train, _without_kernels(backbone), prompt, distillation, optimizer, data)
+    program = assemble(settings, members, loaded)
+    if len(program.plan.runs) != len(members):
+        message = f"{len(program.plan.runs)} runs for {len(members)} tasks"
+        raise UserError(f"{message}: T5X's trainer takes one RANDOM_SEED and one rate of each kind.")
+    network = program.network
+    network = dataclasses.replace(network, computation=dataclasses.replace(network.computation, dropout_rate=dropout_rate))
+    bank = prompt_method.bank_of(program.trainable, program.plan.group_N)
+    vocabulary, ours = seqio_vocabulary(loaded.vocabulary()), BankOptimizer(program.optimizer)
+    objective, description = program.objective._replace(network=network), describe_run(program)
+    return PromptedModel(objective, bank, members, vocabulary, ours, program.teachers_NPD, data.batch_size, description)
 
 
 def trained_model(checkpoint: str, vocabulary: str = "", dtype: str = "float32") -> PromptedModel:
     """The model of a checkpoint of a training run, for T5X's evaluator and inference; the checkpoint tells all shapes."""
-    config, backbone, _ = _backbone(checkpoint, dtype, vocabulary)
-    held = prompts.read(checkpoint, width=config.d_model)
+    settings = _without_kernels(BackboneSettings(checkpoint, vocabulary, dtype))
+    loaded, _ = _backbone(settings)
+    held = prompts.read(checkpoint, width=loaded.config.d_model)
     bank = PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N)
-    return PromptedModel(Objective(config, bank.group_N), bank, held.task_names, seqio_vocabulary(backbone.vocabulary()))
+    network = Network(loaded.config, settings.computation, prompt_method.adapt)
+    objective = Objective(network, prompt_method.METHOD, bank.group_N)
+    return PromptedModel(objective, bank, held.task_names, seqio_vocabulary(loaded.vocabulary()))
 
 
 def trained_ids(checkpoint: str, more: dict[str, int] | None = None) -> dict[str, int]:
@@ -90,11 +92,12 @@ def describe(model_dir: str, summary_writer, step: int, model: PromptedModel) ->
             file.write(json.dumps(model.description, indent=2) + "\n")
 
 
-def _backbone(path: str, dtype: str, vocabulary: str) -> tuple[T5Config, Backbone, dict]:
-    """(config, backbone without weights and fingerprint, its arrays by name, not read yet) of a T5X checkpoint."""
-    config, arrays, own = formats.read_backbone(backbone_folder(path))
-    if not (vocabulary or own):
-        raise UserError(f"{path!r} brings no vocabulary; name its SentencePiece model: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
-    # T5X's meshes are not ours, and a kernel must be told how it is cut into parts
-    config = dataclasses.replace(config, dtype=dtype, attention="einsum")
-    return config, Backbone(path, config, {}, vocabulary or own, ""), arrays
+def _without_kernels(settings: BackboneSettings) -> BackboneSettings:
+    """T5X's meshes are not ours, and a kernel must be told how it is cut into parts."""
+    return dataclasses.replace(settings, attention="einsum")
+
+
+def _backbone(settings: BackboneSettings) -> tuple[Backbone, dict]:
+    """(backbone without weights and fingerprint, its arrays by name, not read yet) of a T5X checkpoint."""
+    config, arrays, own = formats.read_backbone(backbone_folder(settings.path))
+    return Backbone(settings.path, config, {}, vocabulary_path(settings, own), ""), arrays

@@ -23,8 +23,7 @@ def take_backbone(
     if is_resuming:
         return checkpoint_state
     there, wanted = (state_utils.flatten_state_dict(tree) for tree in (checkpoint_state, state))
-    is_bank = lambda path: path.startswith(TARGET + BANK)  # noqa: E731
-    needed = [path for path in wanted if path.startswith(TARGET) and (keep_bank or not is_bank(path))]
+    needed = [path for path in wanted if path.startswith(TARGET) and (keep_bank or not path.startswith(TARGET + BANK))]
     missing = [path.removeprefix(TARGET) for path in needed if path not in there]
     if missing:
         raise UserError(f"INITIAL_CHECKPOINT_PATH lacks {names.listed(missing)}; give the checkpoint of a whole T5.")

@@ -7,15 +7,16 @@ import jax
 import numpy as np
 
 from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.config import TrainSettings
 from mpt_jax.data.batches import BatchIterator
 from mpt_jax.data.sampler import Stream
 from mpt_jax.distributed import say
 from mpt_jax.errors import Preempted, UserError
+from mpt_jax.methods.method import slots_of
 from mpt_jax.metrics import MetricsWriter, ProgressLine
 from mpt_jax.sharding import to_host
-from mpt_jax.train.plan import Run
+from mpt_jax.train.program import Program
 from mpt_jax.train.step import TrainState, TrainStep
+from mpt_jax.train.terms import Term, terms
 
 # scores the trainable tree on the dev split: for each run its scores by name and the one that selects, or None
 Evaluate = Callable[[dict], Sequence[tuple[dict[str, float], float] | None]]
@@ -25,11 +26,10 @@ Evaluate = Callable[[dict], Sequence[tuple[dict[str, float], float] | None]]
 class Window:
     """Sums since the last line of metrics; device arrays are read when the line is written, so that no step waits."""
 
-    objective_terms: tuple[str, ...]
+    terms: Sequence[Term]
     sums: list = dataclasses.field(default_factory=list)
+    counts_N: dict[str, np.ndarray | float] = dataclasses.field(default_factory=dict)  # by term
     target_tokens_N: np.ndarray | float = 0.0
-    input_tokens_N: np.ndarray | float = 0.0
-    examples_N: np.ndarray | float = 0.0
     examples: int = 0
     cut_inputs: int = 0
     cut_targets: int = 0
@@ -37,9 +37,9 @@ class Window:
     def add(self, metrics: dict, batch) -> None:
         """Takes in one step."""
         self.sums.append(metrics)
+        for term in self.terms:
+            self.counts_N[term.name] = self.counts_N.get(term.name, 0.0) + term.counts(batch)
         self.target_tokens_N = self.target_tokens_N + batch.target_tokens_N
-        self.input_tokens_N = self.input_tokens_N + batch.input_tokens_N
-        self.examples_N = self.examples_N + batch.examples_N
         self.examples += batch.examples
         self.cut_inputs += batch.cut_inputs
         self.cut_targets += batch.cut_targets
@@ -47,29 +47,26 @@ class Window:
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """(means by term (N,), last gradient norm (G,), finite in every step (G,))."""
         host = jax.device_get(self.sums)
-        tokens_N = np.maximum(self.target_tokens_N, 1.0)
-        weight = {"hidden_encoder": np.maximum(self.input_tokens_N, 1.0), "sentence": np.maximum(self.examples_N, 1.0)}
-        means = {term: sum(m[term] for m in host) / weight.get(term, tokens_N) for term in self.objective_terms}
+        means = {name: sum(m[name] for m in host) / np.maximum(count_N, 1.0) for name, count_N in self.counts_N.items()}
         return means, host[-1]["grad_norm"], np.all([m["finite"] for m in host], axis=0)
 
 
-def update_best(best: Best | None, trainable: dict, scores, runs: Sequence[Run], step: int) -> Best:
+def update_best(best: Best | None, trainable: dict, scores, program: Program, step: int) -> Best:
     """Keeps each group's arrays from the step with its highest score (the mean over the group's tasks)."""
-    groups = np.array([run.group for run in runs])
-    num_groups = int(groups.max()) + 1
+    plan = program.plan
     host = {path: np.array(to_host(array)) for path, array in trainable.items()}
     if best is None:
-        best = Best(host, np.full(num_groups, -np.inf), np.zeros(num_groups, np.int64))
+        best = Best(host, np.full(plan.num_groups, -np.inf), np.zeros(plan.num_groups, np.int64))
     score_G, step_G, arrays = best.score_G.copy(), best.step_G.copy(), dict(best.trainable)
-    for group in range(num_groups):
-        values = [scores[n][1] for n in np.flatnonzero(groups == group) if scores[n] is not None]
+    for group in range(plan.num_groups):
+        values = [scores[n][1] for n in plan.members(group) if scores[n] is not None]
         if not values or not np.mean(values) > score_G[group]:
             continue
         score_G[group], step_G[group] = np.mean(values), step
         for path, array in host.items():
-            where = slice(None) if not path.startswith("bank/") else group if path == "bank/shared" else groups == group
+            slots = slots_of(path, program.method.parts, group, plan.group_N)
             arrays[path] = arrays[path].copy()
-            arrays[path][where] = array[where]
+            arrays[path][slots] = array[slots]
     return Best(arrays, score_G, step_G)
 
 
@@ -85,18 +82,18 @@ def stopped_groups(best: Best | None, step: int, eval_steps: int, patience: int)
 class Loop:
     """One training program. ``run`` continues from ``state`` at ``start_step`` to the last step."""
 
-    settings: TrainSettings
-    runs: Sequence[Run]
+    program: Program
     step_fn: TrainStep
-    frozen: dict
     batches: BatchIterator
     streams: Sequence[Stream]  # of each group
     checkpoints: Checkpoints
     writer: MetricsWriter
     evaluate: Evaluate | None
-    eval_steps: int
-    checkpoint_steps: int
     preempted: Callable[[int], bool]  # asked after every step
+
+    def __post_init__(self):
+        self.settings, self.runs = self.program.settings.train, self.program.plan.runs
+        self.terms = terms(self.program.objective)
 
     def run(self, state: TrainState, best: Best | None, start_step: int) -> tuple[TrainState, Best | None]:
         """Trains. Raises UserError, after the last good checkpoint is on disk, when every run's loss is not finite.
@@ -104,21 +101,21 @@ class Loop:
         Raises Preempted, after a checkpoint of this step is on disk, when the machine is taken away.
         """
         total = self.settings.train_steps
-        window = Window(self.step_fn.objective.terms)
+        window = Window(self.terms)
         note, stopped = "", self._stop(best, start_step, frozenset())
         with ProgressLine(self.settings.stage, total, start_step) as progress:
             for step in range(start_step + 1, total + 1):
                 if len(stopped) == len(self.streams):
                     break
                 batch = next(self.batches)
-                state, metrics = self.step_fn(state, self.frozen, batch)
+                state, metrics = self.step_fn(state, self.program.frozen, batch)
                 window.add(metrics, batch)
-                score_now = self.evaluate is not None and (step % self.eval_steps == 0 or step == total)
+                score_now = self.evaluate is not None and (step % self.settings.steps_between_scores == 0 or step == total)
                 leave_now = self.preempted(step) and step < total
-                save_now = step % self.checkpoint_steps == 0 or step == total or leave_now
+                save_now = step % self.settings.steps_between_checkpoints == 0 or step == total or leave_now
                 if step % self.settings.log_steps == 0 or score_now or save_now:
                     note = self._log(step, window)
-                    window = Window(self.step_fn.objective.terms)
+                    window = Window(self.terms)
                 if score_now:
                     best, note = self._score(step, state, best, stopped)
                     stopped = self._stop(best, step, stopped)
@@ -134,7 +131,7 @@ class Loop:
 
     def _stop(self, best: Best | None, step: int, before: frozenset[int]) -> frozenset[int]:
         """The groups that are stopped by now; those that newly are free their rows of the batch."""
-        stopped = before | stopped_groups(best, step, self.eval_steps, self.settings.patience)
+        stopped = before | stopped_groups(best, step, self.settings.steps_between_scores, self.settings.patience)
         if stopped != before:
             names = ", ".join(f"{run.task} (seed {run.seed})" for run in self.runs if run.group in stopped - before)
             say(f"step {step}: no better dev score in {self.settings.patience} scorings, stopped: {names}")
@@ -176,7 +173,7 @@ class Loop:
                 self.writer.write(step, "dev", score[0], run.task, n)
         self.writer.flush()
         mean = np.mean([score[1] for score in scores if score is not None])
-        return update_best(best, state.trainable, scores, self.runs, step), f"dev score {mean:.1f}"
+        return update_best(best, state.trainable, scores, self.program, step), f"dev score {mean:.1f}"
 
     def _save(self, step: int, state: TrainState, best: Best | None) -> None:
         meta = {"step": step, "data": {"next_index": step}, "has_best": best is not None}

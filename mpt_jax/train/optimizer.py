@@ -1,10 +1,10 @@
-"""Optimisers for one or many runs at once: clipping, moments and learning rates are a run's own.
+"""Optimisers for one or many groups of tasks at once: clipping, moments and learning rates are a group's own.
 
-The bank's arrays are viewed with a leading axis of runs (groups of tasks that share a P*), and an Optax transformation is mapped
-over it; so any optimiser of the table leaves runs independent. G runs, M tasks of a run.
+A method's arrays are viewed with a leading axis of groups, and an Optax transformation is mapped over it; so any optimiser of the table
+leaves groups independent. G groups of as many tasks each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mpt_jax.config import OptimizerSettings
-from mpt_jax.train.groups import group_of
+from mpt_jax.methods.method import Part, part_of
 
 
 def _adamw(settings: OptimizerSettings) -> optax.GradientTransformation:
@@ -46,51 +46,57 @@ class Optimizer(NamedTuple):
     update: Callable
 
 
-def by_run(flat: Mapping[str, jax.Array], num_runs: int) -> dict[str, jax.Array]:
-    """Views the bank's arrays (N, ...) as (G, M, ...); tasks of a run follow one another. Other arrays belong to the only run."""
+def by_group(flat: Mapping[str, jax.Array], parts: Sequence[Part], num_groups: int) -> dict[str, jax.Array]:
+    """Views arrays of tasks or groups as (G, tasks or 1, ...); tasks of a group follow one another. Others belong to the only group."""
     views = {}
     for path, array in flat.items():
-        is_bank = path.startswith("bank/")
-        views[path] = array.reshape(num_runs, array.shape[0] // num_runs, *array.shape[1:]) if is_bank else array[None]
+        counted = part_of(path, parts).first_axis
+        views[path] = array.reshape(num_groups, array.shape[0] // num_groups, *array.shape[1:]) if counted else array[None]
     return views
 
 
-def from_runs(views: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Inverse of by_run."""
+def from_groups(views: Mapping[str, jax.Array], parts: Sequence[Part]) -> dict[str, jax.Array]:
+    """Inverse of by_group."""
     flat = {}
     for path, array in views.items():
-        is_bank = path.startswith("bank/")
-        flat[path] = array.reshape(array.shape[0] * array.shape[1], *array.shape[2:]) if is_bank else array[0]
+        counted = part_of(path, parts).first_axis
+        flat[path] = array.reshape(array.shape[0] * array.shape[1], *array.shape[2:]) if counted else array[0]
     return flat
 
 
-def make_optimizer(settings: OptimizerSettings, train_steps: int, num_runs: int, table, rates: Mapping[str, object]) -> Optimizer:
-    """Optimizer of a flat trainable tree; ``rates`` gives each parameter group its learning rates (G,), ``table`` the groups.
+def make_optimizer(
+    settings: OptimizerSettings, train_steps: int, num_groups: int, parts: Sequence[Part], rates: Mapping[str, object]
+) -> Optimizer:
+    """Optimizer of a flat trainable tree; ``rates`` gives each parameter group of ``parts`` its learning rates (G,).
 
-    A run whose gradient or next parameters are not finite keeps what it has; the others go on.
+    A group whose gradient or next parameters are not finite keeps what it has; the others go on.
     """
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     transform = optax.chain(clip, OPTIMIZERS[settings.name](settings))
     multiplier = schedule(settings, train_steps)
 
     def init(trainable):
-        return jax.vmap(transform.init)(by_run(trainable, num_runs))
+        return jax.vmap(transform.init)(by_group(trainable, parts, num_groups))
 
-    def update_run(grads, state, parameters, rate_of_group, step):
+    def update_group(grads, state, parameters, rates, step):
         norm = optax.global_norm(grads)
         updates, new_state = transform.update(grads, state, parameters)
         new_parameters = {}
         for path, value in parameters.items():
-            rate = rate_of_group[group_of(path, table)] * multiplier(step)
+            rate = rates[part_of(path, parts).param_group] * multiplier(step)
             new_parameters[path] = value - rate * (updates[path] + settings.weight_decay * value)
         finite = jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(new_parameters))
-        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-        return jax.tree.map(keep, new_parameters, parameters), jax.tree.map(keep, new_state, state), norm, finite
+
+        def hold(new, old):
+            return jnp.where(finite, new, old)
+
+        return jax.tree.map(hold, new_parameters, parameters), jax.tree.map(hold, new_state, state), norm, finite
 
     def update(grads, state, trainable, step):
-        rate_G = {group: jnp.broadcast_to(jnp.asarray(rate, jnp.float32), (num_runs,)) for group, rate in rates.items()}
-        mapped = jax.vmap(update_run, in_axes=(0, 0, 0, 0, None))
-        views, state, norm_G, finite_G = mapped(by_run(grads, num_runs), state, by_run(trainable, num_runs), rate_G, step)
-        return from_runs(views), state, norm_G, finite_G
+        rates_G = {name: jnp.broadcast_to(jnp.asarray(rate, jnp.float32), (num_groups,)) for name, rate in rates.items()}
+        mapped = jax.vmap(update_group, in_axes=(0, 0, 0, 0, None))
+        grads, views = (by_group(tree, parts, num_groups) for tree in (grads, trainable))
+        views, state, norm_G, finite_G = mapped(grads, state, views, rates_G, step)
+        return from_groups(views, parts), state, norm_G, finite_G
 
     return Optimizer(init, update)

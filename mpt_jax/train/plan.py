@@ -1,29 +1,30 @@
-"""What a training program holds: a run for each row of the prompt bank, their groups, where their prompts start, their rows.
+"""What a training program holds: a run for each row of the prompt bank, their groups, what they start from, their rows.
 
-N tasks (runs) in the bank, G groups that share a P*, P prompt positions, D model width.
+N tasks (runs) in the program, G groups of tasks that share parameters, P prompt positions, D model width.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from mpt_jax.checkpoint import load_bank
-from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.checkpoint import load_trainable
+from mpt_jax.config import DataSettings, Settings
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
-from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import compose_all
+from mpt_jax.methods.prompt import bank_of
 from mpt_jax.model.backbone import Backbone
-from mpt_jax.model.prompt_bank import PromptBank, compose_all, init_factors, init_prompt, select, stack_groups, transfer
-from mpt_jax.sharding import to_host
 
-ONE_STREAM = ("source", "finetune", "pretrain")  # stages whose tasks are trained together
+TOGETHER = ("source", "finetune", "pretrain")  # stages whose tasks are trained together
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Row n of the bank: one task under one seed and learning rate; runs of the same group share a P*."""
+    """Row n of the program: one task under one seed and learning rate; runs of the same group share parameters."""
 
     task: str
     seed: int
@@ -33,141 +34,141 @@ class Run:
     few_shot: tuple[int, ...] = ()  # training rows of a few-shot run; empty: all
 
 
+class Plan(NamedTuple):
+    """The runs of a program, in groups that follow one another."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def group_N(self) -> np.ndarray:  # noqa: N802
+        """Group of each run, int32."""
+        return np.array([run.group for run in self.runs], np.int32)
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return self.runs[-1].group + 1
+
+    def members(self, group: int) -> list[int]:
+        """Numbers of a group's runs."""
+        return [n for n, run in enumerate(self.runs) if run.group == group]
+
+    @property
+    def first_runs(self) -> list[Run]:
+        """The first run of each group."""
+        return [self.runs[self.members(group)[0]] for group in range(self.num_groups)]
+
+    def rates(self) -> dict[str, np.ndarray]:
+        """Learning rates (G,) float32 of each parameter group."""
+        rate_G = np.array([run.learning_rate for run in self.first_runs], np.float32)
+        factor_rate_G = np.array([run.factor_learning_rate for run in self.first_runs], np.float32)
+        return {"prompt": rate_G, "weights": rate_G, "factors": factor_rate_G}
+
+
 def _as_list(value) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def plan_runs(train: TrainSettings, prompt: PromptSettings, optimizer: OptimizerSettings, tasks: Sequence[str]) -> list[Run]:
+def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
     """All combinations of seed, learning rates and task. Raises UserError where a stage trains one run only and several are asked for."""
-    together = train.stage in ONE_STREAM or prompt.shared_over_targets
-    runs, group = [], 0
-    for seed in train.seed_list:
-        for rate in _as_list(optimizer.learning_rate):
-            for factor_rate in _as_list(optimizer.factor_learning_rate):
-                for task in tasks:
-                    runs.append(Run(task, int(seed), group, float(rate), float(factor_rate)))
-                    group += not together
-                group += together
-    if train.stage in ("finetune", "pretrain") and group > 1:
-        raise UserError(f"stage {train.stage!r} trains one set of weights: give one seed and one learning rate, not {group} combinations.")
-    return runs
+    train, optimizer = settings.train, settings.optimizer
+    together = train.stage in TOGETHER or settings.prompt.shared_over_targets
+    rates = _as_list(optimizer.learning_rate), _as_list(optimizer.factor_learning_rate)
+    runs = []
+    for place, (seed, rate, factor_rate) in enumerate(itertools.product(train.seed_list, *rates)):
+        for number, task in enumerate(tasks):
+            group = place if together else place * len(tasks) + number
+            runs.append(Run(task, int(seed), group, float(rate), float(factor_rate)))
+    plan = Plan(tuple(runs))
+    if train.trains_backbone and plan.num_groups > 1:
+        message = f"stage {train.stage!r} trains one set of weights: give one seed and one learning rate"
+        raise UserError(f"{message}, not {plan.num_groups} combinations.")
+    return plan
 
 
-def rates(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Learning rates (G,) float32 of each parameter group, by the first run of each group of tasks."""
-    first = {run.group: run for run in reversed(runs)}
-    of = lambda name: np.array([getattr(first[group], name) for group in sorted(first)], np.float32)  # noqa: E731
-    return {"prompt": of("learning_rate"), "weights": of("learning_rate"), "factors": of("factor_learning_rate")}
-
-
-def draw_few_shot(runs: list[Run], caches: dict[str, TokenCache], data: DataSettings) -> list[Run]:
+def draw_few_shot(plan: Plan, caches: Mapping[str, TokenCache], data: DataSettings) -> Plan:
     """Adds to each run the rows it may train on (K_SHOT); the draw depends on task and seed alone."""
     if not data.k_shot:
-        return runs
-    draw = lambda run: few_shot_rows(caches[run.task], data.k_shot, run.seed, data.k_per_class)  # noqa: E731
-    return [dataclasses.replace(run, few_shot=tuple(int(row) for row in draw(run))) for run in runs]
+        return plan
+    drawn = [few_shot_rows(caches[run.task], data.k_shot, run.seed, data.k_per_class) for run in plan.runs]
+    return Plan(tuple(dataclasses.replace(run, few_shot=tuple(map(int, rows))) for run, rows in zip(plan.runs, drawn, strict=True)))
 
 
-def make_streams(runs: list[Run], caches: dict[str, TokenCache], data: DataSettings) -> list[Stream]:
+def make_streams(plan: Plan, caches: Mapping[str, TokenCache], data: DataSettings) -> list[Stream]:
     """A stream of rows for each group; a group of several tasks mixes them."""
     streams = []
-    for group in sorted({run.group for run in runs}):
-        members = [n for n, run in enumerate(runs) if run.group == group]
+    for group in range(plan.num_groups):
+        members = plan.members(group)
+        runs = [plan.runs[n] for n in members]
         streams.append(
             Stream(
-                seed=runs[members[0]].seed,
-                caches=tuple(caches[runs[n].task] for n in members),
+                seed=runs[0].seed,
+                caches=tuple(caches[run.task] for run in runs),
                 bank_index=tuple(members),
                 batch_size=data.batch_size,
                 mixing=data.mixing,
                 cap=data.mixing_cap,
-                subset=tuple(np.array(runs[n].few_shot) if runs[n].few_shot else None for n in members),
+                subset=tuple(np.array(run.few_shot) if run.few_shot else None for run in runs),
             )
         )
     return streams
 
 
-def make_bank(runs: list[Run], train: TrainSettings, prompt: PromptSettings, backbone: Backbone, vocabulary: Vocabulary) -> PromptBank:
-    """The bank before training: transferred from SOURCE_DIR in the target stages, fresh otherwise."""
-    embedding_VD = to_host(backbone.params["token_embedder"]["embedding"]).astype(np.float32)
-    text_ids = vocabulary.encode(prompt.init_text) if prompt.init == "text" else None
-    source = None
-    if train.stage in ("target", "fewshot") and prompt.transfer != "none":
-        source = _read_source(train, prompt, backbone)
-    banks = []
-    for group in sorted({run.group for run in runs}):
-        members = [run for run in runs if run.group == group]
-        seed = members[0].seed
-        if source is not None:
-            bank, names = _source_group(*source, seed)
-            banks.append(transfer(bank, names, prompt, len(members), seed))
-            continue
-        shared_GPD = init_prompt(prompt, embedding_VD, seed, text_ids)[None]
-        factors = init_factors(prompt, len(members), shared_GPD.shape[2], seed) if prompt.rank else (None, None)
-        banks.append(PromptBank(shared_GPD, *factors, np.zeros(len(members), np.int32)))
-    return stack_groups(banks)
-
-
-def _read_source(train: TrainSettings, prompt: PromptSettings, backbone: Backbone) -> tuple[PromptBank, dict]:
+def read_source(settings: Settings, backbone: Backbone) -> tuple[dict[str, np.ndarray], dict] | None:
+    """The trained arrays and run.json of SOURCE_DIR, in the target stages; None where nothing is transferred."""
+    train, prompt = settings.train, settings.prompt
+    if train.stage not in ("target", "fewshot") or prompt.transfer == "none":
+        return None
     if not train.source_dir:
         message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: give --gin.SOURCE_DIR=\"'folder'\""
         raise UserError(f"{message}, or train prompts from scratch with --gin.PromptSettings.transfer=\"'none'\".")
     return read_prompts(train.source_dir, "SOURCE_DIR", backbone)
 
 
-def read_prompts(run_dir: str, setting: str, backbone: Backbone) -> tuple[PromptBank, dict]:
-    """A run's best bank and run.json. Raises UserError if it was trained on another backbone or holds no prompts."""
-    bank, run = load_bank(run_dir)
-    if bank is None:
+def read_prompts(run_dir: str, setting: str, backbone: Backbone) -> tuple[dict[str, np.ndarray], dict]:
+    """A run's best arrays and run.json. Raises UserError if it was trained on another backbone or holds no prompts."""
+    trained, run = load_trainable(run_dir)
+    if any(path.startswith("backbone/") for path in trained):
         raise UserError(f"{setting} = {run_dir!r} trained a backbone, not prompts.")
-    width = bank.shared_GPD.shape[2]
+    bank = bank_of(trained, np.array([row["group"] for row in run["runs"]], np.int32))
+    width = backbone.config.d_model if bank is None else bank.shared_GPD.shape[2]
     if width != backbone.config.d_model:
         message = f"{setting} = {run_dir!r} holds prompts of width {width}, the backbone {backbone.name!r} has width"
         raise UserError(f"{message} {backbone.config.d_model}; set BACKBONE to the one they were trained on.")
-    if run["backbone"]["fingerprint"] != backbone.fingerprint:
-        there = f"{run['backbone']['name']} ({run['backbone']['fingerprint']})"
-        message = f"{setting} = {run_dir!r} was trained on backbone {there}, this run uses {backbone.name} ({backbone.fingerprint})"
-        raise UserError(f"{message}; set BACKBONE to the same weights.")
-    return bank, run
+    backbone.check_same(run, f"{setting} = {run_dir!r}", "set BACKBONE to the same weights")
+    return trained, run
 
 
-def _source_group(bank: PromptBank, run: dict, seed: int) -> tuple[PromptBank, list[str]]:
-    """The source run's group of the same seed, or else its first."""
-    rows = run["runs"]
-    same_seed = [row["group"] for row in rows if row["seed"] == seed]
-    group = same_seed[0] if same_seed else rows[0]["group"]
-    members = [n for n, row in enumerate(rows) if row["group"] == group]
-    return select(bank, members), [rows[n]["task"] for n in members]
-
-
-def teacher_prompts(
-    runs: list[Run], train: TrainSettings, distillation: DistillationSettings, prompt: PromptSettings, backbone: Backbone
-) -> np.ndarray | None:
+def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.ndarray | None:
     """Each run's teacher prompt (N, P, D): its task's prompt of the same seed in TEACHER_DIR, or else its task's first.
 
     None where nothing is distilled. Raises UserError naming the tasks that have no teacher.
     """
+    train, distillation = settings.train, settings.distillation
     if train.stage != "source" or not distillation.weight:
         return None
     teacher_dir = train.teacher_dir
-    same_length = distillation.hidden_positions == "all" and distillation.hidden != "none"
     if not teacher_dir:
         message = "the source stage distils from teachers: give --gin.TEACHER_DIR=\"'folder'\""
         raise UserError(f"{message}, or train without them with --gin.DistillationSettings.weight=0.0.")
-    bank, run = read_prompts(teacher_dir, "TEACHER_DIR", backbone)
-    rows = run["runs"]
-    missing = sorted({run.task for run in runs} - {row["task"] for row in rows})
+    trained, description = read_prompts(teacher_dir, "TEACHER_DIR", backbone)
+    rows = description["runs"]
+    missing = sorted({run.task for run in plan.runs} - {row["task"] for row in rows})
     if missing:
         there = ", ".join(sorted({row["task"] for row in rows}))
         message = f"TEACHER_DIR = {teacher_dir!r} has no teacher for source task {', '.join(missing)} (it has {there})"
         raise UserError(f"{message}; train it: mpt-jax train --gin_file=teacher.gin --gin.TASKS=\"{missing}\".")
+    bank = bank_of(trained, np.array([row["group"] for row in rows], np.int32))
+    if bank is None:
+        raise UserError(f"TEACHER_DIR = {teacher_dir!r} holds no prompts; train teachers with METHOD = 'prompt'.")
     chosen = []
-    for run_ in runs:
-        candidates = [n for n, row in enumerate(rows) if row["task"] == run_.task]
-        same_seed = [n for n in candidates if rows[n]["seed"] == run_.seed]
-        chosen.append((same_seed or candidates)[0])
+    for run in plan.runs:
+        of_task = [n for n, row in enumerate(rows) if row["task"] == run.task]
+        same_seed = [n for n in of_task if rows[n]["seed"] == run.seed]
+        chosen.append((same_seed or of_task)[0])
     prompts_NPD = np.asarray(compose_all(bank))[chosen]
-    if same_length and prompts_NPD.shape[1] != prompt.length:
+    same_length = distillation.hidden_positions == "all" and distillation.hidden != "none"
+    if same_length and prompts_NPD.shape[1] != settings.prompt.length:
         message = f"DistillationSettings.hidden_positions = 'all' compares prompts of one length; teachers have {prompts_NPD.shape[1]}"
-        raise UserError(f"{message}, PROMPT_LENGTH is {prompt.length}.")
+        raise UserError(f"{message}, PROMPT_LENGTH is {settings.prompt.length}.")
     return prompts_NPD

@@ -1,4 +1,4 @@
-"""From settings to a trained run folder: tasks and caches, backbone, bank, teachers, step, loop."""
+"""From settings to a trained run folder."""
 
 import dataclasses
 import shutil
@@ -6,155 +6,82 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
-
 from mpt_jax import distributed, sharding
 from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.config import DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
-from mpt_jax.data.batches import BatchSpec, batch_iterator
+from mpt_jax.config import Settings, check_folder
+from mpt_jax.data.batches import batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
-from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.methods.method import BACKBONE, places_for
+from mpt_jax.methods.table import method_of
 from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
-from mpt_jax.model.prompt_bank import PromptBank, bank_from, count_parameters
 from mpt_jax.run_folder import devices, open_run_folder, versions
-from mpt_jax.train import plan, teachers
-from mpt_jax.train.groups import STAGE_TABLES, split
-from mpt_jax.train.loop import Evaluate, Loop
-from mpt_jax.train.optimizer import make_optimizer
-from mpt_jax.train.step import Objective, TrainState, TrainStep
+from mpt_jax.train import teachers
+from mpt_jax.train.loop import Loop
+from mpt_jax.train.plan import make_streams
+from mpt_jax.train.program import Program, assemble
+from mpt_jax.train.selection import dev_scores
+from mpt_jax.train.step import TrainState
 
 
-class Settings(NamedTuple):
-    """Everything a run is made from."""
+class Caches(NamedTuple):
+    """Token caches by task: of training, and of the dev split where it is scored."""
 
-    train: TrainSettings
-    prompt: PromptSettings
-    distillation: DistillationSettings
-    optimizer: OptimizerSettings
-    data: DataSettings
-    mesh: MeshSettings = MeshSettings()
-
-    def describe(self) -> dict:
-        """As plain JSON values."""
-        return {name: dataclasses.asdict(value) for name, value in self._asdict().items()}
-
-
-class Scene(NamedTuple):
-    """What scoring needs of a run: made here, used by the evaluator that the command passes in."""
-
-    settings: Settings
-    runs: list[plan.Run]
-    backbone: Backbone
-    vocabulary: Vocabulary
-    dev_caches: dict[str, TokenCache]
-    group_N: np.ndarray
-    frozen: dict
-    mesh: Mesh | None
-
-
-MakeEvaluate = Callable[[Scene], Evaluate]
+    folder: Path
+    train: dict[str, TokenCache]
+    dev: dict[str, TokenCache]
 
 
 def run_train(
-    settings: Settings,
-    tasks: tuple[str, ...],
-    make_evaluate: MakeEvaluate,
-    config_gin: str = "",
-    preempted: Callable[[int], bool] = lambda step: False,
+    settings: Settings, tasks: tuple[str, ...], config_gin: str = "", preempted: Callable[[int], bool] = lambda step: False
 ) -> Path:
-    """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend.
+    """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can change.
 
     ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised.
     """
-    train = settings.train
+    check_folder("MODEL_DIR", settings.train.model_dir)
     mesh = sharding.mesh_or_none(settings.mesh)
-    backbone = load_backbone(train.backbone, train.dtype, train.vocabulary, sharding.backbone_sharding(mesh), train.attention)
-    vocabulary = backbone.vocabulary()
-    folder = cache_folder(settings.data.cache_dir)
-    with distributed.first_before_others("token caches"):
-        caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
-        dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
-    runs = plan.draw_few_shot(plan.plan_runs(train, settings.prompt, settings.optimizer, tasks), caches, settings.data)
+    backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
+    caches = open_caches(settings, tasks, backbone)
+    program = assemble(settings, tasks, backbone, mesh, caches.train)
 
-    trainable, frozen, objective = make_parameters(settings, runs, backbone, vocabulary, caches)
-    table = STAGE_TABLES[train.stage]
-    num_groups = runs[-1].group + 1
-    optimizer = make_optimizer(settings.optimizer, train.train_steps, num_groups, table, plan.rates(runs))
-    step_fn = TrainStep(objective, optimizer, mesh)
-    frozen = sharding.place_tree(mesh, frozen)
-
-    description = describe_run(settings, runs, backbone, trainable)
+    description = describe_run(program)
     with distributed.first_before_others("run folder"):
-        run_folder = open_run_folder(train.model_dir, description, config_gin)
+        run_folder = open_run_folder(settings.train.model_dir, description, config_gin)
     distributed.say(accounting(description))
+
+    step_fn = program.step()
     checkpoints = Checkpoints(run_folder)
-    state, best, start_step = resume(checkpoints, step_fn.init(trainable), train.skip_damaged_checkpoints)
-    scene = Scene(settings, runs, backbone, vocabulary, dev_caches, objective.group_N, frozen, mesh)
-    eval_steps = train.eval_steps or max(train.train_steps // 10, 1)
+    state, best, start_step = resume(checkpoints, step_fn.init(program.trainable), settings.train.skip_damaged_checkpoints)
+    streams = make_streams(program.plan, caches.train, settings.data)
+    if program.teachers_NPD is not None and settings.distillation.teacher == "cached":
+        streams = teachers.teach_streams(teachers.of_program(program, caches.folder), streams)
+
+    batches = batch_iterator(streams, program.spec, len(program.plan.runs), start_step, settings.data.prefetch)
     writer = MetricsWriter(run_folder, start_step)
-    data = settings.data
-    rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
-    lengths, local = (data.input_length, data.target_length), sharding.local_rows(mesh, rows)
-    spec = BatchSpec(*lengths, rows, tuple(data.input_buckets), tuple(data.target_buckets), local)
-    streams = plan.make_streams(runs, caches, data)
-    if objective.distillation and objective.distillation.teacher == "cached":
-        prompts_NPD = sharding.to_host(frozen.pop("teacher/prompts"))
-        told = teachers.Teachers(objective.distillation, prompts_NPD, backbone, spec, mesh, folder)
-        streams = teachers.teach_streams(told, streams, train.train_steps)
-    batches = batch_iterator(streams, spec, len(runs), start_step, data.prefetch)
-    loop = Loop(
-        train, runs, step_fn, frozen, batches, streams, checkpoints, writer,
-        make_evaluate(scene) if train.score_tasks else None, eval_steps, train.checkpoint_steps or eval_steps,
-        preempted,
-    )  # fmt: skip
+    evaluate = dev_scores(program, caches.dev) if settings.train.score_tasks else None
     try:
+        loop = Loop(program, step_fn, batches, streams, checkpoints, writer, evaluate, preempted)
         state, best = loop.run(state, best, start_step)
     finally:
         batches.close()
         writer.close()
     checkpoints.close()
-    if train.stage in ("finetune", "pretrain"):
+    if program.method.trains_backbone:
         write_backbone(run_folder, backbone, best.trainable if best else state.trainable)
     return run_folder
 
 
-def make_parameters(settings: Settings, runs, backbone: Backbone, vocabulary: Vocabulary, caches) -> tuple[dict, dict, Objective]:
-    """(trainable arrays by path, frozen arrays by path, objective) of a stage."""
-    train, distillation = settings.train, settings.distillation
-    parameters: dict = backbone.flat()
-    group_N = np.array([run.group for run in runs], np.int32)
-    teaching = train.encoder_teaching if train.stage == "pretrain" else 0.0
-    if train.stage in ("finetune", "pretrain"):
-        group_N = np.zeros(len(runs), np.int32)
-        # a copy: trained arrays are donated to the step, the backbone's own must stay usable
-        parameters = {path: jnp.array(array, jnp.float32, copy=True) for path, array in parameters.items()}
-        if teaching:
-            parameters["head/kernel"] = _teaching_head(backbone.config.d_model, caches, train)
-    else:
-        bank: PromptBank = plan.make_bank(runs, train, settings.prompt, backbone, vocabulary)
-        parameters |= {f"bank/{name}": jnp.asarray(array) for name, array in bank.trainable().items()}
-    trainable, frozen = split(parameters, STAGE_TABLES[train.stage])
-    prompts_NPD = plan.teacher_prompts(runs, train, distillation, settings.prompt, backbone)
-    if prompts_NPD is not None:
-        frozen["teacher/prompts"] = jnp.asarray(prompts_NPD)
-    seed = train.seed_list[0]
-    config = train.configured(backbone.config)
-    return trainable, frozen, Objective(config, group_N, None if prompts_NPD is None else distillation, teaching, seed)
-
-
-def _teaching_head(width: int, caches, train: TrainSettings):
-    widths = {cache.embedding.shape[1] for cache in caches.values() if cache.embedding is not None}
-    if not widths:
-        message = f"TrainSettings.encoder_teaching = {train.encoder_teaching} needs rows with an 'embedding', and no task has any"
-        raise UserError(f"{message}; set it to 0.0 or name other tasks.")
-    rng = np.random.default_rng([train.seed_list[0], 0x68656164])
-    return jnp.asarray(rng.normal(0.0, width**-0.5, (width, widths.pop())), jnp.float32)
+def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) -> Caches:
+    """The token caches of a run, written first where there are none."""
+    folder, vocabulary, train = cache_folder(settings.data.cache_dir), backbone.vocabulary(), settings.train
+    with distributed.first_before_others("token caches"):
+        rows = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
+        dev_rows = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
+    return Caches(folder, rows, dev_rows)
 
 
 def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = False) -> tuple[TrainState, Best | None, int]:
@@ -177,15 +104,14 @@ def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = Fal
     return state, None, 0
 
 
-def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict) -> dict:
+def describe_run(program: Program) -> dict:
     """The content of run.json."""
-    bank = {path.removeprefix("bank/"): array for path, array in trainable.items() if path.startswith("bank/")}
-    if bank:
-        counted, per_task = count_parameters(bank_from(bank, np.array([run.group for run in runs])))
-    else:
-        counted = per_task = sum(array.size for array in trainable.values())
+    settings, backbone, runs = program.settings, program.backbone, program.plan.runs
+    counted = sum(int(array.size) for array in program.trainable.values())
+    per_task = counted if program.method.trains_backbone else counted // len(runs)
     return {
         "stage": settings.train.stage,
+        "method": program.method.name,
         "tasks": list(dict.fromkeys(run.task for run in runs)),
         "runs": [dataclasses.asdict(run) for run in runs],
         "settings": settings.describe(),
@@ -195,7 +121,7 @@ def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict) 
             "backbone": backbone.num_parameters,
             "fraction_of_backbone": per_task / backbone.num_parameters,
         },
-        "backbone": {"name": settings.train.backbone, "fingerprint": backbone.fingerprint, "parameters": backbone.num_parameters},
+        "backbone": {"name": settings.backbone.path, "fingerprint": backbone.fingerprint, "parameters": backbone.num_parameters},
         "vocabulary": {"path": backbone.vocabulary_path},
         "devices": devices(),
         "versions": versions(),
@@ -206,13 +132,13 @@ def accounting(description: dict) -> str:
     """One line: what trains, and how little of the backbone it is."""
     numbers = description["parameters"]
     share = f"{100 * numbers['fraction_of_backbone']:.3f} % of the backbone's {numbers['backbone']:,}"
-    runs = len(description["runs"])
-    return f"{description['stage']}: {numbers['trainable']:,} trainable parameters in {runs} runs; {numbers['per_task']:,} a task, {share}"
+    trained = f"{numbers['trainable']:,} trainable parameters in {len(description['runs'])} runs"
+    return f"{description['stage']}: {trained}; {numbers['per_task']:,} per task, {share}"
 
 
 def write_backbone(run_folder: Path, backbone: Backbone, trainable: dict) -> None:
     """Writes the trained weights as a backbone folder ``backbone/`` of the run, for BACKBONE or conversion."""
-    trained = {path.removeprefix("backbone/"): array for path, array in trainable.items() if path.startswith("backbone/")}
+    trained = {path.removeprefix(BACKBONE): array for path, array in trainable.items() if path.startswith(BACKBONE)}
     trained = {path: sharding.to_host(array) for path, array in (flatten(backbone.params) | trained).items()}
     if not distributed.is_first():
         return

@@ -9,35 +9,39 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mpt_jax import distributed, sharding
-from mpt_jax.config import DistillationSettings, T5Config
+from mpt_jax.config import DistillationSettings
 from mpt_jax.data.batches import BatchSpec, eval_batches
 from mpt_jax.data.cache import TokenCache, key_name
+from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.sampler import Stream, rows_in
 from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher
 from mpt_jax.errors import UserError
+from mpt_jax.methods.prompt import adapt_given
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model.backbone import Backbone
-from mpt_jax.model.prompted_t5 import forward
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import Network, Rows, rows_of
+from mpt_jax.model.network import forward
 from mpt_jax.train import distillation
+from mpt_jax.train.program import Program
 
 PART_BYTES = 2**28  # of a part on disk: what a kill can cost [ours]
-IN_FLIGHT = 2  # batches handed to the device ahead of the one being written
 
 
-def layout_of(settings: DistillationSettings, config: T5Config, prompt_length: int) -> Layout:
+def layout_of(settings: DistillationSettings, config: Any, prompt_length: int) -> Layout:
     """What these settings compare, and so what is kept of a teacher whose prompt has ``prompt_length`` vectors."""
     whole = settings.cached_top == 0 or settings.cached_top >= config.vocab_size
     top = config.vocab_size if whole else settings.cached_top
-    width = 0 if settings.hidden == "none" else config.d_model
+    states = () if settings.hidden == "none" else family_of(config).states
     prefix = prompt_length if settings.hidden_positions == "all" else 0
-    return Layout(width, prefix, top if settings.logits else 0, whole, settings.cached_dtype)
+    return Layout(states, config.d_model, prefix, top if settings.logits else 0, whole, settings.cached_dtype)
 
 
 class Teachers(NamedTuple):
@@ -45,10 +49,12 @@ class Teachers(NamedTuple):
 
     settings: DistillationSettings
     prompts_NPD: np.ndarray
+    network: Network
     backbone: Backbone
     spec: BatchSpec  # lengths and buckets of training, by which rows are cut
     mesh: Mesh | None
     folder: Path  # CACHE_DIR
+    steps: int  # whose rows are wanted
 
     @property
     def layout(self) -> Layout:
@@ -63,11 +69,11 @@ class Teachers(NamedTuple):
             "task": cache.name,
             "rows": cache.fingerprint,
             "backbone": self.backbone.fingerprint,
-            "dtype": self.backbone.config.dtype,
+            "dtype": self.network.computation.dtype,
             "prompt": hashlib.sha256(np.ascontiguousarray(self.prompts_NPD[run], np.float32).tobytes()).hexdigest(),
             "lengths": [self.spec.input_length, self.spec.target_length],
             "settings": {name: getattr(self.settings, name) for name in compared},
-            "layout": dataclasses.asdict(self.layout),
+            "layout": dataclasses.asdict(self.layout) | {"states": list(self.layout.states)},
         }
         name = key_name(key)
         if name not in opened:
@@ -84,12 +90,20 @@ class Wanted(NamedTuple):
     rows: np.ndarray
 
 
-def teach_streams(teachers: Teachers, streams: Sequence[Stream], steps: int) -> list[Stream]:
-    """The streams with the teachers' outputs for every row of the first ``steps`` steps; what no cache holds is computed first."""
+def of_program(program: Program, folder: Path) -> Teachers:
+    """The teachers of a source stage; ``folder``: CACHE_DIR."""
+    computation = dataclasses.replace(program.network.computation, remat="none", dropout_rate=0.0)
+    network = Network(program.backbone.config, computation, adapt_given)
+    arguments = program.teachers_NPD, network, program.backbone, program.spec, program.places.mesh, folder
+    return Teachers(program.settings.distillation, *arguments, program.settings.train.train_steps)
+
+
+def teach_streams(teachers: Teachers, streams: Sequence[Stream]) -> list[Stream]:
+    """The streams with the teachers' outputs for every row of the first steps; what no cache holds is computed first."""
     opened: dict[str, TeacherOutputs] = {}
     wanted: dict[Path, Wanted] = {}  # by folder: runs with the same teacher share one
     for stream in streams:
-        for cache, run, rows in zip(stream.caches, stream.bank_index, rows_in(stream, steps), strict=True):
+        for cache, run, rows in zip(stream.caches, stream.bank_index, rows_in(stream, teachers.steps), strict=True):
             outputs = teachers.outputs_of(cache, run, opened)
             before = wanted[outputs.folder].rows if outputs.folder in wanted else []
             wanted[outputs.folder] = Wanted(cache, run, outputs, outputs.missing(np.union1d(before, rows).astype(np.int64)))
@@ -101,8 +115,8 @@ def teach_streams(teachers: Teachers, streams: Sequence[Stream], steps: int) -> 
         if not distributed.is_first():
             opened.clear()  # what the first process has written meanwhile is not among them
         told = [[teachers.outputs_of(*pair, opened) for pair in zip(stream.caches, stream.bank_index, strict=True)] for stream in streams]
-    join = lambda stream, outs: tuple(map(with_teacher, stream.caches, outs))  # noqa: E731
-    return [dataclasses.replace(stream, caches=join(stream, outs)) for stream, outs in zip(streams, told, strict=True)]
+    taught = (tuple(map(with_teacher, stream.caches, outputs)) for stream, outputs in zip(streams, told, strict=True))
+    return [dataclasses.replace(stream, caches=caches) for stream, caches in zip(streams, taught, strict=True)]
 
 
 def _lengths(spec: BatchSpec, cache: TokenCache, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,34 +159,27 @@ def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine) -> None
 
 def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[tuple[int, dict]]:
     """(row, padded arrays by file) of each row once; the device works ahead of the reader."""
-    waiting: list = []
-    size = teachers.spec.micro_batch_size
+    size, layout = teachers.spec.micro_batch_size, teachers.layout
+    top = 0 if layout.whole else layout.top
     prompt_BPD = np.broadcast_to(teachers.prompts_NPD[run], (size, *teachers.prompts_NPD.shape[1:]))
-    prompt_BPD = sharding.place_rows(teachers.mesh, np.ascontiguousarray(prompt_BPD, np.float32))
+    prompt_BPD = sharding.put_rows(teachers.mesh, np.ascontiguousarray(prompt_BPD, np.float32))
 
-    def read():
-        index_B, kept = waiting.pop(0)
+    def outputs():
+        for index_B, micro in eval_batches(cache, teachers.spec, subset=rows):
+            tokens = rows_of({name: sharding.put_rows(teachers.mesh, array) for name, array in micro.items()})
+            with sharding.use(teachers.mesh):
+                yield index_B, _outputs(teachers.network, teachers.settings, top, teachers.backbone.params, prompt_BPD, tokens)
+
+    for index_B, kept in in_flight(outputs()):
         kept = {file: np.asarray(array) for file, array in kept.items()}
-        for place in np.flatnonzero(index_B >= 0):
-            yield int(index_B[place]), {file: array[place] for file, array in kept.items()}
+        for slot in np.flatnonzero(index_B >= 0):
+            yield int(index_B[slot]), {file: array[slot] for file, array in kept.items()}
         progress.update(progress.done + int(np.sum(index_B >= 0)))
 
-    layout = teachers.layout
-    top = 0 if layout.whole else layout.top
-    for index_B, micro in eval_batches(cache, teachers.spec, subset=rows):
-        tokens = (sharding.place_rows(teachers.mesh, micro[name]) for name in ("inputs_BL", "targets_BT"))
-        with sharding.use(teachers.mesh):
-            kept = _outputs(teachers.backbone.config, teachers.settings, top, teachers.backbone.params, prompt_BPD, *tokens)
-        waiting.append((index_B, kept))
-        if len(waiting) > IN_FLIGHT:
-            yield from read()
-    while waiting:
-        yield from read()
 
-
-def _outputs_fn(config: T5Config, settings: DistillationSettings, top: int, backbone: dict, prompt_BPD, inputs_BL, targets_BT) -> dict:
-    outputs = forward(config, backbone, prompt_BPD, inputs_BL, targets_BT)
-    return sharding.constrain_whole(distillation.keep(distillation.teach(settings, outputs, inputs_BL), top, settings.cached_dtype))
+def _outputs_fn(network: Network, settings: DistillationSettings, top: int, backbone: dict, prompt_BPD, rows: Rows) -> dict:
+    outputs = forward(network, backbone, rows, {"prompt": prompt_BPD})
+    return sharding.constrain_whole(distillation.keep(distillation.teach(settings, outputs, rows), top, settings.cached_dtype))
 
 
 _outputs = jax.jit(_outputs_fn, static_argnums=(0, 1, 2))

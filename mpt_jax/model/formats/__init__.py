@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
+from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats import huggingface, names, own, t5x
 from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect

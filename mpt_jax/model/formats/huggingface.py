@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
+from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats import names, safetensors, torch_file
 from mpt_jax.model.formats.arrays import FLOAT_TYPES, LazyArray
 from mpt_jax.model.formats.files import Folder, copy_file

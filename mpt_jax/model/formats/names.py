@@ -8,8 +8,8 @@ transformers' T5ForConditionalGeneration.
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from mpt_jax.config import T5_SIZES, T5Config
 from mpt_jax.errors import UserError
+from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.formats.arrays import LazyArray
 
 MAX_NAMES_IN_MESSAGE = 12

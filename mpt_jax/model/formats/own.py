@@ -6,14 +6,16 @@ import json
 import os
 from collections.abc import Mapping
 
-from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
+from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats import names, safetensors
 from mpt_jax.model.formats.arrays import LazyArray
 from mpt_jax.model.formats.files import Folder, copy_file
 from mpt_jax.model.formats.huggingface import read_json
 
 WEIGHTS = "model.safetensors"
+# of computation, not of the shape: version 0.1 wrote them
+IGNORED = {"vocabulary", "dropout_rate", "dtype", "remat", "attention"}
 
 
 def is_own(settings: Mapping) -> bool:
@@ -25,7 +27,7 @@ def read(folder: Folder) -> tuple[T5Config, dict[str, LazyArray]]:
     """Config and arrays by our names; nothing is read yet."""
     settings = read_json(folder, "config.json")
     fields = {field.name for field in dataclasses.fields(T5Config)}
-    unknown = settings.keys() - fields - {"vocabulary"}
+    unknown = settings.keys() - fields - IGNORED
     if unknown:
         raise UserError(f"{folder.where('config.json')} has unknown fields: {names.listed(unknown)}.")
     try:
@@ -46,9 +48,7 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
     ordered = {entry.ours: arrays[entry.ours] for entry in names.entries(config)}
     safetensors.write(os.path.join(folder, WEIGHTS), ordered)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-        fields = dataclasses.asdict(config)
-        del fields["dtype"], fields["remat"]  # of computation: chosen where it is used
-        json.dump(fields, file, indent=2)
+        json.dump(dataclasses.asdict(config), file, indent=2)
         file.write("\n")
     if vocabulary and vocabulary != "bytes":
         name = "tokenizer.json" if vocabulary.endswith("tokenizer.json") else "spiece.model"

@@ -1,12 +1,10 @@
-"""The prompt bank: one structure for every method; the prompt of task n is ``shared[group[n]] * (cols[n] @ rows[n])``.
+"""Prompt tuning and MPT: vectors in front of the embedded input, composed from the prompt bank (bank.py).
 
-Plain prompt tuning has no factors and G = N; the source stage has G = 1; independent runs trained in one program have G = N or G runs
-of several tasks each. Runs that share no group do not influence one another. Source: MPT section 3.2, rank r as in PEFT's
-multitask prompt tuning (peft/tuners/multitask_prompt_tuning/model.py).
-N tasks (runs), G groups, P prompt positions, D model width, R rank, B examples, V vocabulary.
+N tasks (runs), G groups, P prompt positions, D model width, R rank, B examples, L input tokens, V vocabulary.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,59 +12,64 @@ import numpy as np
 
 from mpt_jax.config import PromptSettings
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import PromptBank, bank_from, compose_all, product, select, stack_groups
+from mpt_jax.methods.method import FROZEN, GROUP, TASK, Method, Part, Start
+from mpt_jax.model.families.family import Adapted
 from mpt_jax.model.formats import prompts
+from mpt_jax.sharding import to_host
+
+BANK = "bank/"  # before the names of the bank's arrays in paths of parameters
 
 
-class PromptBank(NamedTuple):
-    """shared (G, P, D) float32; cols (N, P, R) and rows (N, R, D) float32, or None for plain prompts; group (N,) int32."""
-
-    shared_GPD: jax.Array
-    cols_NPR: jax.Array | None
-    rows_NRD: jax.Array | None
-    group_N: np.ndarray
-
-    @property
-    def num_tasks(self) -> int:
-        """N."""
-        return len(self.group_N)
-
-    def trainable(self) -> dict[str, jax.Array]:
-        """The arrays that are trained, by name; ``group`` is structure."""
-        named = {"shared": self.shared_GPD, "cols": self.cols_NPR, "rows": self.rows_NRD}
-        return {name: array for name, array in named.items() if array is not None}
+def bank_of(trainable: Mapping[str, Any], group_N) -> PromptBank | None:
+    """The prompt bank among arrays by path; None where no prompt is."""
+    found = {path.removeprefix(BANK): array for path, array in trainable.items() if path.startswith(BANK)}
+    return bank_from(found, group_N) if found else None
 
 
-def bank_from(trainable: dict, group_N) -> PromptBank:
-    """Inverse of PromptBank.trainable()."""
-    return PromptBank(trainable["shared"], trainable.get("cols"), trainable.get("rows"), group_N)
+def paths_of(bank: PromptBank) -> dict[str, Any]:
+    """The bank's arrays by path, as they train."""
+    return {BANK + name: array for name, array in bank.trainable().items()}
 
 
-def compose(bank: PromptBank, task_id_B) -> jax.Array:
-    """Prompts (B, P, D) of the examples' tasks (B,) int32."""
-    shared_BPD = jnp.take(bank.shared_GPD, jnp.take(jnp.asarray(bank.group_N), task_id_B), axis=0)
-    if bank.cols_NPR is None:
-        return shared_BPD
-    cols_BPR, rows_BRD = jnp.take(bank.cols_NPR, task_id_B, axis=0), jnp.take(bank.rows_NRD, task_id_B, axis=0)
-    # a sum over R of products: exact in float32 on every device, where a matrix product may round to bfloat16
-    factor_BPD = sum(cols_BPR[:, :, r, None] * rows_BRD[:, None, r, :] for r in range(cols_BPR.shape[2]))
-    return shared_BPD * factor_BPD
+def adapt(own: Mapping[str, jax.Array], embedded_BLD, real_BL) -> Adapted:
+    """Each example's prompt in front of its input."""
+    factors = (own.get(f"{BANK}{name}") for name in ("cols", "rows"))
+    return Adapted(product(own[f"{BANK}shared"], *factors), embedded_BLD)
 
 
-def compose_all(bank: PromptBank) -> jax.Array:
-    """Prompts (N, P, D) of all tasks."""
-    return compose(bank, jnp.arange(bank.num_tasks))
+def adapt_given(own: Mapping[str, jax.Array], embedded_BLD, real_BL) -> Adapted:
+    """Prompts (B, P, D) that are there already, as teachers have them."""
+    return Adapted(own["prompt"], embedded_BLD)
 
 
-def select(bank: PromptBank, tasks: list[int]) -> PromptBank:
-    """The bank of some tasks alone, in the given order, with the groups that they use."""
-    groups = sorted({int(bank.group_N[n]) for n in tasks})
-    group_N = np.array([groups.index(int(bank.group_N[n])) for n in tasks], np.int32)
-    index = np.array(tasks)
-    pick = lambda array: None if array is None else array[index]  # noqa: E731
-    return PromptBank(bank.shared_GPD[np.array(groups)], pick(bank.cols_NPR), pick(bank.rows_NRD), group_N)
+def init(start: Start) -> dict[str, Any]:
+    """The bank before training: transferred from SOURCE_DIR where there is one, fresh otherwise."""
+    settings, embedding_VD = start.settings.prompt, start.backbone["token_embedder"]["embedding"]
+    banks = []
+    for group, seed in enumerate(start.seed_G):
+        members = int(np.sum(start.group_N == group))
+        if start.source is not None:
+            bank, names = _source_group(*start.source, seed)
+            banks.append(transfer(bank, names, settings, members, seed))
+            continue
+        shared_GPD = init_prompt(settings, embedding_VD, seed, start.text_ids)[None]
+        factors = init_factors(settings, members, shared_GPD.shape[2], seed) if settings.rank else (None, None)
+        banks.append(PromptBank(shared_GPD, *factors, np.zeros(members, np.int32)))
+    return paths_of(stack_groups(banks))
 
 
-def init_prompt(settings: PromptSettings, embedding_VD: np.ndarray, seed: int, text_ids: list[int] | None = None) -> np.ndarray:
+def _source_group(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
+    """The source run's group of the same seed, or else its first, and the names of its tasks."""
+    rows = run["runs"]
+    bank = bank_of(arrays, np.array([row["group"] for row in rows], np.int32))
+    same_seed = [row["group"] for row in rows if row["seed"] == seed]
+    group = same_seed[0] if same_seed else rows[0]["group"]
+    members = [n for n, row in enumerate(rows) if row["group"] == group]
+    return select(bank, members), [rows[n]["task"] for n in members]
+
+
+def init_prompt(settings: PromptSettings, embedding_VD, seed: int, text_ids: Sequence[int] | None = None):
     """One prompt (P, D) float32 by ``settings.init``; text_ids are the tokens of ``settings.init_text`` without EOS.
 
     'vocabulary': rows drawn without repetition from the first ``init_vocabulary_rows`` [ATTEMPT modeling_t5.py:1759].
@@ -81,10 +84,14 @@ def init_prompt(settings: PromptSettings, embedding_VD: np.ndarray, seed: int, t
     if settings.init == "text":
         if not text_ids:
             raise UserError("PromptSettings.init = 'text' needs a text: set PromptSettings.init_text.")
-        return np.asarray(embedding_VD[np.resize(np.array(text_ids), length)], np.float32)
+        return _embedded(embedding_VD, np.resize(np.array(text_ids), length))
     rows = min(settings.init_vocabulary_rows, len(embedding_VD))
     index = rng.choice(rows, size=length, replace=length > rows)
-    return np.asarray(embedding_VD[index], np.float32)
+    return _embedded(embedding_VD, index)
+
+
+def _embedded(embedding_VD, tokens_P):
+    return to_host(jnp.take(jnp.asarray(embedding_VD), tokens_P, axis=0).astype(jnp.float32))
 
 
 def read_prompt_array(path: str, length: int, width: int) -> np.ndarray:
@@ -121,14 +128,6 @@ def init_factors(settings: PromptSettings, num_tasks: int, width: int, seed: int
     return cols.astype(np.float32), rows.astype(np.float32)
 
 
-def stack_groups(banks: list[PromptBank]) -> PromptBank:
-    """Many banks as one; their groups follow one another."""
-    starts = np.cumsum([0] + [len(bank.shared_GPD) for bank in banks])
-    group_N = np.concatenate([bank.group_N + start for bank, start in zip(banks, starts[:-1], strict=True)]).astype(np.int32)
-    join = lambda arrays: None if arrays[0] is None else np.concatenate(arrays)  # noqa: E731
-    return PromptBank(*(join([bank[i] for bank in banks]) for i in range(3)), group_N)
-
-
 def transfer(source: PromptBank, source_names: list[str], settings: PromptSettings, num_targets: int, seed: int) -> PromptBank:
     """The bank (one group, ``num_targets`` tasks) from which targets start, given a source bank of one group.
 
@@ -159,11 +158,18 @@ def transfer(source: PromptBank, source_names: list[str], settings: PromptSettin
     if cols.shape[2] != settings.rank:
         message = f"PromptSettings.rank = {settings.rank}, but SOURCE_DIR's factors have rank {cols.shape[2]}"
         raise UserError(f"{message}; set --gin.PromptSettings.rank={cols.shape[2]}.")
-    repeat = lambda array: np.repeat(array.mean(axis=0, keepdims=True), num_targets, axis=0).astype(np.float32)  # noqa: E731
-    return PromptBank(shared_GPD, repeat(cols), repeat(rows), group_N)
+    means = (np.repeat(array.mean(axis=0, keepdims=True), num_targets, axis=0).astype(np.float32) for array in (cols, rows))
+    return PromptBank(shared_GPD, *means, group_N)
 
 
-def count_parameters(bank: PromptBank) -> tuple[int, int]:
-    """(all trainable numbers, numbers a task costs: its factors and its share of its group's P*)."""
-    total = sum(int(np.prod(array.shape)) for array in bank.trainable().values())
-    return total, total // bank.num_tasks
+METHOD = Method(
+    "prompt",
+    (
+        Part(f"{BANK}shared", GROUP, "prompt"),
+        Part(f"{BANK}(cols|rows)", TASK, "factors"),
+        Part("teacher/prompts", TASK, FROZEN),
+        Part("backbone/.*", None, FROZEN),
+    ),
+    init,
+    adapt,
+)

@@ -1,4 +1,4 @@
-"""Floating-point operations that the matrix products of a step need: 2 for each multiplication and addition.
+"""Floating-point operations that the matrix products of a T5 step need: 2 for each multiplication and addition.
 
 A step of a frozen backbone needs its forward pass and the gradients with respect to activations, none with respect to weights. A product
 with a weight is needed once more for the gradient of its input; a product of two activations (attention) twice more. Nothing before the
@@ -9,8 +9,12 @@ B examples, S encoder positions, T target tokens, D model width, H heads, K head
 
 from typing import NamedTuple
 
-from mpt_jax.config import T5Config
-from mpt_jax.model.t5 import FEW_POSITIONS
+from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.t5_config import T5Config
+
+# up to K / 4 target positions (16 in every published size) attend to the encoder's output itself: a quarter of the operations that its
+# keys and values take [ours]
+FEW_POSITIONS = 4
 
 
 class Products(NamedTuple):
@@ -64,7 +68,7 @@ def attends_to_states(config: T5Config, T: int) -> bool:  # noqa: N803
 def _cross(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa: N803
     """Cross-attention of T positions without its query, and without keys and values of the encoder's output."""
     if states:
-        # both kernels on the other side: T H D in place of T H K
+        # both kernels on the other side: T H D instead of T H K
         return _add(_projections(config, T, 3), _times(config.d_model / config.head_dim, _attention(config, T, S)))
     return _add(_projections(config, T, 1), _attention(config, T, S))
 
@@ -84,19 +88,19 @@ def forward(config: T5Config, S: int, T: int, textbook: bool = False) -> Product
     return _add(encoder, decoder, Products(2.0 * T * config.d_model * config.vocab_size, 0.0))
 
 
-def prompt_step(config: T5Config, S: int, T: int, distilled: bool, textbook: bool = False) -> dict[str, float]:  # noqa: N803
+def prompt_step(network: Network, P: int, L: int, T: int, distilled: bool, textbook: bool = False) -> dict[str, float]:  # noqa: N803
     """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers."""
+    config, S = network.config, P + L  # noqa: N806
     states = attends_to_states(config, T) and not textbook
     whole = forward(config, S, T, textbook)
     queries = _projections(config, T, 2 if states else 1)
     not_differentiated = _add(_projections(config, T, 4), _attention(config, T, T), queries)
     first_queries = _cross(config, T, S, states).attention / 2  # gradient of the first layer's queries
     recomputed = 0.0
-    if config.remat == "layers":
+    if network.computation.remat == "layers":
         # of each layer all but the last product, whose result nothing needs
-        last = lambda positions: _mlp(config, positions, 1)  # noqa: E731
-        encoder = encoder_layer(config, S).forward - last(S).forward
-        decoder = decoder_layer(config, T, S, states).forward - last(T).forward
+        encoder = encoder_layer(config, S).forward - _mlp(config, S, 1).forward
+        decoder = decoder_layer(config, T, S, states).forward - _mlp(config, T, 1).forward
         recomputed = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
     return {
         "forward": whole.forward,

@@ -1,0 +1,124 @@
+"""What a method is: its parameters, whose they are, where they start, and what they do to the embedded inputs.
+
+B examples, N tasks (runs) in the program, G groups of tasks that share parameters.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
+
+from mpt_jax.config import Settings
+from mpt_jax.errors import UserError
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import Adapt, Network
+from mpt_jax.sharding import TASK_AXES, Places
+
+# paths of parameters that are no method's own
+BACKBONE = "backbone/"
+TEACHERS = "teacher/prompts"  # the teachers' prompts (N, P, D), frozen
+HEAD = "head/kernel"  # (D, E), maps encoder output to sentence vectors in pretraining
+FROZEN = "frozen"
+PARAM_GROUPS = ("prompt", "factors", "weights", FROZEN)  # each but the last has its learning rate
+TASK, GROUP = "task", "group"
+
+
+class Part(NamedTuple):
+    """A row: parameters whose path the pattern matches, what their first axis counts, and their parameter group.
+
+    first_axis: TASK (N, ...), GROUP (G, ...), or None: one for the whole program.
+    """
+
+    pattern: str
+    first_axis: str | None
+    param_group: str
+
+
+class Start(NamedTuple):
+    """What a method starts from. ``backbone``: the frozen weights, nested. seed_G: the seed of each group.
+
+    text_ids: tokens of PromptSettings.init_text. source: the trained arrays by path and run.json of SOURCE_DIR, in the target stages.
+    """
+
+    settings: Settings
+    network: Network
+    backbone: Mapping[str, Any]
+    group_N: np.ndarray
+    seed_G: Sequence[int]
+    text_ids: Sequence[int] | None = None
+    source: tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None = None
+
+
+class Method(NamedTuple):
+    """A row of the table of methods.
+
+    parts: the rows for every parameter it adds, and for the backbone's (``backbone/…``); the first that matches wins.
+    init(Start) -> float32 arrays by path, besides the backbone's. adapt: see families.family.Adapt; None leaves the network as it is.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    init: Callable[[Start], dict[str, Any]]
+    adapt: Adapt | None
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether weights of the backbone train."""
+        return any(re.fullmatch(part.pattern, BACKBONE) and part.param_group != FROZEN for part in self.parts)
+
+
+def part_of(path: str, parts: Sequence[Part]) -> Part:
+    """The row of a parameter. Raises UserError if no row covers the path, or names an unknown parameter group."""
+    for part in parts:
+        if re.fullmatch(part.pattern, path):
+            if part.param_group not in PARAM_GROUPS:
+                message = f"parameter group {part.param_group!r} of row {part.pattern!r}"
+                raise UserError(f"{message} is not one of {', '.join(PARAM_GROUPS)}.")
+            return part
+    rows = ", ".join(repr(part.pattern) for part in parts)
+    raise UserError(f"parameter {path!r} is covered by no row of the method's parts ({rows}); add one.")
+
+
+def split(parameters: Mapping[str, Any], parts: Sequence[Part]) -> tuple[dict, dict]:
+    """Splits parameters by path into (trainable, frozen). Raises UserError for a path that no row covers."""
+    trainable, frozen = {}, {}
+    for path, array in parameters.items():
+        (frozen if part_of(path, parts).param_group == FROZEN else trainable)[path] = array
+    if not trainable:
+        raise UserError("the method's parts freeze every parameter; nothing would train.")
+    return trainable, frozen
+
+
+def take(parameters: Mapping[str, Any], parts: Sequence[Part], group_N, task_id_B) -> dict[str, jax.Array]:
+    """The method's parameters of each example: (B, ...) for those of a task or group, others whole."""
+    index = {TASK: task_id_B, GROUP: jnp.take(jnp.asarray(group_N), task_id_B)}
+    axes = {path: part_of(path, parts).first_axis for path in parameters}
+    return {path: jnp.take(array, index[axes[path]], axis=0) if axes[path] else array for path, array in parameters.items()}
+
+
+def backbone_of(parameters: Mapping[str, Any]) -> dict:
+    """The backbone's weights, nested, of parameters by path."""
+    flat = {path.removeprefix(BACKBONE): array for path, array in parameters.items() if path.startswith(BACKBONE)}
+    return unflatten_dict(flat, sep="/")
+
+
+def own_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's arrays of parameters by path."""
+    return {path: array for path, array in parameters.items() if not path.startswith((BACKBONE, TEACHERS, HEAD))}
+
+
+def slots_of(path: str, parts: Sequence[Part], group: int, group_N: np.ndarray):
+    """Index of the first axis that holds what belongs to a group."""
+    return {TASK: group_N == group, GROUP: group, None: slice(None)}[part_of(path, parts).first_axis]
+
+
+def places_for(mesh: Mesh | None, method: Method, config: Any) -> Places:
+    """Where a method's parameters and those of a backbone of this shape live."""
+    own = [part for part in method.parts if not part.pattern.startswith(BACKBONE)]
+    rows = tuple((part.pattern, TASK_AXES if part.first_axis else ()) for part in own)
+    return Places(mesh, rows + family_of(config).axes)

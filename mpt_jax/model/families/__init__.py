@@ -1,0 +1,18 @@
+"""Model families, a row each. A family of your own: ``register(Family(...))`` in the module that MIXTURE_OR_TASK_MODULE names."""
+
+from typing import Any
+
+from mpt_jax.model.families import t5
+from mpt_jax.model.families.family import Family
+
+FAMILIES: dict[type, Family] = {row.config: row for row in (t5.FAMILY,)}
+
+
+def register(family: Family) -> None:
+    """Adds a family, or replaces the one with the same type of config."""
+    FAMILIES[family.config] = family
+
+
+def family_of(config: Any) -> Family:
+    """The family of a shape."""
+    return FAMILIES[type(config)]

@@ -1,0 +1,111 @@
+"""What a model family is, and what every family speaks of: rows of tokens, adapted inputs, outputs.
+
+B examples, L input tokens, P prompt positions, S = P + L, T target tokens, D model width, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mpt_jax.config import Computation
+
+
+class Rows(NamedTuple):
+    """Tokens of a micro-batch, int32: inputs (B, L) and targets (B, T), of which the first ``..._length_B`` are real, whatever their ids.
+
+    A row that fills a batch up has lengths 0. ``targets_BT`` and its length are None where nothing is scored.
+    """
+
+    inputs_BL: jax.Array
+    input_length_B: jax.Array
+    targets_BT: jax.Array | None = None
+    target_length_B: jax.Array | None = None
+
+
+def rows_of(batch: Mapping[str, jax.Array]) -> Rows:
+    """The tokens of a micro-batch of data/batches.py."""
+    return Rows(batch["inputs_BL"], batch["input_length_B"], batch["targets_BT"], batch["target_length_B"])
+
+
+def real(length_B, size: int) -> jax.Array:
+    """Which of ``size`` positions are real: (B, size) bool."""
+    return jnp.arange(size) < length_B[:, None]
+
+
+class Adapted(NamedTuple):
+    """What a method makes of the embedded inputs: vectors (B, P, D) that go in front of them, or None, and the inputs (B, L, D)."""
+
+    prefix_BPD: jax.Array | None
+    embedded_BLD: jax.Array
+
+
+# (the method's parameters of each example, embedded inputs (B, L, D), which are real (B, L)) -> Adapted
+Adapt = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], Adapted]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A shape, how it is computed, and the method that adapts it: the static argument of every program.
+
+    config: the shape, whose type names the family; each has ``name``, ``vocab_size`` and ``d_model``. adapt: None runs the backbone alone.
+    """
+
+    config: Any
+    computation: Computation = Computation()
+    adapt: Adapt | None = None
+
+    def adapted(self, own: Mapping[str, jax.Array] | None, embedded_BLD, real_BL) -> Adapted:
+        """The embedded inputs as the method changes them; ``own`` are its parameters of each example."""
+        return Adapted(None, embedded_BLD) if self.adapt is None else self.adapt(own, embedded_BLD, real_BL)
+
+
+class Stack(NamedTuple):
+    """States of encoder or decoder: after the final norm, and the residual stream after each layer; which positions (B, S) are real."""
+
+    output_BSD: jax.Array
+    layers: tuple  # of (B, S, D)
+    real_BS: jax.Array
+
+
+class Outputs(NamedTuple):
+    """A teacher-forced pass: logits (B, T, V), and stacks of states by name.
+
+    'decoder' is over the targets; T5's 'encoder' over prompt and input.
+    """
+
+    logits_BTV: jax.Array
+    states: dict[str, Stack]
+
+
+class Family(NamedTuple):
+    """A model family. The functions take (network, backbone weights, …); ``own`` as in Network.adapted.
+
+    config: type of its shapes. sizes: published shapes by name. axes: rows (regular expression of a parameter's path, logical axes).
+    states: names of the stacks in Outputs.states.
+    init(config, seed) -> random float32 weights, nested; they hold ``token_embedder/embedding`` (V, D).
+    forward(network, backbone, rows, own, dropout_rng) -> Outputs.
+    prefill(network, backbone, rows, own, positions) -> what decoding needs of the inputs, a tuple of arrays, ``start_B`` among them: the
+    token before the first target. ``positions``: how many target positions will follow, None = unknown.
+    empty_cache(network, batch, length) -> the cache of ``length`` target positions.
+    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache): ``token_B`` stands before ``position``.
+    decode_targets(network, backbone, prefilled, targets_BT) -> logits (B, T, V) of targets after the prefilled inputs.
+    prompt_step(network, P, L, T, distilled, textbook) -> floating-point operations an example of a training step needs, by part.
+    weight_gradients(config, S, T) -> what gradients with respect to all weights would add.
+    """
+
+    name: str
+    config: type
+    sizes: Mapping[str, Any]
+    axes: tuple[tuple[str, tuple[str, ...]], ...]
+    states: tuple[str, ...]
+    init: Callable
+    forward: Callable
+    prefill: Callable
+    empty_cache: Callable
+    decode_step: Callable
+    decode_targets: Callable
+    prompt_step: Callable
+    weight_gradients: Callable

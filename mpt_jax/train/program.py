@@ -1,0 +1,124 @@
+"""One assembly of a training program, for training, compiling without devices, T5X's trainer and measurements.
+
+N tasks (runs) in the program, G groups, P prompt positions, D model width, E width of a sentence vector.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mpt_jax import sharding
+from mpt_jax.config import Settings
+from mpt_jax.data.batches import BatchSpec
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.errors import UserError
+from mpt_jax.methods.method import HEAD, TEACHERS, Method, Start, backbone_of, places_for, split
+from mpt_jax.methods.table import method_of
+from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.families.family import Network
+from mpt_jax.train.optimizer import Optimizer, make_optimizer
+from mpt_jax.train.plan import Plan, draw_few_shot, plan_runs, read_source, teacher_prompts
+from mpt_jax.train.step import TrainStep
+from mpt_jax.train.terms import Objective
+
+Arrays = dict[str, Any]
+
+
+class Program(NamedTuple):
+    """A stage, ready to train: trainable and frozen arrays by path (or their shapes), the loss, the optimiser, the form of its batches."""
+
+    settings: Settings
+    backbone: Backbone
+    method: Method
+    plan: Plan
+    places: sharding.Places
+    trainable: Arrays
+    frozen: Arrays
+    objective: Objective
+    optimizer: Optimizer
+    spec: BatchSpec
+    teachers_NPD: np.ndarray | None  # each run's teacher prompt, where something is distilled
+
+    @property
+    def network(self) -> Network:
+        """The network as training computes it."""
+        return self.objective.network
+
+    def step(self) -> TrainStep:
+        """The train step, not compiled yet."""
+        return TrainStep(self.objective, self.optimizer, self.places)
+
+
+def assemble(
+    settings: Settings,
+    tasks: Sequence[str],
+    backbone: Backbone,
+    mesh: Mesh | None = None,
+    caches: Mapping[str, TokenCache] | None = None,
+    shapes_only: bool = False,
+) -> Program:
+    """The program of a stage. ``caches``: training rows of the tasks, for few-shot draws and sentence vectors.
+
+    shapes_only: the backbone's parameters are shapes, no run folder is read, and so are the arrays of the result.
+    Raises UserError for settings that contradict one another, the backbone or the folders they name.
+    """
+    method = method_of(settings.train)
+    plan = draw_few_shot(plan_runs(settings, tasks), caches or {}, settings.data)
+    network = Network(backbone.config, settings.computation(), method.adapt)
+    teachers_NPD, source = None, None
+    if not shapes_only:
+        teachers_NPD, source = teacher_prompts(plan, settings, backbone), read_source(settings, backbone)
+    elif settings.train.stage == "source" and settings.distillation.weight:
+        teachers_NPD = np.zeros((len(plan.runs), settings.prompt.length, backbone.config.d_model), np.float32)
+    text_ids = None
+    if settings.prompt.init == "text":
+        text_ids = (0,) if shapes_only else backbone.vocabulary().encode(settings.prompt.init_text)
+
+    def arrays(flat: Arrays) -> Arrays:
+        if method.trains_backbone:
+            # a copy: trained arrays are donated to the step, the backbone's own must stay usable
+            flat = {path: jnp.array(array, jnp.float32, copy=True) for path, array in flat.items()}
+        start = Start(settings, network, backbone_of(flat), plan.group_N, [run.seed for run in plan.first_runs], text_ids, source)
+        flat = flat | {path: jnp.asarray(array) for path, array in method.init(start).items()}
+        if settings.train.stage == "pretrain" and settings.train.encoder_teaching:
+            flat[HEAD] = _teaching_head(backbone.config.d_model, caches or {}, settings)
+        beside = teachers_NPD is not None and settings.distillation.teacher == "beside"
+        return flat | {TEACHERS: jnp.asarray(teachers_NPD)} if beside else flat
+
+    parameters = jax.eval_shape(arrays, backbone.flat()) if shapes_only else arrays(backbone.flat())
+    trainable, frozen = split(parameters, method.parts)
+    places = places_for(mesh, method, backbone.config)
+    return Program(
+        settings, backbone, method, plan, places, trainable, frozen if shapes_only else places.put(frozen),
+        _objective(settings, network, method, plan, teachers_NPD is not None),
+        make_optimizer(settings.optimizer, settings.train.train_steps, plan.num_groups, method.parts, plan.rates()),
+        batch_spec(settings, mesh), teachers_NPD,
+    )  # fmt: skip
+
+
+def _objective(settings: Settings, network: Network, method: Method, plan: Plan, distilled: bool) -> Objective:
+    train = settings.train
+    teaching = train.encoder_teaching if train.stage == "pretrain" else 0.0
+    distillation = settings.distillation if distilled else None
+    return Objective(network, method, plan.group_N, distillation, settings.prompt.length, teaching, train.seed_list[0])
+
+
+def batch_spec(settings: Settings, mesh: Mesh | None) -> BatchSpec:
+    """How rows become micro-batches on a mesh."""
+    data = settings.data
+    rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
+    buckets = tuple(data.input_buckets), tuple(data.target_buckets)
+    return BatchSpec(data.input_length, data.target_length, rows, *buckets, sharding.local_rows(mesh, rows))
+
+
+def _teaching_head(width: int, caches: Mapping[str, TokenCache], settings: Settings):
+    widths = {cache.embedding.shape[1] for cache in caches.values() if cache.embedding is not None}
+    if not widths:
+        message = f"TrainSettings.encoder_teaching = {settings.train.encoder_teaching} needs rows with an 'embedding', and no task has any"
+        raise UserError(f"{message}; set it to 0.0 or name other tasks.")
+    rng = np.random.default_rng([settings.train.seed_list[0], 0x68656164])
+    return jnp.asarray(rng.normal(0.0, width**-0.5, (width, widths.pop())), jnp.float32)

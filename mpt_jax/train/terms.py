@@ -1,0 +1,124 @@
+"""The terms of the loss, a row each: what is summed, what it weighs, what it is divided by. Metrics are the same sums over the same counts.
+
+B examples, N tasks (runs), L input tokens, P prompt positions, T target tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mpt_jax.config import DistillationSettings
+from mpt_jax.methods.method import Method
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import Network, Outputs, Rows
+from mpt_jax.train import losses
+from mpt_jax.train.distillation import Teaching, compared
+
+
+class Objective(NamedTuple):
+    """Everything about the loss that is fixed while training; prompt_length: P."""
+
+    network: Network
+    method: Method
+    group_N: np.ndarray
+    distillation: DistillationSettings | None = None  # None: no teachers
+    prompt_length: int = 0
+    encoder_teaching: float = 0.0
+    dropout_seed: int = 0
+
+
+@dataclasses.dataclass
+class Pass:
+    """A micro-batch after the student's pass and, where there is one, the teacher's."""
+
+    rows: Rows
+    student: Outputs
+    teacher: Teaching | None
+    batch: Mapping[str, Any]
+    head: jax.Array | None  # (D, E), maps encoder output to sentence vectors
+
+    @property
+    def real_BT(self) -> jax.Array:
+        """Real target positions."""
+        return self.student.states["decoder"].real_BS
+
+    @functools.cached_property
+    def cross_entropy(self) -> tuple[jax.Array, jax.Array]:
+        """(negative log-likelihood (B,), right tokens (B,))."""
+        return losses.cross_entropy(self.student.logits_BTV, self.rows.targets_BT, self.real_BT)
+
+
+class Term(NamedTuple):
+    """A row. sums(Pass) -> (B,); weight in the loss, 0 for what is only reported; counts(batch) -> what the sums are of, (N,).
+
+    In the loss a sum is divided by its group's counts over the whole batch; a metric of a task by the task's own.
+    """
+
+    name: str
+    sums: Callable[[Pass], jax.Array]
+    weight: float
+    counts: Callable[[Any], np.ndarray]
+
+
+def terms(objective: Objective) -> tuple[Term, ...]:
+    """The rows of an objective."""
+    rows = [Term("loss", _loss, 1.0, _target_tokens), Term("correct", _correct, 0.0, _target_tokens)]
+    settings = objective.distillation
+    if settings and settings.logits:
+        rows.append(Term("kl", _kl(settings), settings.weight, _target_tokens))
+    if settings and settings.hidden != "none":
+        for name in family_of(objective.network.config).states:
+            counts = _encoder_positions(settings, objective.prompt_length) if name == "encoder" else _target_tokens
+            rows.append(Term(f"hidden_{name}", _hidden(settings, name), settings.weight, counts))
+    if objective.encoder_teaching:
+        rows.append(Term("sentence", _sentence, objective.encoder_teaching, _embedded_rows))
+    return tuple(rows)
+
+
+def _target_tokens(batch) -> np.ndarray:
+    return batch.target_tokens_N
+
+
+def _encoder_positions(settings: DistillationSettings, prompt_length: int):
+    def counts(batch) -> np.ndarray:
+        prefix = prompt_length if settings.hidden_positions == "all" else 0
+        return batch.input_tokens_N + batch.examples_N * prefix
+
+    return counts
+
+
+def _embedded_rows(batch) -> np.ndarray:
+    return batch.embedded_N
+
+
+def _loss(passed: Pass) -> jax.Array:
+    return passed.cross_entropy[0]
+
+
+def _correct(passed: Pass) -> jax.Array:
+    return passed.cross_entropy[1]
+
+
+def _kl(settings: DistillationSettings):
+    def sums(passed: Pass) -> jax.Array:
+        teacher, logits_BTV = passed.teacher, passed.student.logits_BTV
+        return losses.kl_divergence(teacher.logp_BTA, logits_BTV, passed.real_BT, settings.temperature, teacher.ids_BTA, teacher.tail_BT)
+
+    return sums
+
+
+def _hidden(settings: DistillationSettings, name: str):
+    def sums(passed: Pass) -> jax.Array:
+        layers, real_BS = compared(settings, passed.student, passed.rows)[name]
+        return losses.hidden_distance(passed.teacher.states[name], layers, real_BS)
+
+    return sums
+
+
+def _sentence(passed: Pass) -> jax.Array:
+    encoder = passed.student.states["encoder"]
+    return losses.sentence_distance(encoder.output_BSD, encoder.real_BS, passed.head, passed.batch["embedding_BE"])
