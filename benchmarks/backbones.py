@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpt_jax.config import T5_SIZES, T5Config
 from mpt_jax.model import formats
+from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.formats import names
 
 TINY = T5Config("tiny", 384, 64, 4, 16, 128, 2, 2)

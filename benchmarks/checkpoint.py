@@ -27,18 +27,17 @@ def side() -> dict:
 
     from mpt_jax.checkpoint import Best, Checkpoints
     from mpt_jax.config import OptimizerSettings, PromptSettings
-    from mpt_jax.model import prompt_bank
-    from mpt_jax.train.groups import PROMPTS_ONLY
+    from mpt_jax.methods import prompt
+    from mpt_jax.methods.bank import PromptBank
     from mpt_jax.train.optimizer import make_optimizer
     from mpt_jax.train.step import TrainState
 
-    rng = np.random.default_rng(0)
-    factors = prompt_bank.init_factors(PromptSettings(length=PROMPT), TASKS, WIDTH, 0)
-    shared_GPD = rng.standard_normal((1, PROMPT, WIDTH)).astype(np.float32)
-    bank = prompt_bank.PromptBank(shared_GPD, *factors, np.zeros(TASKS, np.int32))
-    trainable = {f"bank/{name}": jnp.asarray(array) for name, array in bank.trainable().items()}
+    factors = prompt.init_factors(PromptSettings(length=PROMPT), TASKS, WIDTH, 0)
+    shared_GPD = np.random.default_rng(0).standard_normal((1, PROMPT, WIDTH)).astype(np.float32)
+    bank = PromptBank(shared_GPD, *factors, np.zeros(TASKS, np.int32))
+    trainable = {path: jnp.asarray(array) for path, array in prompt.paths_of(bank).items()}
     rates = {"prompt": np.array([0.3]), "factors": np.array([0.3])}
-    optimizer = make_optimizer(OptimizerSettings(), 100, 1, PROMPTS_ONLY, rates)
+    optimizer = make_optimizer(OptimizerSettings(), 100, 1, prompt.METHOD.parts, rates)
     state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
     best = Best({path: np.asarray(array) for path, array in trainable.items()}, np.zeros(1), np.zeros(1, np.int64))
     with tempfile.TemporaryDirectory() as folder:

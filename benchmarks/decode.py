@@ -29,13 +29,18 @@ def prompts(width: int, length: int) -> np.ndarray:
 def answer_ours(arguments: argparse.Namespace, given: list) -> tuple[list[float], list]:
     """Seconds of each timed pass over all rows, and the answers."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    from mpt_jax.config import BackboneSettings
     from mpt_jax.infer import requests
+    from mpt_jax.methods.bank import PromptBank
+    from mpt_jax.methods.prompt import METHOD, paths_of
     from mpt_jax.model.backbone import load_backbone
-    from mpt_jax.model.prompt_bank import PromptBank
+    from mpt_jax.model.families.family import Network
 
-    backbone = load_backbone(arguments.backbone, "float32", "bytes")
-    bank = PromptBank(prompts(backbone.config.d_model, arguments.prompt), None, None, np.arange(TASKS, dtype=np.int32))
-    model = requests.Model(backbone.config, backbone.params, bank)
+    settings = BackboneSettings(arguments.backbone, "bytes")
+    backbone, group_N = load_backbone(settings), np.arange(TASKS, dtype=np.int32)
+    bank = PromptBank(prompts(backbone.config.d_model, arguments.prompt), None, None, group_N)
+    network = Network(backbone.config, settings.computation, METHOD.adapt)
+    model = requests.Model(network, backbone.params, backbone.vocabulary(), paths_of(bank), METHOD.parts, group_N)
     asked = requests.Requests([row for _, row, _ in given], [task for task, _, _ in given], [NEW_TOKENS] * len(given))
     spec = requests.inference_spec(rows.SETS[arguments.rows][1], NEW_TOKENS, arguments.batch)
     return _timed(arguments, lambda: requests.decode(model, asked, spec))

@@ -62,8 +62,8 @@ def write_folder(path: Path, size: str, kind: str) -> None:
     """A backbone of random weights, unless the folder is there."""
     import numpy as np
 
-    from mpt_jax.config import T5_SIZES
     from mpt_jax.model import formats
+    from mpt_jax.model.families.t5_config import T5_SIZES
     from mpt_jax.model.formats import names, t5x
 
     if path.exists():

@@ -17,49 +17,59 @@ from benchmarks import rows
 from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
 
 
-def make_training(arguments: argparse.Namespace, source):
-    """(train step, state, frozen tree, backbone) as run_train makes them, from a Hugging Face folder."""
-    import jax.numpy as jnp
-
-    from mpt_jax.config import DistillationSettings, OptimizerSettings, PromptSettings
-    from mpt_jax.model import prompt_bank
+def make_program(arguments: argparse.Namespace, names: list[str], teacher: str, padded: bool = False, micro: int = 0):
+    """The source stage over these tasks as run_train assembles it, from a Hugging Face folder; made-up teachers, or 'none'."""
+    from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, PromptSettings, Settings, TrainSettings
     from mpt_jax.model.backbone import load_backbone
-    from mpt_jax.train.groups import PROMPTS_ONLY, split
-    from mpt_jax.train.optimizer import make_optimizer
-    from mpt_jax.train.step import Objective, TrainStep
+    from mpt_jax.train.program import assemble
 
-    backbone = load_backbone(arguments.backbone, arguments.dtype, "bytes")
-    settings, tasks = PromptSettings(length=arguments.prompt), len(source.caches)
-    embedding = backbone.params["token_embedder"]["embedding"][: settings.init_vocabulary_rows]
-    shared_GPD = prompt_bank.init_prompt(settings, np.asarray(embedding, np.float32), 0)[None]
-    factors = prompt_bank.init_factors(settings, tasks, backbone.config.d_model, 0)
-    bank = prompt_bank.PromptBank(shared_GPD, *factors, np.zeros(tasks, np.int32))
-    parameters = backbone.flat() | {f"bank/{name}": jnp.asarray(array) for name, array in bank.trainable().items()}
-    trainable, frozen = split(parameters, PROMPTS_ONLY)
-    distillation = DistillationSettings(teacher=arguments.teacher) if arguments.teacher != "none" else None
-    if arguments.teacher == "beside":
-        frozen["teacher/prompts"] = jnp.asarray(teacher_prompts(tasks, arguments.prompt, backbone.config.d_model))
-    rates = {"prompt": np.array([0.3]), "factors": np.array([0.3])}
-    optimizer = make_optimizer(OptimizerSettings(), 1000, 1, PROMPTS_ONLY, rates)
-    step_fn = TrainStep(Objective(backbone.config, bank.group_N, distillation), optimizer)
-    return step_fn, step_fn.init(trainable), frozen, backbone
+    longest, given = rows.SETS[arguments.rows][1], {"feature_lengths": {"inputs": rows.SETS[arguments.rows][1], "targets": 8}}
+    if padded:
+        given |= {"micro_batch_size": arguments.batch, "input_buckets": (longest,), "target_buckets": (8,)}
+    elif micro:
+        given |= {"micro_batch_size": micro}
+    chosen = BackboneSettings(arguments.backbone, "bytes", arguments.dtype)
+    backbone = load_backbone(chosen)
+    distillation = DistillationSettings(weight=0.0) if teacher == "none" else DistillationSettings(teacher=teacher)
+    folder = "" if teacher == "none" else write_teachers(Path(arguments.folder), names, arguments, backbone)
+    settings = Settings(
+        TrainSettings("source", teacher_dir=folder, seeds=0), chosen, PromptSettings(length=arguments.prompt), distillation,
+        data=DataSettings(batch_size=arguments.batch, **given),
+    )  # fmt: skip
+    return assemble(settings, names, backbone)
 
 
-def teacher_prompts(tasks: int, length: int, width: int) -> np.ndarray:
-    """Made-up teachers (N, P, D) float32."""
-    return np.random.default_rng(1).standard_normal((tasks, length, width)).astype(np.float32)
+def write_teachers(folder: Path, names: list[str], arguments: argparse.Namespace, backbone) -> str:
+    """A run folder of made-up teachers of these tasks."""
+    from mpt_jax.checkpoint import Checkpoints
+    from mpt_jax.methods.bank import PromptBank
+    from mpt_jax.methods.prompt import paths_of
+    from mpt_jax.run_folder import write_json
+
+    run = folder / f"teachers_{backbone.fingerprint}_{len(names)}_{arguments.prompt}"
+    if run.exists():
+        return str(run)
+    shape = (len(names), arguments.prompt, backbone.config.d_model)
+    prompts_GPD = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    state = {"step": np.asarray(1), "trainable": paths_of(PromptBank(prompts_GPD, None, None, np.arange(len(names)))), "opt_state": ()}
+    run.mkdir(parents=True)
+    described = [{"task": name, "seed": 0, "group": n} for n, name in enumerate(names)]
+    write_json(run / "run.json", {"runs": described, "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint}})
+    checkpoints = Checkpoints(run)
+    checkpoints.save(1, state, None, {"step": 1})
+    checkpoints.close()
+    return str(run)
 
 
-def teach(arguments: argparse.Namespace, backbone, source, spec, distillation, last_step: int):
+def teach(program, source, last_step: int):
     """(rows with their teachers' outputs, seconds that computing them took, rows computed); computed anew each time."""
     from mpt_jax.data.sampler import rows_in
-    from mpt_jax.train.teachers import Teachers, teach_streams
+    from mpt_jax.train import teachers
 
-    prompts_NPD = teacher_prompts(len(source.caches), arguments.prompt, backbone.config.d_model)
     with tempfile.TemporaryDirectory() as folder:
-        teachers = Teachers(distillation, prompts_NPD, backbone, spec, None, Path(folder))
+        made = teachers.of_program(program, Path(folder))._replace(steps=last_step)
         start = time.perf_counter()
-        (taught,) = teach_streams(teachers, [source], last_step)
+        (taught,) = teachers.teach_streams(made, [source])
         return taught, time.perf_counter() - start, sum(map(len, rows_in(source, last_step)))
 
 
@@ -80,22 +90,18 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     import jax
 
-    from mpt_jax.config import DataSettings
-    from mpt_jax.data.batches import BatchSpec, batch_iterator, make_batch
+    from mpt_jax.data.batches import batch_iterator, make_batch
 
-    source = rows_of(arguments)
-    step_fn, state, frozen, backbone = make_training(arguments, source)
-    longest = rows.SETS[arguments.rows][1]
-    spec = BatchSpec(longest, 8, arguments.micro or DataSettings().micro_batch_size)
-    if arguments.padded:
-        spec = BatchSpec(longest, 8, arguments.batch, (longest,), (8,))
-    steps = steps_of(arguments)
-    told = {}
+    source, steps, told = rows_of(arguments), steps_of(arguments), {}
+    names = [cache.name for cache in source.caches]
+    program = make_program(arguments, names, arguments.teacher, arguments.padded, arguments.micro)
+    step_fn, frozen, spec = program.step(), program.frozen, program.spec
     if arguments.teacher == "cached":
-        source, taught_s, taught_rows = teach(arguments, backbone, source, spec, step_fn.objective.distillation, steps[-1] + 1)
+        source, taught_s, taught_rows = teach(program, source, steps[-1] + 1)
         told = {"teachers_s": taught_s, "teachers_rows": taught_rows}
-    state = compile_buckets(step_fn, state, frozen, [make_batch([source], step, spec, len(source.caches)) for step in steps])
-    batches = batch_iterator([source], spec, len(source.caches), steps[0], DataSettings().prefetch)
+    state, seen = step_fn.init(program.trainable), [make_batch([source], step, spec, len(names)) for step in steps]
+    state = compile_buckets(step_fn, state, frozen, seen)
+    batches = batch_iterator([source], spec, len(names), steps[0], program.settings.data.prefetch)
     seconds, padding = [], []
     for _ in steps:
         start = time.perf_counter()

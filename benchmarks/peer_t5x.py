@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.ours import make_training
+from benchmarks.ours import make_program
 from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
 
 
@@ -28,17 +28,16 @@ def make_trainer(arguments: argparse.Namespace, source, batches):
     import jax
     from t5x import partitioning, trainer, utils
 
-    from mpt_jax.model.prompt_bank import bank_from
+    from mpt_jax.methods.prompt import bank_of
     from mpt_jax.t5x_bridge.model import PromptedModel, more_axis_rules
     from mpt_jax.t5x_bridge.optimizer import BankOptimizer
     from mpt_jax.t5x_bridge.restore import take_backbone
 
-    step_fn, state, frozen, _ = make_training(arguments, source)  # bank, teachers, objective and optimiser are those of our side
-    bank = bank_from({path.removeprefix("bank/"): array for path, array in state.trainable.items()}, step_fn.objective.group_N)
     names = [cache.name for cache in source.caches]
-    optimizer = BankOptimizer(step_fn.optimizer)
-    model = PromptedModel(step_fn.objective, bank, names, None, optimizer, frozen.get("teacher/prompts"), arguments.batch)
-    del step_fn, state, frozen
+    program = make_program(arguments, names, arguments.teacher)  # bank, teachers, objective and optimiser are those of our side
+    bank, optimizer = bank_of(program.trainable, program.plan.group_N), BankOptimizer(program.optimizer)
+    model = PromptedModel(program.objective, bank, names, None, optimizer, program.teachers_NPD, arguments.batch)
+    del program
     rules = partitioning.standard_logical_axis_rules(additional_rules=more_axis_rules())
     partitioner = partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=rules)
     shapes = {name: spec.shape for name, spec in batches.element_spec.items()}
@@ -49,7 +48,10 @@ def make_trainer(arguments: argparse.Namespace, source, batches):
     )
     key = jax.random.PRNGKey(0)
     train_state = initial.from_checkpoint([restore], init_rng=key)
-    learning_rate = lambda step: 0.3  # noqa: E731 (only reported: the optimiser has its own)
+
+    def learning_rate(step):
+        return 0.3  # only reported: the optimiser has its own
+
     return trainer.Trainer(model, train_state, partitioner, (), None, initial.train_state_axes, key, learning_rate, None)
 
 

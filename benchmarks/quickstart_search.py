@@ -15,7 +15,6 @@ import numpy as np
 
 from mpt_jax import quickstart
 from mpt_jax.infer.history import dev_curves
-from mpt_jax.infer.selection import make_evaluate
 from mpt_jax.metrics import read_metrics
 from mpt_jax.train.run import run_train
 
@@ -28,7 +27,7 @@ def search(method: str, model_dir: Path, steps: int, evaluations: int, tasks: tu
     stage = next(stage for stage in quickstart.STAGES if stage.folder == method)
     changes = {"folder": f"search_{method}", "steps": steps, "rate": rates, "factor_rate": factor_rates, "evaluations": evaluations}
     stage = dataclasses.replace(stage, tasks=tasks or stage.tasks, **changes)
-    folder = run_train(quickstart.settings_of(stage, model_dir, quickstart.BACKBONE), stage.tasks, make_evaluate)
+    folder = run_train(quickstart.settings_of(stage, model_dir, quickstart.BACKBONE), stage.tasks)
     found = dev_curves(read_metrics(folder))  # rows of the bank: seed, rate, factor rate, task
     rows = list(itertools.product(stage.seeds, rates, factor_rates, stage.tasks))
     scored = [step for step, _ in found[stage.tasks[0], 0]]

@@ -3,7 +3,7 @@
     python -m benchmarks.train_target --json FILE [--rows short|long --batch N] [--preload LIBRARY] [--repeats N --append]
 
 A step draws rows, pads, runs forward and backward and updates the prompt, on both sides. ``useful_share``: operations that the
-mathematics needs for real tokens (mpt_jax/compiling/need.py), a second, as a share of the machine's rate of float32 products.
+mathematics needs for real tokens (mpt_jax/model/families/t5_operations.py), a second, as a share of the machine's rate of float32 products.
 """
 
 import argparse
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks import alternate, rows
 from benchmarks.backbones import backbone_folder, config_of
-from mpt_jax.compiling import need
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import Network
 
 STEPS = 2  # timed in a process
 
@@ -35,8 +36,9 @@ def useful_gflops(arguments: argparse.Namespace, steps: list[int]) -> float:
     config = config_of(size, arguments.layers)
 
     def counted(step: int) -> float:
-        lengths = [(prompt + len(tokens), len(targets)) for _, tokens, targets in rows.drawn(stream, step)]
-        return sum(sum(need.prompt_step(config, S, T, distilled=False, textbook=True).values()) for S, T in lengths)
+        lengths = [(len(tokens), len(targets)) for _, tokens, targets in rows.drawn(stream, step)]
+        parts = (family_of(config).prompt_step(Network(config), prompt, *length, distilled=False, textbook=True) for length in lengths)
+        return sum(sum(part.values()) for part in parts)
 
     return statistics.median(map(counted, steps)) / 1e9
 

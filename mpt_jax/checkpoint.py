@@ -180,12 +180,12 @@ def read_run_json(run_dir: str | Path) -> dict:
 
 def _of_today(run: dict) -> dict:
     """A description as this version writes it: 0.1 kept the backbone's settings among those of training, and had one method."""
-    settings = run["settings"]
-    if "backbone" not in settings:
-        train = settings["train"]
-        names = {"backbone": "path", "vocabulary": "vocabulary", "dtype": "dtype", "remat": "remat", "attention": "attention"}
+    settings = run.get("settings", {})
+    train = settings.get("train", {})
+    names = {"backbone": "path", "vocabulary": "vocabulary", "dtype": "dtype", "remat": "remat", "attention": "attention"}
+    if "backbone" not in settings and "backbone" in train:
         settings["backbone"] = {new: train.pop(old) for old, new in names.items() if old in train}
-    trains_backbone = run["stage"] in ("finetune", "pretrain")
+    trains_backbone = run.get("stage") in ("finetune", "pretrain")
     return {"method": "weights" if trains_backbone else "prompt", **run}
 
 

@@ -1,17 +1,20 @@
 """Checkpoints for the tests of formats: tiny random T5s, and the fixtures of the shared test data."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_model import tiny
 
-from mpt_jax.config import T5Config
+from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats import names
 
 CHECKPOINTS = ("hf_t5_tiny", "t5x_v1_1_tiny_zarr/checkpoint_3", "t5x_tiny_msgpack/checkpoint_0")
-TINY = T5Config("custom", 48, 16, 2, 8, 24, 3, 2)
-TINY_V1_0 = T5Config("custom", 48, 16, 2, 8, 24, 2, 2, ("relu",), True)
+# what is read from shapes that no published size has is called 'custom'
+TINY = tiny(name="custom", vocab_size=48, d_ff=24, num_encoder_layers=3, num_decoder_layers=2)
+TINY_V1_0 = dataclasses.replace(TINY, num_encoder_layers=2, mlp_activations=("relu",), logits_via_embedding=True)
 
 
 def data_folder(name: str) -> str:

@@ -1,6 +1,5 @@
 """Run as a program with 8 pretend devices: what each mesh computes beside one device, as JSON. Used by test_sharding.py."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -8,20 +7,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny_model
-from flax.traverse_util import unflatten_dict
-from tiny_data import sized_cache
-from tiny_model import LENGTH, batch_at, make_step, new_bank, streams
+from tiny_data import byte_vocabulary, sized_cache
+from tiny_model import LENGTH, batch_at, make_step, new_bank, streams, sums_of, tiny, tiny_backbone
 
 from mpt_jax import sharding
-from mpt_jax.config import DistillationSettings, MeshSettings
+from mpt_jax.config import BackboneSettings, DistillationSettings, MeshSettings, OptimizerSettings, Settings, TrainSettings
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.infer.requests import Model, Requests, decode, inference_spec
-from mpt_jax.train.groups import EVERYTHING
+from mpt_jax.methods.method import backbone_of
+from mpt_jax.methods.prompt import METHOD, paths_of
+from mpt_jax.train.program import assemble
 
 SHAPES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2), "1x1x8": (1, 1, 8)}
 SPEC = BatchSpec(16, 8, 8, (16,))
 # heads enough for 8 tensor parts
-tiny_model.CONFIG = dataclasses.replace(tiny_model.CONFIG, num_heads=8, head_dim=4)
+tiny_model.CONFIG = tiny(num_heads=8, head_dim=4)
 
 
 def difference(found, expected) -> float:
@@ -42,9 +42,10 @@ def results(caches, mesh, steps: int = 3) -> dict:
         state, metrics = step_fn(state, frozen, batch_at(stream_list, step, 4, SPEC))
     found["bank"] = jax.device_get(state.trainable)
     found["moments"] = jax.device_get(state.opt_state)
-    found["metrics"] = jax.device_get({name: metrics[name] for name in step_fn.objective.terms})
+    found["metrics"] = sums_of(step_fn, jax.device_get(metrics))
     found["traces"] = sorted(step_fn.traces)
-    model = Model(tiny_model.CONFIG, unflatten_dict(frozen, sep="/")["backbone"], bank, mesh)
+    network = step_fn.objective.network
+    model = Model(network, backbone_of(frozen), byte_vocabulary(), paths_of(bank), METHOD.parts, bank.group_N, mesh)
     rows = [np.arange(3, 4 + n % 9, dtype=np.int32) for n in range(11)]
     requests = Requests(rows, [n % 4 for n in range(11)], [8] * 11)
     found["tokens"] = [tokens.tolist() for tokens in decode(model, requests, inference_spec(16, 8, 4))]
@@ -65,15 +66,15 @@ def compare(found: dict, expected: dict) -> dict:
 
 def finetuned(caches, mesh):
     """All weights after two updates, and where a kernel and its moments are."""
-    from mpt_jax.config import OptimizerSettings
-    from mpt_jax.train.optimizer import make_optimizer
-    from mpt_jax.train.step import Objective, TrainStep
-
-    optimizer = make_optimizer(OptimizerSettings(learning_rate=1e-3, warmup_steps=0), 20, 1, EVERYTHING, {"weights": 1e-3})
-    step_fn = TrainStep(Objective(dataclasses.replace(tiny_model.CONFIG, remat="layers"), np.zeros(2, np.int32)), optimizer, mesh)
-    state = step_fn.init({path: jax.numpy.array(array, copy=True) for path, array in tiny_model.backbone().items()})
+    settings = Settings(
+        TrainSettings("finetune", train_steps=20), BackboneSettings(remat="layers"),
+        optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=0),
+    )  # fmt: skip
+    program = assemble(settings, ("task0", "task1"), tiny_backbone(), mesh)
+    step_fn = program.step()
+    state = step_fn.init(program.trainable)
     for step in range(2):
-        state, _ = step_fn(state, {}, batch_at(streams(caches, 1), step, 2, SPEC))
+        state, _ = step_fn(state, program.frozen, batch_at(streams(caches, 1), step, 2, SPEC))
     path = "backbone/decoder/layers_0/mlp/wo/kernel"
     moments = [leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if path in str(keys)]
     return jax.device_get(state.trainable), [str(array.sharding.spec) for array in (state.trainable[path], *moments)] if mesh else []

@@ -7,58 +7,62 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_model import CONFIG
+from tiny_model import CONFIG, tiny_backbone, weights
 
+from mpt_jax.config import BackboneSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.formats.arrays import flatten
-from mpt_jax.model.prompted_t5 import init_backbone
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("backbones") / "tiny"
-    formats.write_backbone("own", str(path), CONFIG, init_backbone(CONFIG, 0), "bytes")
+    formats.write_backbone("own", str(path), CONFIG, weights(CONFIG), "bytes")
     return path
 
 
 def test_values_dtype_and_fingerprint(folder, tmp_path):
-    exact, half = load_backbone(str(folder)), load_backbone(str(folder), "bfloat16")
-    for path, array in flatten(init_backbone(CONFIG, 0)).items():
+    exact, half = (load_backbone(BackboneSettings(str(folder), dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    for path, array in flatten(weights(CONFIG)).items():
         np.testing.assert_array_equal(exact.flat()[f"backbone/{path}"], array)
         assert half.flat()[f"backbone/{path}"].dtype == "bfloat16"
     assert exact.fingerprint == half.fingerprint and len(exact.fingerprint) == 16
     formats.write_backbone("hf", str(tmp_path / "hf"), CONFIG, exact.params, "bytes")
-    assert load_backbone(str(tmp_path / "hf"), vocabulary="bytes").fingerprint == exact.fingerprint
+    assert load_backbone(BackboneSettings(str(tmp_path / "hf"), "bytes")).fingerprint == exact.fingerprint
 
 
 def test_the_shipped_backbone_loads_by_name():
-    nano = load_backbone("nano")
+    nano = load_backbone(BackboneSettings("nano"))
     assert nano.num_parameters <= 8_000_000 and nano.vocabulary().size == nano.config.vocab_size == 8192
 
 
 def test_an_unknown_name_tells_the_known_ones():
     with pytest.raises(UserError, match=r"neither a shipped backbone \(nano\) nor a folder"):
-        load_backbone("t5_bsae")
+        load_backbone(BackboneSettings("t5_bsae"))
 
 
 SHARDED = """
 import json, sys
 import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from mpt_jax.config import BackboneSettings, MeshSettings
+from mpt_jax.methods.method import places_for
+from mpt_jax.methods.prompt import METHOD
 from mpt_jax.model.backbone import load_backbone
-mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
-spec = lambda path, shape: PartitionSpec(None, "model") if path.endswith("kernel") else PartitionSpec()
-sharded = load_backbone(sys.argv[1], "bfloat16", sharding=lambda path, shape: NamedSharding(mesh, spec(path, shape)))
-whole = load_backbone(sys.argv[1], "bfloat16")
+from mpt_jax.sharding import make_mesh
+settings = BackboneSettings(sys.argv[1], dtype="bfloat16")
+mesh = make_mesh(MeshSettings(4, 1, 2))
+sharded = load_backbone(settings, lambda config: places_for(mesh, METHOD, config).of_backbone())
+whole = load_backbone(settings)
+places = places_for(mesh, METHOD, whole.config)
 found = {"devices": jax.device_count(), "fingerprint": sharded.fingerprint == whole.fingerprint, "halves": 0}
 for path, array in sharded.flat().items():
     reference = np.asarray(whole.flat()[path])
-    assert array.sharding.spec == spec(path, array.shape), path
+    assert array.sharding.is_equivalent_to(places.sharding(path, array.shape), array.ndim), path
     for shard in array.addressable_shards:
         np.testing.assert_array_equal(np.asarray(shard.data), reference[shard.index])
-    found["halves"] += array.addressable_shards[0].data.size < array.size
+    found["halves"] += array.addressable_shards[0].data.size == array.size // 2
 print(json.dumps(found))
 """
 
@@ -69,4 +73,18 @@ def test_shards_go_straight_to_a_mesh_of_eight_devices(folder):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["devices"] == 8 and found["fingerprint"]
-    assert found["halves"] == sum(path.endswith("kernel") for path in load_backbone(str(folder)).flat())
+    split = [path for path in flatten(weights(CONFIG)) if not path.endswith("scale")]  # kernels, embedding and position biases
+    assert found["halves"] == len(split)
+
+
+def test_a_run_of_other_weights_is_refused():
+    run = {"backbone": {"name": "tiny", "fingerprint": "f" * 16}}
+    tiny_backbone().check_same(run, "run 'x'", "do something")
+    with pytest.raises(UserError, match="run 'x' was trained on backbone tiny .f{16}., this is tiny .0{16}.; do something"):
+        tiny_backbone("0" * 16).check_same(run, "run 'x'", "do something")
+
+
+def test_a_backbone_without_a_vocabulary_needs_one(folder, tmp_path):
+    formats.write_backbone("hf", str(tmp_path / "bare"), CONFIG, weights(CONFIG))
+    with pytest.raises(UserError, match="brings no vocabulary; name its SentencePiece model"):
+        load_backbone(BackboneSettings(str(tmp_path / "bare")))

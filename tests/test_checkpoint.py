@@ -11,9 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny_run import describe, row
 from tiny_world import arguments, start, write_world
 
-from mpt_jax.checkpoint import Best, Checkpoints, load_bank, load_trainable
+from mpt_jax.checkpoint import Best, Checkpoints, load_trainable, read_run_json
 from mpt_jax.errors import UserError
 from mpt_jax.train.run import resume
 from mpt_jax.train.step import TrainState
@@ -31,8 +32,7 @@ def best() -> Best:
 
 @pytest.fixture
 def run_dir(tmp_path):
-    run = {"runs": [{"task": "a", "group": 0, "seed": 0}], "stage": "teacher"}
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    describe(tmp_path, [row("a")])
     return tmp_path
 
 
@@ -51,8 +51,9 @@ def test_best_and_last(run_dir):
     checkpoints = Checkpoints(run_dir)
     checkpoints.save(7, state(), best(), {})
     checkpoints.close()
-    assert np.all(load_bank(run_dir)[0].shared_GPD == 1)
-    np.testing.assert_array_equal(load_bank(run_dir, "last")[0].shared_GPD, state()["trainable"]["bank/shared"])
+    (trained, run), (last, _) = load_trainable(run_dir), load_trainable(run_dir, "last")
+    assert np.all(trained["bank/shared"] == 1) and run == read_run_json(run_dir)
+    np.testing.assert_array_equal(last["bank/shared"], state()["trainable"]["bank/shared"])
 
 
 def test_without_scores_the_last_is_the_best(run_dir):
@@ -109,10 +110,28 @@ def test_a_damaged_checkpoint_is_passed_over_only_when_asked(run_dir, capsys):
 
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
-        load_bank(tmp_path)
-    (tmp_path / "run.json").write_text("{}")
+        load_trainable(tmp_path)
+    describe(tmp_path, [row("a")])
     with pytest.raises(UserError, match="no finished checkpoint"):
-        load_bank(tmp_path)
+        load_trainable(tmp_path)
+
+
+def test_descriptions_of_other_writers_are_read(tmp_path):
+    """A converted prompt and a run under T5X's trainer may say less of themselves; 0.1 kept the backbone's settings elsewhere."""
+    path = tmp_path / "run.json"
+    for there, expected in (
+        ({"runs": []}, {"runs": [], "method": "prompt"}),
+        ({"stage": "finetune", "settings": {"anything": 1}}, {"stage": "finetune", "settings": {"anything": 1}, "method": "weights"}),
+        (
+            {"stage": "teacher", "settings": {"train": {"backbone": "x", "dtype": "bfloat16", "train_steps": 3}}},
+            {
+                "stage": "teacher", "method": "prompt",
+                "settings": {"train": {"train_steps": 3}, "backbone": {"path": "x", "dtype": "bfloat16"}},
+            },
+        ),
+    ):  # fmt: skip
+        path.write_text(json.dumps(there))
+        assert read_run_json(tmp_path) == expected
 
 
 FULL_DISK = """
@@ -149,7 +168,10 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     assert start(teachers, tmp_path).wait() == 0
     changes = {"TASKS": ["vowel", "long"], "TEACHER_DIR": str(tmp_path / "teachers"), "TRAIN_STEPS": 400}
     changes["TrainSettings__checkpoint_steps"] = 5
-    command = lambda name: arguments("train", "source.gin", world, MODEL_DIR=str(tmp_path / name), **changes)  # noqa: E731
+
+    def command(name):
+        return arguments("train", "source.gin", world, MODEL_DIR=str(tmp_path / name), **changes)
+
     whole = start(command("whole"), tmp_path)
     assert whole.wait() == 0
     moments = random.Random(time.time_ns())

@@ -11,35 +11,44 @@ import sys
 import jax
 import pytest
 from stand_ins import ROOT
-from tiny_model import CONFIG
+from tiny_model import CONFIG, tiny, weights
 
 from benchmarks import slices
-from mpt_jax.compiling import fitting, hlo, need
+from mpt_jax.compiling import fitting, hlo
 from mpt_jax.compiling.chips import CHIPS, GIB, chip_of, prepare, topology
-from mpt_jax.compiling.command import compile_report, network, roofline
-from mpt_jax.compiling.programs import DoesNotFit, make_stage
+from mpt_jax.compiling.command import compile_report, roofline, shape_of
+from mpt_jax.compiling.programs import DoesNotFit, Stage, make_mesh, make_stage
 from mpt_jax.compiling.report import render
-from mpt_jax.config import T5_SIZES, DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.config import (
+    BackboneSettings,
+    DataSettings,
+    DistillationSettings,
+    MeshSettings,
+    PromptSettings,
+    Settings,
+    TrainSettings,
+)  # fmt: skip
 from mpt_jax.errors import UserError
+from mpt_jax.methods.method import TEACHERS
 from mpt_jax.model import formats
-from mpt_jax.model.prompted_t5 import init_backbone
-from mpt_jax.train.run import Settings
+from mpt_jax.model.families import t5, t5_operations
+from mpt_jax.model.families.t5_config import T5_SIZES
 from mpt_jax.train.step import weighted_loss
+from mpt_jax.train.terms import terms
 
 ROWS, PROMPT, INPUTS, TARGETS = 2, 3, 5, 4
-TIED = dataclasses.replace(CONFIG, logits_via_embedding=True, mlp_activations=("relu",), num_encoder_layers=3, num_decoder_layers=2)
+TIED = tiny(logits_via_embedding=True, mlp_activations=("relu",), num_encoder_layers=3, num_decoder_layers=2)
 
 
-def stage_of(config, stage="source", weight=0.9, remat="none", targets=TARGETS):
+def stage_of(config, stage="source", weight=0.9, remat="none", targets=TARGETS) -> Stage:
     settings = Settings(
-        TrainSettings(stage, "x", remat=remat),
+        TrainSettings(stage, "x"),
+        BackboneSettings(remat=remat),
         PromptSettings(length=PROMPT),
         DistillationSettings(weight=weight),
-        OptimizerSettings(),
-        DataSettings(batch_size=ROWS, micro_batch_size=ROWS, feature_lengths={"inputs": INPUTS, "targets": targets}),
-        MeshSettings(),
+        data=DataSettings(batch_size=ROWS, micro_batch_size=ROWS, feature_lengths={"inputs": INPUTS, "targets": targets}),
     )
-    return make_stage(settings, config, ["a", "b"], 2)
+    return make_stage(settings, config, ["a", "b"], make_mesh(settings.mesh, topology("here").devices), 2)
 
 
 def product_operations(jaxpr) -> float:
@@ -65,11 +74,13 @@ def _inner(equation):
 
 
 def gradient_of(stage):
-    batch = {"inputs_BL": (ROWS, INPUTS), "targets_BT": (ROWS, stage.settings.data.target_length), "task_id_B": (ROWS,)}
+    program, targets = stage.program, stage.settings.data.target_length
+    batch = {"inputs_BL": (ROWS, INPUTS), "targets_BT": (ROWS, targets)}
+    batch |= dict.fromkeys(("input_length_B", "target_length_B", "task_id_B"), (ROWS,))
     batch = {name: jax.ShapeDtypeStruct(shape, "int32") for name, shape in batch.items()}
-    totals = {name: jax.ShapeDtypeStruct((1,), "float32") for name in ("target_tokens_G", "encoder_positions_G")}
-    function = jax.grad(lambda *arguments: weighted_loss(stage.objective, *arguments), has_aux=True)
-    return function, (stage.trainable, stage.frozen, batch, totals)
+    totals = {term.name: jax.ShapeDtypeStruct((1,), "float32") for term in terms(program.objective) if term.weight}
+    function = jax.grad(lambda *arguments: weighted_loss(program.objective, *arguments), has_aux=True)
+    return function, (program.trainable, program.frozen, batch, totals)
 
 
 @pytest.mark.parametrize("config", [CONFIG, TIED], ids=["gated", "relu_tied"])
@@ -78,17 +89,18 @@ def test_products_of_the_step_are_those_that_are_needed(config, weight, remat, t
     stage = stage_of(config, weight=weight, remat=remat, targets=targets)
     function, arguments = gradient_of(stage)
     counted = product_operations(jax.make_jaxpr(function)(*arguments).jaxpr) / ROWS
-    parts = need.prompt_step(stage.config, PROMPT + INPUTS, targets, weight > 0)
-    assert need.attends_to_states(config, targets) == (targets == 2)
+    assert (TEACHERS in stage.program.frozen) == (weight > 0)
+    parts = t5.FAMILY.prompt_step(stage.program.network, PROMPT, INPUTS, targets, weight > 0)
+    assert t5_operations.attends_to_states(config, targets) == (targets == 2)
     assert parts["teacher"] == (parts["forward"] if weight else 0) and bool(parts["recomputed"]) == (remat == "layers")
     assert counted == sum(parts.values())
 
 
 def test_textbook_operations_keep_keys_and_values_however_few_the_targets():
     few, many = 2, 16
-    assert need.attends_to_states(CONFIG, few) and not need.attends_to_states(CONFIG, many)
+    assert t5_operations.attends_to_states(CONFIG, few) and not t5_operations.attends_to_states(CONFIG, many)
     for targets in (few, many):
-        ours, textbook = need.forward(CONFIG, INPUTS, targets), need.forward(CONFIG, INPUTS, targets, textbook=True)
+        ours, textbook = t5_operations.forward(CONFIG, INPUTS, targets), t5_operations.forward(CONFIG, INPUTS, targets, textbook=True)
         keys_values = 2 * 2 * INPUTS * CONFIG.d_model * CONFIG.num_heads * CONFIG.head_dim * CONFIG.num_decoder_layers
         cross = 2 * 2 * targets * INPUTS * CONFIG.num_heads * CONFIG.num_decoder_layers
         projected = 2 * 2 * targets * CONFIG.d_model * CONFIG.num_heads * CONFIG.head_dim * CONFIG.num_decoder_layers
@@ -100,11 +112,12 @@ def test_weight_gradients_would_be_seen():
     for name, seen in (("source", False), ("finetune", True)):
         stage = stage_of(CONFIG, name)
         function, arguments = gradient_of(stage)
-        kernels = [leaf.shape for path, leaf in (stage.frozen | stage.trainable).items() if path.endswith(("kernel", "embedding"))]
+        arrays = stage.program.frozen | stage.program.trainable
+        kernels = [leaf.shape for path, leaf in arrays.items() if path.endswith(("kernel", "embedding"))]
         found = hlo.products_like(jax.jit(function).lower(*arguments).as_text(), kernels)
         assert (found > 0) == seen
-    whole = need.forward(CONFIG, PROMPT + INPUTS, TARGETS)
-    assert need.weight_gradients(CONFIG, PROMPT + INPUTS, TARGETS) == whole.weights > whole.attention
+    whole = t5_operations.forward(CONFIG, PROMPT + INPUTS, TARGETS)
+    assert t5.FAMILY.weight_gradients(CONFIG, PROMPT + INPUTS, TARGETS) == whole.weights > whole.attention
 
 
 def test_collectives_of_a_program():
@@ -166,9 +179,9 @@ def test_data_sheets_of_devices_that_are_there():
 
 
 def test_names():
-    assert network("t5_xl") is T5_SIZES["t5_1_1_xl"] and network("t5_base") is T5_SIZES["t5_base"]
+    assert shape_of("t5_xl") is T5_SIZES["t5_1_1_xl"] and shape_of("t5_base") is T5_SIZES["t5_base"]
     with pytest.raises(UserError, match="'t5_xxxl' is neither.*t5_1_1_xl"):
-        network("t5_xxxl")
+        shape_of("t5_xxxl")
     prepare("cpu:1")
     assert len(topology("cpu:1").devices) == 1
     assert [device.platform for device in topology("here").devices] == ["cpu"]
@@ -179,7 +192,7 @@ def test_names():
 
 def compiled(folder, topology_name, config, *more):
     """The command in a process of its own; the JSON and what it printed."""
-    formats.write_backbone("own", str(folder / "backbone"), config, init_backbone(config, 0), "bytes")
+    formats.write_backbone("own", str(folder / "backbone"), config, weights(config), "bytes")
     bindings = {"BACKBONE": str(folder / "backbone"), "TOPOLOGY": topology_name, "PROMPT_LENGTH": 4}
     bindings |= {"TASK_FEATURE_LENGTHS": {"inputs": 12, "targets": 4}, "EVAL_BATCH_SIZE": 8}
     argv = ["compile", "--gin_file=source.gin", *(f"--gin.{name}={value!r}" for name, value in bindings.items()), *more]
@@ -231,16 +244,15 @@ def test_the_command_for_a_tpu_slice(tmp_path, capsys):
 def test_a_slice_that_is_too_small_gets_another_mesh(tmp_path):
     """Shapes alone: 10 thousand million weights in one layer do not fit beside one another, and do in four parts."""
     settings = Settings(
-        TrainSettings("target", "x", dtype="bfloat16"),
+        TrainSettings("target", "x"),
+        BackboneSettings(dtype="bfloat16"),
         PromptSettings(length=4),
-        DistillationSettings(),
-        OptimizerSettings(),
-        DataSettings(batch_size=4, micro_batch_size=4, feature_lengths={"inputs": 12, "targets": 4}),
-        MeshSettings(),
+        data=DataSettings(batch_size=4, micro_batch_size=4, feature_lengths={"inputs": 12, "targets": 4}),
     )
     wide = dataclasses.replace(T5_SIZES["t5_1_1_xxl"], num_encoder_layers=1, num_decoder_layers=1, d_ff=2**18 + 2**17)
     prepare("v5e:2x2")
-    report = compile_report(make_stage(settings, wide, ["a"], 4), topology("v5e:2x2"))
+    where = topology("v5e:2x2")
+    report = compile_report(make_stage(settings, wide, ["a"], make_mesh(MeshSettings(), where.devices), 4), where)
     assert not report["fits"] and report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
     other = report["would_fit"]
     assert other["live_bytes"] < 16 * GIB and "MESH_DATA=4 --gin.MESH_FSDP=1 --gin.MESH_TENSOR=1" not in other["settings"]

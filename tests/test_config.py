@@ -1,8 +1,20 @@
 """Settings check types, choices and ranges, whatever gin hands them."""
 
+import json
+
 import pytest
 
-from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, T5Config, TaskSettings, TrainSettings
+from mpt_jax.config import (
+    BackboneSettings,
+    Computation,
+    DataSettings,
+    DistillationSettings,
+    OptimizerSettings,
+    PromptSettings,
+    Settings,
+    TaskSettings,
+    TrainSettings,
+)  # fmt: skip
 from mpt_jax.errors import UserError
 
 
@@ -21,7 +33,10 @@ from mpt_jax.errors import UserError
         (lambda: TaskSettings(names="sst2"), "TaskSettings.names = 'sst2' is of type str"),
         (lambda: TaskSettings(names=["a"], mixture_or_task_name="b"), "keep one"),
         (lambda: TrainSettings("training", "x"), "'training' is not one of 'teacher'"),
-        (lambda: T5Config("x", 8, 4, 1, 4, 4, 1, 1, ("swish",)), "mlp_activations"),
+        (lambda: Computation(dtype="float16"), r"DTYPE. = 'float16' is not one of 'float32', 'bfloat16'"),
+        (lambda: Computation(dropout_rate=1.0), "DROPOUT_RATE. = 1.0 is outside"),
+        (lambda: BackboneSettings(remat="all"), r"REMAT. = 'all' is not one of 'none', 'layers'"),
+        (lambda: BackboneSettings(attention="flash"), r"ATTENTION. = 'flash' is not one of 'auto', 'einsum', 'fused'"),
     ],
 )
 def test_bad_values_are_named(make, message):
@@ -33,3 +48,19 @@ def test_whole_numbers_serve_as_decimals_and_one_name_as_a_list():
     assert OptimizerSettings(clip_norm=1).clip_norm == 1
     assert TaskSettings(mixture_or_task_name="glue").chosen == ["glue"]
     assert TrainSettings("teacher", "x", seeds=3).seed_list == (3,)
+
+
+def test_a_shape_and_how_it_is_computed_are_apart():
+    """Training keeps or recomputes activations as it is told; answers keep nothing. A bias that trains needs plain attention."""
+    backbone = BackboneSettings("x", dtype="bfloat16", remat="layers")
+    assert backbone.computation == Computation("bfloat16", "none", "auto")
+    assert Settings(TrainSettings("target"), backbone).computation() == Computation("bfloat16", "layers", "auto")
+    assert Settings(TrainSettings("finetune"), backbone).computation() == Computation("bfloat16", "layers", "einsum")
+    with pytest.raises(UserError, match="ATTENTION = 'fused' gives the position bias no gradient, and stage 'pretrain' trains it; set"):
+        Settings(TrainSettings("pretrain"), BackboneSettings(attention="fused")).computation()
+    assert Settings(TrainSettings("target"), BackboneSettings(attention="fused")).computation().attention == "fused"
+
+
+def test_settings_describe_themselves_as_plain_values():
+    described = json.loads(json.dumps(Settings(TrainSettings("target", "x"), BackboneSettings("y")).describe()))
+    assert described["backbone"]["path"] == "y" and described["train"]["model_dir"] == "x" and described["mesh"]["fsdp"] == 1

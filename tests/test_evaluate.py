@@ -4,48 +4,29 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_data import byte_vocabulary, piece_file, text_cache
+from tiny_model import CONFIG, rows_of, weights
 
 import tasks
-from mpt_jax.config import T5Config
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.infer import evaluate, requests
 from mpt_jax.infer.decode import greedy_decode
-from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
+from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, spelling
+from mpt_jax.infer.likelihood import target_log_probabilities
 from mpt_jax.infer.requests import Model, Requests
-from mpt_jax.model.prompt_bank import PromptBank
-from mpt_jax.model.prompted_t5 import init_backbone
+from mpt_jax.methods.prompt import METHOD
+from mpt_jax.model.families.family import Network
+from mpt_jax.model.network import decode_targets, prefill
 
-CONFIG = T5Config("tiny", 384, 16, 2, 8, 32, 1, 1)
 SPEC = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(24,), target_buckets=(12,))
 BUCKETED = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(16,), target_buckets=(8,))
-VOCABULARY = load_vocabulary("bytes")
-
-
-class MemoryCache:
-    """A token cache in memory."""
-
-    embedding = None
-
-    def __init__(self, name, texts, targets):
-        self.name, self.split, self.rows = name, "validation", len(texts)
-        self._rows = [{"inputs": text, "targets": target, "number": i} for i, (text, target) in enumerate(zip(texts, targets, strict=True))]
-        self._inputs = [requests.tokens_of(text, VOCABULARY) for text in texts]
-        self._targets = [requests.tokens_of(text, VOCABULARY) for text in targets]
-        self.input_lengths = np.array([len(x) for x in self._inputs], np.int32)
-        self.target_lengths = np.array([len(x) for x in self._targets], np.int32)
-
-    def inputs(self, row):
-        return self._inputs[row]
-
-    def targets(self, row):
-        return self._targets[row]
-
-    def extra(self, row):
-        return dict(self._rows[row])
+NETWORK = Network(CONFIG, adapt=METHOD.adapt)
+VOCABULARY = byte_vocabulary()
 
 
 class Witness:
@@ -59,16 +40,21 @@ class Witness:
 @pytest.fixture(scope="module")
 def model():
     rng = np.random.default_rng(0)
-    backbone = jax.tree.map(lambda array: 2.0 * array, jax.jit(init_backbone, static_argnums=0)(CONFIG, 0))
-    bank = PromptBank(3 * rng.normal(size=(3, 4, 16)).astype(np.float32), None, None, np.arange(3, dtype=np.int32))
-    return Model(CONFIG, backbone, bank)
+    backbone = jax.tree.map(lambda array: 2.0 * array, weights(CONFIG))
+    shared_GPD = 3 * rng.normal(size=(3, 4, 16)).astype(np.float32)
+    return Model(NETWORK, backbone, VOCABULARY, {"bank/shared": shared_GPD}, METHOD.parts, np.arange(3, dtype=np.int32))
 
 
 @pytest.fixture(scope="module")
-def cache():
+def cache(tmp_path_factory):
     rng = np.random.default_rng(3)
     texts = ["".join(rng.choice(list("abcdefgh "), size=size)) for size in rng.integers(1, 40, 23)]
-    return MemoryCache("letters", texts, ["yes" if "a" in text else "no" for text in texts])
+    return text_cache(tmp_path_factory.mktemp("letters"), texts, ["yes" if "a" in text else "no" for text in texts], "letters")
+
+
+@pytest.fixture
+def other(tmp_path):
+    return text_cache(tmp_path, ["abc", "de fg", "h"], ["no", "no", "yes"], "other")
 
 
 def one_by_one(model, cache, bank_index, limit):
@@ -79,51 +65,55 @@ def one_by_one(model, cache, bank_index, limit):
         if len(tokens) > SPEC.input_length:
             tokens = np.append(tokens[: SPEC.input_length - 1], 1)
         inputs_BL = np.pad(tokens, (0, SPEC.input_length - len(tokens)))[None]
-        prompt_BPD = model.bank.shared_GPD[bank_index][None]
-        answers.append(VOCABULARY.decode(np.asarray(greedy_decode(CONFIG, model.params, prompt_BPD, inputs_BL, limit))[0]))
+        own = {"bank/shared": model.own["bank/shared"][[bank_index]]}
+        answers.append(VOCABULARY.decode(np.asarray(greedy_decode(NETWORK, model.params, own, rows_of(inputs_BL), limit, ends=(1,)))[0]))
     return answers
 
 
 @pytest.mark.parametrize(("batch_size", "spec"), [(7, BUCKETED), (64, SPEC)])
 def test_every_row_once_whatever_the_batch_size(model, cache, batch_size, spec):
     witness, seen = Witness(), []
-    progress = lambda done, total: seen.append((done, total))  # noqa: E731
-    result = evaluate.evaluate(
-        model, EvalRun(cache, 1, scorer=witness), VOCABULARY, dataclasses.replace(spec, micro_batch_size=batch_size), progress
-    )
+
+    def progress(done, total):
+        seen.append((done, total))
+
+    sized = dataclasses.replace(spec, micro_batch_size=batch_size)
+    result = evaluate.evaluate(model, EvalRun(cache, 1, scorer=witness), sized, progress)
     assert [row["number"] for row in witness.rows] == list(range(23))
     assert result.predictions == witness.predictions == one_by_one(model, cache, 1, 12)
     assert result.cut_inputs == np.sum(cache.input_lengths > 24) > 0
     assert seen[-1] == (23, 23)
 
 
-def test_runs_share_batches_and_keep_their_prompts(model, cache):
-    other = MemoryCache("other", ["abc", "de fg", "h"], ["no", "no", "yes"])
+def test_runs_share_batches_and_keep_their_prompts(model, cache, other):
     runs = [
         EvalRun(cache, 2, scorer=Witness()),
         EvalRun(other, 0, scorer=Witness()),
         EvalRun(cache, 0, scorer=Witness()),
     ]
-    for run, result in zip(runs, evaluate_runs(model, runs, VOCABULARY, SPEC), strict=True):
+    for run, result in zip(runs, evaluate_runs(model, runs, SPEC), strict=True):
         assert result.predictions == one_by_one(model, run.cache, run.bank_index, 12)
         assert (result.task, result.bank_index) == (run.cache.name, run.bank_index)
 
 
 def test_limit_rows_are_the_same_ones_each_time(model, cache):
     runs = [EvalRun(cache, index, limit_rows=9, scorer=Witness()) for index in (0, 1)]
-    first, second = evaluate_runs(model, runs, VOCABULARY, SPEC)
+    first, second = evaluate_runs(model, runs, SPEC)
     np.testing.assert_array_equal(first.row_index, second.row_index)
     assert len(set(first.row_index)) == 9
     assert [row["number"] for row in runs[0].scorer.rows] == list(first.row_index)
-    assert len(evaluate_runs(model, [EvalRun(cache, 0, limit_rows=99, scorer=Witness())], VOCABULARY, SPEC)[0].predictions) == 23
+    assert len(evaluate_runs(model, [EvalRun(cache, 0, limit_rows=99, scorer=Witness())], SPEC)[0].predictions) == 23
 
 
-def test_answers_of_a_label_task_are_limited_by_its_labels(cache, monkeypatch):
-    task = tasks.Task("letters", "generated", ("validation",), labels=("yes", "no"), generate=lambda split: [], version="1")
-    monkeypatch.setitem(tasks.TABLE, "letters", task)
-    assert EvalRun(cache).limit(SPEC) == len("yes") + 2
-    monkeypatch.delitem(tasks.TABLE, "letters")
+def letters_task(labels=("no", "yes")):
+    """Registers the cache's task with these labels."""
+    tasks.add(tasks.Task("letters", "generated", ("validation",), "{t}", labels=labels, generate=lambda _: [], version="1"))
+
+
+def test_answers_of_a_label_task_are_limited_by_its_labels(cache, table):
     assert EvalRun(cache).limit(SPEC) == 12
+    letters_task()
+    assert EvalRun(cache).limit(SPEC) == len("yes") + 2
     assert EvalRun(cache, max_tokens=3).limit(SPEC) == 3
 
 
@@ -143,20 +133,20 @@ def one_row(model, cache, row):
 
 def test_scores_of_targets_and_labels_agree(model, cache):
     labels = ("yes", "no", "perhaps")
-    labels_CT = requests.label_tokens(labels, VOCABULARY)
+    tokens = requests.label_tokens(labels, VOCABULARY)
     inputs = [cache.inputs(row) for row in range(cache.rows)]
     zeros = np.zeros(cache.rows)
-    each = requests.score_each_label(model, Requests(inputs, zeros + 1, zeros), labels_CT, SPEC)
+    each = requests.score_each_label(model, Requests(inputs, zeros + 1, zeros), tokens, SPEC)
     for number, label in enumerate(labels):
         targets = [requests.tokens_of(label, VOCABULARY)] * cache.rows
         given = requests.score_given(model, Requests(inputs, zeros + 1, zeros, targets), SPEC)
         np.testing.assert_allclose(each[:, number], given, atol=1e-4)
 
 
-def test_files_of_results(model, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "main_score", lambda name: "accuracy")
+def test_files_of_results(model, cache, tmp_path, table):
+    letters_task()
     runs = [EvalRun(cache, index, scorer=Witness()) for index in (0, 1)]
-    results = evaluate_runs(model, runs, VOCABULARY, SPEC)
+    results = evaluate_runs(model, runs, SPEC)
     run = {"runs": [{"task": "letters", "seed": 7}, {"task": "letters", "seed": 8}]}
     (path,) = evaluate.write_results(tmp_path, results, run, "best")
     written = json.loads(path.read_text())
@@ -171,33 +161,35 @@ def test_files_of_results(model, cache, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["rank", "rank_probability"])
-def test_ranking_answers_with_labels(model, cache, table, method):
+def test_ranking_answers_with_labels(model, cache, other, table, method):
     labels = ("no", "yes", "perhaps")
-    tasks.add(tasks.Task("letters", "generated", ("train",), "{t}", labels=labels, generate=lambda _: [], version="1"))
-    other = MemoryCache("other", ["abc", "de fg", "h"], ["no", "no", "yes"])
+    letters_task(labels)
     runs = [EvalRun(cache, 1, scorer=Witness()), EvalRun(other, 0, scorer=Witness()), EvalRun(cache, 2, scorer=Witness())]
     seen = []
-    told = lambda done, total: seen.append((done, total))  # noqa: E731
-    ranked = evaluate_runs(model, runs, VOCABULARY, SPEC, told, method)
+
+    def progress(done, total):
+        seen.append((done, total))
+
+    ranked = evaluate_runs(model, runs, SPEC, progress, method)
     assert seen[-1] == (49, 49) and [done for done, _ in seen] == sorted(done for done, _ in seen)
-    decoded = evaluate_runs(model, runs, VOCABULARY, SPEC)
+    decoded = evaluate_runs(model, runs, SPEC)
     assert ranked[1].predictions == decoded[1].predictions  # no labels are registered
-    labels_CT = requests.label_tokens(labels, VOCABULARY)
-    for place in (0, 2):
-        given = Requests([cache.inputs(row) for row in range(23)], [runs[place].bank_index] * 23, [12] * 23)
+    tokens = requests.label_tokens(labels, VOCABULARY)
+    for number in (0, 2):
+        given = Requests([cache.inputs(row) for row in range(23)], [runs[number].bank_index] * 23, [12] * 23)
         if method == "rank":
-            best_B = requests.choose_label(model, given, labels_CT, SPEC)
+            best_B = requests.choose_label(model, given, tokens, SPEC)
         else:
-            best_B = requests.score_each_label(model, given, labels_CT, SPEC).argmax(axis=1)
-        assert ranked[place].predictions == [labels[best] for best in best_B]
+            best_B = requests.score_each_label(model, given, tokens, SPEC).argmax(axis=1)
+        assert ranked[number].predictions == [labels[best] for best in best_B]
 
 
 def test_ranking_equals_decoding_where_it_gives_a_label(model, cache, table):
     """A model tuned for a moment, so that most of its answers are labels."""
-    tasks.add(tasks.Task("letters", "generated", ("train",), "{t}", labels=("no", "yes"), generate=lambda _: [], version="1"))
+    letters_task()
     tuned = tuned_to_answer(model, cache)
     run = EvalRun(cache, 0, scorer=Witness())
-    decoded, ranked = (evaluate_runs(tuned, [run], VOCABULARY, SPEC, method=method)[0].predictions for method in ("decode", "rank"))
+    decoded, ranked = (evaluate_runs(tuned, [run], SPEC, method=method)[0].predictions for method in ("decode", "rank"))
     labels = [row for row, text in enumerate(decoded) if text in ("no", "yes")]
     assert len(labels) > 15
     assert [ranked[row] for row in labels] == [decoded[row] for row in labels]
@@ -206,19 +198,19 @@ def test_ranking_equals_decoding_where_it_gives_a_label(model, cache, table):
 
 def tuned_to_answer(model, cache):
     """The model after some gradient steps on all of its weights."""
-    import jax.numpy as jnp
 
-    from mpt_jax.infer.likelihood import target_log_probabilities
-    from mpt_jax.model.prompted_t5 import decode_targets, encode
+    def cut(tokens, length):
+        return np.pad(tokens[:length], (0, max(length - len(tokens), 0)))
 
-    cut = lambda tokens: np.pad(tokens[:24], (0, max(24 - len(tokens), 0)))  # noqa: E731
-    inputs_BL = jnp.array([cut(cache.inputs(row)) for row in range(cache.rows)])
-    targets_BT = jnp.array([np.pad(cache.targets(row), (0, 4 - len(cache.targets(row)))) for row in range(cache.rows)])
-    prompt_BPD = jnp.broadcast_to(model.bank.shared_GPD[0], (cache.rows, *model.bank.shared_GPD.shape[1:]))
+    inputs_BL, targets_BT = (
+        np.array([cut(read(row), length) for row in range(cache.rows)]) for read, length in ((cache.inputs, 24), (cache.targets, 4))
+    )
+    rows = rows_of(inputs_BL, targets_BT)
+    own = {"bank/shared": jnp.broadcast_to(model.own["bank/shared"][0], (cache.rows, *model.own["bank/shared"].shape[1:]))}
 
     def loss(params):
-        encoded = encode(CONFIG, params, prompt_BPD, inputs_BL)
-        return -target_log_probabilities(decode_targets(CONFIG, params, encoded, targets_BT), targets_BT).mean()
+        logits_BTV = decode_targets(NETWORK, params, prefill(NETWORK, params, rows, own), rows.targets_BT)
+        return -target_log_probabilities(logits_BTV, rows.targets_BT, rows.target_length_B).mean()
 
     optimizer = optax.adam(optax.linear_schedule(0.02, 0.0, 100))
 
@@ -235,17 +227,7 @@ def tuned_to_answer(model, cache):
 
 def test_labels_that_the_vocabulary_spells_otherwise_are_still_labels(table):
     """A lower-case vocabulary answers "world" where the label is "World"."""
-
-    class LowerCase:
-        def encode(self, text):
-            return [ord(letter) for letter in text.lower()]
-
-        def decode(self, ids):
-            return "".join(map(chr, ids))
-
-    import tasks
-    from mpt_jax.infer.evaluate import spelling
-
+    lower_case = load_vocabulary(piece_file("nmt_nfkc_cf"))
     tasks.jsonl("news", files={"train": "absent.jsonl"}, template="{text}", labels=("World", "sports"))
-    assert spelling("news", LowerCase()) == {"world": "World", "sports": "sports"}
-    assert spelling("unknown", LowerCase()) == {}
+    assert spelling("news", lower_case) == {"world": "World", "sports": "sports"}
+    assert spelling("unknown", lower_case) == {}

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from fixture_folders import CHECKPOINTS, TINY, TINY_V1_0, data_folder, random_params
 
-from mpt_jax.config import T5_SIZES, T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
+from mpt_jax.model.families import t5
+from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.formats import names, safetensors, torch_file, zarr
 from mpt_jax.model.formats.arrays import LazyArray, flatten
 from mpt_jax.model.formats.files import Folder
-from mpt_jax.model.prompted_t5 import init_backbone
 
 WRITTEN = ("own", "hf", "t5x", "orbax")
 
 
 def parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Shapes that our network asks for."""
-    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(lambda: init_backbone(config, 0))).items()}
+    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(lambda: t5.init(config, 0))).items()}
 
 
 def bits(arrays) -> dict[str, bytes]:
@@ -293,6 +293,8 @@ MEASURE = """
 import sys
 import numpy as np
 from mpt_jax.model import formats
+from mpt_jax.model.families import t5
+from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 def status(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 formats.read_backbone(sys.argv[1])

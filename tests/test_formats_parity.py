@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixture_folders import TINY, TINY_V1_0, data_folder, random_params
+from tiny_model import given, own, rows_of
 from tiny_world import arguments, write_world
 
-from mpt_jax.config import T5Config
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.main import main
+from mpt_jax.methods.bank import PromptBank, compose
 from mpt_jax.model import formats
+from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.formats import prompt_writers, prompts
 from mpt_jax.model.formats.prompts import PromptFile
-from mpt_jax.model.prompt_bank import PromptBank, compose
-from mpt_jax.model.prompted_t5 import forward
+from mpt_jax.model.network import forward
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
@@ -57,7 +59,7 @@ def check_logits(folder, tolerance: float) -> None:
     config, params = our_model(folder)
     inputs_BL, targets_BT = tokens(config, 4, 11, 0), tokens(config, 4, 6, 1)
     theirs = their_logits(load(folder), inputs_BL, targets_BT)
-    ours = np.asarray(run_forward(config, params, None, inputs_BL, targets_BT).logits_BTV)
+    ours = np.asarray(run_forward(Network(config), params, rows_of(inputs_BL, targets_BT)).logits_BTV)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
@@ -93,7 +95,10 @@ def test_folders_that_transformers_writes(kind, safe, tmp_path):
 def bank_of(config: T5Config, rank: int = 2) -> PromptFile:
     """A bank of three tasks with one shared prompt, its factors far from trivial."""
     rng = np.random.default_rng(3)
-    draw = lambda *shape: rng.normal(0, 0.7, shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape):
+        return rng.normal(0, 0.7, shape).astype(np.float32)
+
     count = len(TASKS)
     factors = draw(count, LENGTH, rank), draw(count, rank, config.d_model)
     metadata = {"stage": "source", "backbone": {"name": "tiny", "fingerprint": "0123456789abcdef"}}
@@ -104,8 +109,9 @@ def our_outputs(config, params, held: PromptFile, task: int, inputs_BL, targets_
     """(logits, greedily decoded tokens) of one task's prompt."""
     bank = PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N)
     prompt_BPD = compose(bank, jnp.full(len(inputs_BL), task))
-    logits_BTV = run_forward(config, params, prompt_BPD, inputs_BL, targets_BT).logits_BTV
-    return np.asarray(logits_BTV), np.asarray(greedy_decode(config, params, prompt_BPD, inputs_BL, steps))
+    logits_BTV = run_forward(given(config), params, rows_of(inputs_BL, targets_BT), own(prompt_BPD)).logits_BTV
+    tokens_BT = greedy_decode(given(config), params, own(prompt_BPD), rows_of(inputs_BL), steps, ends=(1,))
+    return np.asarray(logits_BTV), np.asarray(tokens_BT)
 
 
 def their_tokens(model, inputs_BL, steps: int = 7, **more) -> np.ndarray:
@@ -203,8 +209,6 @@ def test_plain_prompt_tuning_of_peft(scene, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["t5_base", "t5_1_1_base"])
 def test_base_size_has_the_logits_of_transformers(size, tmp_path):
-    from mpt_jax.config import T5_SIZES
-
     config = T5_SIZES[size]
     rng = np.random.default_rng(0)
     params = {

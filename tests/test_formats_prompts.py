@@ -6,15 +6,17 @@ import json
 import numpy as np
 import pytest
 from fixture_folders import TINY, data_folder, random_params
+from tiny_run import row, write_run
 
-from mpt_jax.checkpoint import Checkpoints, load_bank
+from mpt_jax.checkpoint import load_trainable
 from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import PromptBank, compose_all
+from mpt_jax.methods.prompt import bank_of, read_prompt_array
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import fingerprint_of
 from mpt_jax.model.formats import prompt_writers, prompts
 from mpt_jax.model.formats.prompts import PromptFile
-from mpt_jax.model.prompt_bank import PromptBank, compose_all, read_prompt_array
 
 REAL = ("sst2", "mrpc", "rte")
 SCORES = {"accuracy": 87.5}
@@ -23,7 +25,10 @@ SCORES = {"accuracy": 87.5}
 def bank(num_groups: int = 1, rank: int = 2, seed: int = 0, width: int = 6) -> PromptFile:
     """Three tasks, P = 4, D = width; rank 0 has no factors and a group for each task."""
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     groups = 3 if rank == 0 else num_groups
     factors = (draw(3, 4, rank), draw(3, rank, width)) if rank else (None, None)
     metadata = {
@@ -124,8 +129,9 @@ def test_a_bank_goes_to_t5x_with_its_backbone_and_comes_back(groups, rank, tmp_p
     convert(str(tmp_path / "known.npz"), "t5x_bank", str(tmp_path / "out"))
     checkpoint = tmp_path / "out" / "checkpoint_0"
     same(held, prompts.read(checkpoint, TINY.d_model))
-    loaded, run = load_bank(tmp_path / "out")
-    np.testing.assert_array_equal(compose_all(loaded), held.compose())
+    trained, run = load_trainable(tmp_path / "out")
+    np.testing.assert_array_equal(compose_all(bank_of(trained, held.group_N)), held.compose())
+    assert [row["group"] for row in run["runs"]] == held.group_N.tolist()
     assert run["tasks"] == list("abc") and run["backbone"] == {"name": str(checkpoint), "fingerprint": known["fingerprint"]}
     assert fingerprint_of(formats.read_backbone(checkpoint)[1]) == known["fingerprint"]
     convert(str(tmp_path / "out"), "npz", str(tmp_path / "back"))  # the folder is a run folder
@@ -150,17 +156,11 @@ def test_a_bank_in_a_t5x_checkpoint_alone(tmp_path):
 @pytest.fixture
 def run_folder(tmp_path):
     """A run as training leaves it: two tasks, task `a` with two seeds."""
-    rows = [{"task": task, "seed": seed, "group": n, "learning_rate": 0.3} for n, (task, seed) in enumerate([("a", 1), ("b", 1), ("a", 2)])]
-    held = bank(3)
-    folder = tmp_path / "run"
-    (folder / "eval").mkdir(parents=True)
-    description = {"stage": "target", "runs": rows, "backbone": {"name": "nano", "fingerprint": "f" * 16}}
-    (folder / "run.json").write_text(json.dumps(description))
-    (folder / "eval" / "a.json").write_text(json.dumps({"runs": [{"run": 0, "scores": SCORES}, {"run": 2, "scores": {"accuracy": 90.0}}]}))
+    held, folder = bank(3), tmp_path / "run"
     trainable = {"bank/shared": held.shared_GPD, "bank/cols": held.cols_NPR, "bank/rows": held.rows_NRD}
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(3, {"trainable": trainable}, None, {})
-    checkpoints.close()
+    write_run(folder, [row("a", 1, 0), row("b", 1, 1), row("a", 2, 2)], trainable, backbone="nano", stage="target")
+    (folder / "eval").mkdir()
+    (folder / "eval" / "a.json").write_text(json.dumps({"runs": [{"run": 0, "scores": SCORES}, {"run": 2, "scores": {"accuracy": 90.0}}]}))
     return folder, held
 
 

@@ -1,6 +1,5 @@
 """The TPU kernel in Pallas' interpreter: what the plain products give, in values and gradients, on one device and on meshes."""
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -17,22 +16,27 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
+from tiny_model import given, own, rows_of, tiny, weights
 
 from mpt_jax import sharding
 from mpt_jax.compiling import hlo
 from mpt_jax.compiling.chips import prepare, topology
-from mpt_jax.config import MeshSettings, T5Config, TrainSettings
+from mpt_jax.config import Computation, MeshSettings
 from mpt_jax.errors import UserError
-from mpt_jax.model import attention, fused_attention, prompted_t5
+from mpt_jax.model import attention, fused_attention
 from mpt_jax.model.attention import MASKED, Bias, attend, kernel_for
+from mpt_jax.model.network import forward
 
-CONFIG = T5Config("tiny", 60, 32, 4, 8, 32, 2, 2, attention="fused")
+CONFIG = tiny(vocab_size=60, d_model=32, num_heads=4, num_encoder_layers=2, num_decoder_layers=2)
 V5E = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 
 
 def arrays(B, T, S, H, K, dtype=jnp.float32):  # noqa: N803
     rng = np.random.default_rng(0)
-    make = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+
+    def make(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
     bias = Bias(make(1, H, T, S).astype(jnp.float32), jnp.where(jnp.arange(S) < rng.integers(1, S + 1, (B, 1)), 0.0, MASKED)[:, None, None])
     return (make(B, T, H, K) / K**0.5, make(B, S, H, K), make(B, S, H, K)), bias, make(B, T, H, K)
 
@@ -63,21 +67,20 @@ def test_bfloat16_is_as_near_to_float32_as_products_are():
         assert np.abs(array - expected).max() <= 1.5 * np.abs(by_products - expected).max()
 
 
-def loss_and_gradient(config, rows: int, mesh=None):
+def loss_and_gradient(rows: int, mesh=None, **computation):
     """Mean squared logits of a T5 with a prompt and padded inputs, 5 target positions, and their gradient towards the prompt."""
     rng = np.random.default_rng(1)
-    params = prompted_t5.init_backbone(config, 0)
+    network, params = given(CONFIG, **computation), weights(CONFIG)
     inputs_BL, targets_BT = rng.integers(2, 60, (rows, 9)).astype(np.int32), rng.integers(2, 60, (rows, 5)).astype(np.int32)
     inputs_BL[1, 5:] = 0
-    prompt_BPD = jnp.asarray(rng.normal(size=(rows, 3, config.d_model)), jnp.float32)
+    prompt_BPD = jnp.asarray(rng.normal(size=(rows, 3, CONFIG.d_model)), jnp.float32)
 
-    def loss(prompt_BPD, inputs_BL, targets_BT):
-        outputs = prompted_t5.forward(config, params, prompt_BPD, inputs_BL, targets_BT)
-        return jnp.mean(outputs.logits_BTV**2)
+    def loss(prompt_BPD, tokens):
+        return jnp.mean(forward(network, params, tokens, own(prompt_BPD)).logits_BTV ** 2)
 
-    place = lambda array: sharding.place_rows(mesh, array)  # noqa: E731
+    prompt_BPD, tokens = jax.tree.map(lambda array: sharding.put_rows(mesh, array), (prompt_BPD, rows_of(inputs_BL, targets_BT)))
     with sharding.use(mesh):
-        return jax.jit(jax.value_and_grad(loss))(place(prompt_BPD), place(inputs_BL), place(targets_BT))
+        return jax.jit(jax.value_and_grad(loss))(prompt_BPD, tokens)
 
 
 def assert_same(found, expected):
@@ -91,18 +94,18 @@ def test_a_network_with_the_kernel_is_the_same_network(monkeypatch, remat):
     calls = []
     monkeypatch.setitem(attention.KERNELS, "fused", lambda *given: calls.append(given[0].shape) or fused_attention.attend(*given))
     monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))  # TPU's interpreter knows no remat
-    found = loss_and_gradient(dataclasses.replace(CONFIG, remat=remat), 2)
+    found = loss_and_gradient(2, attention="fused", remat=remat)
     assert {shape[1] for shape in calls} == {12, 5}  # encoder and decoder
-    assert_same(found, loss_and_gradient(dataclasses.replace(CONFIG, attention="einsum"), 2))
+    assert_same(found, loss_and_gradient(2, attention="einsum"))
 
 
 def on_meshes() -> None:
     """Run as a program with 8 pretend devices: raises where a mesh gives something else than one device."""
     attention.target_device = lambda: V5E
     pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
-    expected = loss_and_gradient(dataclasses.replace(CONFIG, attention="einsum"), 8)
+    expected = loss_and_gradient(8, attention="einsum")
     for shape in ((8, 1, 1), (2, 2, 2), (2, 1, 4), (1, 1, 8)):  # 8 tensor parts do not divide 4 heads
-        assert_same(loss_and_gradient(CONFIG, 8, sharding.make_mesh(MeshSettings(*shape))), expected)
+        assert_same(loss_and_gradient(8, sharding.make_mesh(MeshSettings(*shape)), attention="fused"), expected)
     print(json.dumps({"devices": len(jax.devices())}))
 
 
@@ -125,34 +128,35 @@ def test_the_kernel_compiles_for_tpus(name):
     prepare(name)
     mesh = sharding.make_mesh(MeshSettings(2, 1, 2), topology(name).devices)
     (query, *_), bias, _ = jax.eval_shape(lambda: arrays(4, 357, 357, 12, 64, jnp.bfloat16))
-    placed = lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
-    given = [placed(query, PartitionSpec("data", None, "tensor"))] * 3
+
+    def placed(leaf, spec):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    inputs = [placed(query, PartitionSpec("data", None, "tensor"))] * 3
     bias = Bias(placed(bias.position_1HTS, PartitionSpec(None, "tensor")), placed(bias.key_B11S, PartitionSpec("data")))
     with sharding.use(mesh):
-        assert kernel_for(T5Config("t5_base", 60, 768, 12, 64, 32, 1, 1, dtype="bfloat16"), 357, 357) == "fused"
+        assert kernel_for(Computation("bfloat16"), 12, 64, 357, 357) == "fused"
         gradient = jax.grad(lambda inputs, bias: jnp.sum(fused_attention.attend(*inputs, bias).astype(jnp.float32) ** 2))
-        program = jax.jit(gradient).lower(given, bias).compile().as_text()
+        program = jax.jit(gradient).lower(inputs, bias).compile().as_text()
     assert program.count("tpu_custom_call") >= 2 and not hlo.collectives(program, 4)
 
 
 def test_where_the_kernel_is_taken(monkeypatch):
-    config = dataclasses.replace(CONFIG, attention="auto", num_heads=12, head_dim=64, dtype="bfloat16")
-    assert kernel_for(config, 356, 356) == "einsum"  # these devices are no TPUs
+    def chosen(attention_setting, queries, keys):
+        return kernel_for(Computation("bfloat16", attention=attention_setting), 12, 64, queries, keys)
+
+    assert chosen("auto", 356, 356) == "einsum"  # these devices are no TPUs
     with pytest.raises(UserError, match="'fused' is a kernel of TPUs, and these devices are cpu"):
-        kernel_for(dataclasses.replace(config, attention="fused"), 356, 356)
+        chosen("fused", 356, 356)
     monkeypatch.setattr(attention, "target_device", lambda: V5E)
-    assert kernel_for(config, 356, 356) == kernel_for(config, 128, 356) == "fused"
-    assert kernel_for(config, 1, 356) == kernel_for(dataclasses.replace(config, attention="einsum"), 356, 356) == "einsum"
-    assert kernel_for(config, 4096, 4096) == "einsum"
+    assert chosen("auto", 356, 356) == chosen("auto", 128, 356) == "fused"
+    assert chosen("auto", 1, 356) == chosen("einsum", 356, 356) == "einsum"
+    assert chosen("auto", 4096, 4096) == "einsum"
     with pytest.raises(UserError, match="4096 x 4096 positions take .* MiB of VMEM, and TPU v5 lite gives 128"):
-        kernel_for(dataclasses.replace(config, attention="fused"), 4096, 4096)
+        chosen("fused", 4096, 4096)
 
 
 def test_a_trained_bias_is_refused():
     inputs, bias, _ = arrays(1, 4, 4, 2, 8)
     with pytest.raises(UserError, match="bias is trained.*ATTENTION = 'einsum'"), pltpu.force_tpu_interpret_mode():
         jax.grad(lambda position: fused_attention.attend(*inputs, bias._replace(position_1HTS=position)).sum())(bias.position_1HTS)
-    with pytest.raises(UserError, match="ATTENTION.*'finetune'"):
-        TrainSettings("finetune", "x", attention="fused")
-    assert TrainSettings("finetune", "x").configured(CONFIG).attention == "einsum"
-    assert TrainSettings("target", "x").configured(CONFIG).attention == "auto"

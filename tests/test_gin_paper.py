@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 from paper_files import write_published
-from tiny_model import CONFIG
+from tiny_model import CONFIG, weights
 
 import tasks
 from mpt_jax import main
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TaskSettings, TrainSettings
 from mpt_jax.model import formats
-from mpt_jax.model.prompted_t5 import init_backbone
 from tasks.paper import location, reading
 
 FOLDER = main.GIN_FOLDER / "paper"
@@ -86,7 +85,7 @@ def world(tmp_path_factory):
     """All sets with 8 rows a file, a random T5 over bytes, and the folder of the runs."""
     folder = tmp_path_factory.mktemp("paper")
     write_published(folder / "data")
-    formats.write_backbone("own", str(folder / "t5"), CONFIG, init_backbone(CONFIG, 0), "bytes")
+    formats.write_backbone("own", str(folder / "t5"), CONFIG, weights(CONFIG), "bytes")
     return folder
 
 

@@ -1,21 +1,23 @@
 """The best weights of each group, sums of a window of steps, and groups that stop."""
 
-import dataclasses
 import types
 
 import numpy as np
+import pytest
 from tiny_data import sized_cache
-from tiny_model import SPEC, make_step, new_bank, streams
+from tiny_model import LENGTH, new_bank, objective_of, tiny_backbone
 
 from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.config import TrainSettings
+from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.batches import batch_iterator
 from mpt_jax.metrics import MetricsWriter, read_metrics
 from mpt_jax.train.loop import Loop, Window, stopped_groups, update_best
-from mpt_jax.train.plan import Run
+from mpt_jax.train.plan import make_streams
+from mpt_jax.train.program import assemble
 from mpt_jax.train.run import resume
+from mpt_jax.train.terms import terms
 
-RUNS = [Run(task, 0, group, 0.1, 0.1) for group in range(2) for task in ("a", "b")]
+PROMPT = PromptSettings(length=LENGTH, transfer="none")
 
 
 def bank(value: float) -> dict:
@@ -26,32 +28,47 @@ def scored(*values):
     return [None if value is None else ({"accuracy": value}, value) for value in values]
 
 
-def test_each_group_keeps_its_own_best_step():
-    best = update_best(None, bank(1.0), scored(50, 60, 10, 10), RUNS, 5)
-    best = update_best(best, bank(2.0), scored(54, 54, 30, 10), RUNS, 10)  # group 0: mean 54 < 55; group 1: 20 > 10
-    best = update_best(best, bank(3.0), scored(55, 55, None, None), RUNS, 15)  # group 0: equal is not better
+@pytest.fixture(scope="module")
+def program():
+    """Two groups (seeds) of two tasks."""
+    settings = Settings(TrainSettings("source", seeds=[0, 1]), prompt=PROMPT, distillation=DistillationSettings(weight=0.0))
+    return assemble(settings, ("a", "b"), tiny_backbone())
+
+
+def test_each_group_keeps_its_own_best_step(program):
+    best = update_best(None, bank(1.0), scored(50, 60, 10, 10), program, 5)
+    best = update_best(best, bank(2.0), scored(54, 54, 30, 10), program, 10)  # group 0: mean 54 < 55; group 1: 20 > 10
+    best = update_best(best, bank(3.0), scored(55, 55, None, None), program, 15)  # group 0: equal is not better
     assert best.score_G.tolist() == [55, 20] and best.step_G.tolist() == [5, 10]
     assert best.trainable["bank/shared"][:, 0, 0].tolist() == [1, 2]
     assert best.trainable["bank/cols"][:, 0, 0].tolist() == [1, 1, 2, 2]
 
 
 def test_best_of_finetuning_is_the_whole_tree():
-    runs = [Run("a", 0, 0, 0.1, 0.1)]
-    best = update_best(None, {"backbone/x": np.ones(3)}, scored(1), runs, 1)
-    best = update_best(best, {"backbone/x": np.full(3, 2.0)}, scored(2), runs, 2)
+    program = assemble(Settings(TrainSettings("finetune")), ("a",), tiny_backbone())
+    best = update_best(None, {"backbone/x": np.ones(3)}, scored(1), program, 1)
+    best = update_best(best, {"backbone/x": np.full(3, 2.0)}, scored(2), program, 2)
     assert best.trainable["backbone/x"].tolist() == [2, 2, 2]
 
 
 def test_a_window_divides_sums_by_what_they_count():
-    window = Window(("loss", "hidden_encoder"))
-    for loss, finite in ((6.0, True), (2.0, False)):
-        counts = {"target_tokens_N": np.array([2.0, 0.0]), "input_tokens_N": np.array([5.0, 0.0]), "examples_N": np.array([1.0, 0.0])}
-        batch = types.SimpleNamespace(**counts, examples=1, cut_inputs=1, cut_targets=0)
-        sums = {"loss": np.array([loss, 0.0]), "hidden_encoder": np.array([10.0, 0.0])}
-        window.add({**sums, "grad_norm": np.array([loss]), "finite": np.array([finite])}, batch)
-    means, norm_G, finite_G = window.read()
-    assert means["loss"].tolist() == [2.0, 0.0] and means["hidden_encoder"].tolist() == [2.0, 0.0]
-    assert norm_G.tolist() == [2.0] and finite_G.tolist() == [False] and window.cut_inputs == 2
+    """Encoder states are counted as the loss counts them: with hidden_positions = 'all' an example's prompt positions too."""
+    found = {}
+    for positions in ("inputs", "all"):
+        settings = DistillationSettings(logits=False, hidden_positions=positions)
+        window = Window(terms(objective_of(new_bank(1, 2), settings)))
+        for loss, finite in ((6.0, True), (2.0, False)):
+            counts = {"target_tokens_N": np.array([2.0, 0.0]), "input_tokens_N": np.array([5.0, 0.0]), "examples_N": np.array([1.0, 0.0])}
+            batch = types.SimpleNamespace(**counts, examples=1, cut_inputs=1, cut_targets=0)
+            sums = {"loss": np.array([loss, 0.0]), "correct": np.array([1.0, 0.0])}
+            sums |= {"hidden_encoder": np.array([10.0, 0.0]), "hidden_decoder": np.array([1.0, 0.0])}
+            window.add({**sums, "grad_norm": np.array([loss]), "finite": np.array([finite])}, batch)
+        found[positions], norm_G, finite_G = window.read()
+        assert norm_G.tolist() == [2.0] and finite_G.tolist() == [False] and window.cut_inputs == 2
+    assert {name: mean_N.tolist() for name, mean_N in found["inputs"].items()} == {
+        "loss": [2.0, 0.0], "correct": [0.5, 0.0], "hidden_encoder": [2.0, 0.0], "hidden_decoder": [0.5, 0.0],
+    }  # fmt: skip
+    assert found["all"]["hidden_encoder"].tolist() == [20.0 / (10 + 2 * LENGTH), 0.0]
 
 
 SCORES = {2: (50, 50), 4: (50, 60), 6: (50, 70), 8: (99, 70), 10: (99, 70), 12: (99, 99)}  # of both groups, by step
@@ -59,19 +76,20 @@ SCORES = {2: (50, 50), 4: (50, 60), 6: (50, 70), 8: (99, 70), 10: (99, 70), 12: 
 
 def train_with_patience(folder, caches, last_step: int) -> tuple[list[dict], Best, int]:
     """Two groups, a task each, scored every second step by SCORES, patience 2: (lines of metrics, best, steps done)."""
-    bank = new_bank(2, 1)
-    step_fn, state, frozen = make_step(bank)
-    rows = [dataclasses.replace(stream, bank_index=(group,)) for group, stream in enumerate(streams(caches, 2, 4))]
-    checkpoints = Checkpoints(folder)
-    state, best, start = resume(checkpoints, state)
-    writer, batches = MetricsWriter(folder, start), batch_iterator(rows, SPEC, 2, start, 2)
-    settings = TrainSettings("fewshot", str(folder), train_steps=last_step, log_steps=1, patience=2)
+    train = TrainSettings("fewshot", str(folder), train_steps=last_step, log_steps=1, patience=2, eval_steps=2, checkpoint_steps=4)
+    data = DataSettings(batch_size=4, micro_batch_size=4, feature_lengths={"inputs": 16, "targets": 8}, input_buckets=(8,))
+    optimizer = OptimizerSettings(schedule="constant", warmup_steps=0, learning_rate=0.1, factor_learning_rate=0.1)
+    program = assemble(Settings(train, prompt=PROMPT, optimizer=optimizer, data=data), tuple("ab"), tiny_backbone(), caches=caches)
+    step_fn, checkpoints = program.step(), Checkpoints(folder)
+    state, best, start = resume(checkpoints, step_fn.init(program.trainable))
+    rows = make_streams(program.plan, caches, data)
+    writer, batches = MetricsWriter(folder, start), batch_iterator(rows, program.spec, 2, start, 2)
     seen = iter([score for step, score in SCORES.items() if step > start])
-    evaluate = lambda trainable: scored(*next(seen))  # noqa: E731
-    loop = Loop(
-        settings, [Run(task, 0, group, 0.1, 0.1) for group, task in enumerate("ab")], step_fn, frozen, batches, rows,
-        checkpoints, writer, evaluate, 2, 4, lambda step: False,
-    )  # fmt: skip
+
+    def evaluate(trainable):
+        return scored(*next(seen))
+
+    loop = Loop(program, step_fn, batches, rows, checkpoints, writer, evaluate, preempted=lambda step: False)
     state, best = loop.run(state, best, start)
     batches.close()
     writer.close()
@@ -81,7 +99,7 @@ def train_with_patience(folder, caches, last_step: int) -> tuple[list[dict], Bes
 
 def test_a_group_without_a_better_score_draws_no_more_rows(tmp_path):
     """Group a stops at step 6, two scorings after its best; group b at 10; then the run ends, also when it was cut in between."""
-    caches = [sized_cache(tmp_path, 40, name="rows", longest=14)]
+    caches = {task: sized_cache(tmp_path, 40, name=f"rows_{task}", longest=14) for task in "ab"}
     lines, best, steps = train_with_patience(tmp_path / "whole", caches, 20)
     drawn = {task: {line["step"] for line in lines if line["task"] == task and line["split"] == "train"} for task in "ab"}
     assert drawn == {"a": set(range(1, 7)), "b": set(range(1, 11))} and steps == 10

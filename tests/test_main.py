@@ -1,4 +1,4 @@
-"""The command: bad input, each with its message, and all commands one after the other."""
+"""The command: bad input, each with its message, and every command over what the one before left."""
 
 import json
 import subprocess
@@ -6,10 +6,15 @@ import sys
 
 import numpy as np
 import pytest
+from tiny_data import shared_vocabulary_file
+from tiny_model import tiny, weights
 from tiny_world import arguments, write_world
 
+import mpt_jax
 import tasks
+from mpt_jax.checkpoint import load_trainable
 from mpt_jax.main import main
+from mpt_jax.model import formats
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,7 @@ def test_unknown_gin_names(capsys, world, folder):
         ({"LEARNING_RATE": [0.1, -1]}, "a learning rate is a number in 0 .. 100"),
         ({"TASK_FEATURE_LENGTHS": {"inputs": 16}}, "it takes {'inputs': tokens, 'targets': tokens}"),
         ({"DataSettings__mixing": "random"}, "'random' is not one of 'stochastic', 'proportional', 'equal'"),
-        ({"MODEL_DIR": ""}, "model_dir is empty"),
+        ({"MODEL_DIR": ""}, "MODEL_DIR is empty; give --gin.MODEL_DIR"),
     ],
 )
 def test_gin_values(capsys, world, folder, changes, message):
@@ -81,8 +86,6 @@ def test_backbone_that_is_not_there(capsys, world, folder):
 
 
 def test_vocabulary_of_another_backbone(capsys, world, folder):
-    from tiny_data import shared_vocabulary_file
-
     vocabulary = shared_vocabulary_file()
     fails(capsys, train(world, folder, VOCABULARY=vocabulary), "has 32,100 ids", "embeds 384", "--gin.VOCABULARY")
 
@@ -128,19 +131,15 @@ def test_missing_source(capsys, world, folder):
     fails(capsys, train(world, folder, "target.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "is no run folder")
 
 
-def test_prompts_of_another_backbone(capsys, world, folder, teachers, tmp_path):
-    import dataclasses
-
-    from tiny_model import CONFIG
-
-    from mpt_jax.model import formats
-    from mpt_jax.model.prompted_t5 import init_backbone
-
-    for name, config, seed in (("wide", dataclasses.replace(CONFIG, d_model=24), 0), ("other", CONFIG, 1)):
-        formats.write_backbone("own", str(tmp_path / name), config, init_backbone(config, seed), "bytes")
-    source = {"TASKS": ["digit"], "SOURCE_DIR": str(teachers)}
-    fails(capsys, train(world, folder, "target.gin", **source, BACKBONE=str(tmp_path / "wide")), "prompts of width 16", "width 24")
-    fails(capsys, train(world, folder, "target.gin", **source, BACKBONE=str(tmp_path / "other")), "was trained on backbone")
+@pytest.mark.parametrize("name, change, message", [
+    ("wide", {"d_model": 24}, ("prompts of width 16", "width 24")),
+    ("other", {}, ("was trained on backbone",)),
+])  # fmt: skip
+def test_prompts_of_another_backbone(capsys, world, folder, teachers, tmp_path, name, change, message):
+    config = tiny(**change)
+    formats.write_backbone("own", str(tmp_path / name), config, weights(config, 1), "bytes")
+    source = {"TASKS": ["digit"], "SOURCE_DIR": str(teachers), "BACKBONE": str(tmp_path / name)}
+    fails(capsys, train(world, folder, "target.gin", **source), *message)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(capsys, world, folder):
@@ -148,53 +147,90 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(capsys, w
     settings = {"OptimizerSettings__weight_decay": 1e9, "TRAIN_STEPS": 12, "TrainSettings__checkpoint_steps": 1}
     settings["TrainSettings__score_tasks"] = False
     fails(capsys, train(world, folder, MODEL_DIR=str(run), **settings), "not finite", "is the last good one", "Lower LEARNING_RATE")
-    from mpt_jax.checkpoint import load_bank
-
-    bank, _ = load_bank(run, "last")
-    assert np.isfinite(bank.shared_GPD).all()
+    trained, _ = load_trainable(run, "last")
+    assert trained and all(np.isfinite(array).all() for array in trained.values())
 
 
-def test_every_command_one_after_the_other(capsys, world, folder, teachers, tmp_path):
-    """Teachers to report on a tiny random backbone; what is checked is that each hands on what the next needs."""
-    where = {name: str(folder / name) for name in ("source", "target", "few")}
-    run = lambda *argv, **changes: main(arguments(*argv, world, **changes))  # noqa: E731
-    assert run("train", "source.gin", TASKS=["vowel", "long"], TEACHER_DIR=str(teachers), MODEL_DIR=where["source"]) == 0
-    assert run("train", "target.gin", TASKS=["digit"], SOURCE_DIR=where["source"], MODEL_DIR=where["target"]) == 0
-    few = {"SEED": [1, 2], "K_SHOT": 4, "SOURCE_DIR": where["source"], "MODEL_DIR": where["few"]}
-    assert run("train", "fewshot.gin", TASKS=["digit"], **few) == 0
-    described = json.loads((folder / "few" / "run.json").read_text())
+@pytest.fixture(scope="module")
+def source(folder, world, teachers):
+    run = folder / "source"
+    assert main(arguments("train", "source.gin", world, TASKS=["vowel", "long"], TEACHER_DIR=str(teachers), MODEL_DIR=str(run))) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def target(folder, world, source):
+    run = folder / "target"
+    assert main(arguments("train", "target.gin", world, TASKS=["digit"], SOURCE_DIR=str(source), MODEL_DIR=str(run))) == 0
+    return run
+
+
+def test_a_source_run_holds_what_targets_need(source):
+    run = json.loads((source / "run.json").read_text())
+    assert run["stage"] == "source" and run["method"] == "prompt" and [row["group"] for row in run["runs"]] == [0, 0]
+    trained, _ = load_trainable(source)
+    assert {path: array.shape for path, array in trained.items()} == {
+        "bank/shared": (1, 3, 16), "bank/cols": (2, 3, 1), "bank/rows": (2, 1, 16),
+    }  # fmt: skip
+    assert (source / "config.gin").is_file() and (source / "metrics.jsonl").is_file()
+
+
+def test_few_shot_runs_draw_rows_of_their_own(folder, world, source):
+    run = folder / "few"
+    few = {"SEED": [1, 2], "K_SHOT": 4, "SOURCE_DIR": str(source), "MODEL_DIR": str(run)}
+    assert main(arguments("train", "fewshot.gin", world, TASKS=["digit"], **few)) == 0
+    described = json.loads((run / "run.json").read_text())
     assert [len(row["few_shot"]) for row in described["runs"]] == [4, 4]
     assert described["runs"][0]["few_shot"] != described["runs"][1]["few_shot"]
     assert described["parameters"]["per_task"] == 3 * 16 + 3 + 16
 
-    assert run("eval", "eval.gin", MODEL_DIR=where["target"]) == 0
-    scores = json.loads((folder / "target" / "eval" / "digit.json").read_text())
+
+def test_eval_writes_scores(world, target):
+    assert main(arguments("eval", "eval.gin", world, MODEL_DIR=str(target))) == 0
+    scores = json.loads((target / "eval" / "digit.json").read_text())
     assert scores["rows"] == 12 and 0 <= scores["scores"]["accuracy"] <= 100
 
+
+def test_infer_answers_rows_of_a_file(world, target, tmp_path):
     rows, answers = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
     rows.write_text('{"word": "abc1", "note": 7}\n{"inputs": "word: x"}\n')
-    argv = arguments("infer", "", world, MODEL_DIR=where["target"], TASKS=["digit"])
+    argv = arguments("infer", "", world, MODEL_DIR=str(target), TASKS=["digit"])
     assert main([*argv, f"--input={rows}", f"--output={answers}", "--score"]) == 0
     answered = [json.loads(line) for line in answers.read_text().splitlines()]
     assert answered[0]["inputs"] == "word: abc1" and answered[0]["note"] == 7 and answered[1]["inputs"] == "word: x"
-    assert all("prediction" in row and set(row["scores"]) == {"no", "yes"} for row in answered)
+    for row in answered:
+        assert isinstance(row["prediction"], str) and set(row["scores"]) == {"no", "yes"}
 
+
+def test_convert_writes_the_prompts_that_load_gives(source, tmp_path):
     prompts = tmp_path / "prompts.npz"
-    assert main(["convert", "--from", where["source"], "--to", "npz", "--output", str(prompts)]) == 0
-    composed = np.load(prompts)
-    import mpt_jax
-
-    predictor = mpt_jax.load(where["source"])
+    assert main(["convert", "--from", str(source), "--to", "npz", "--output", str(prompts)]) == 0
+    composed, predictor = np.load(prompts), mpt_jax.load(source)
     for name in ("vowel", "long"):
         np.testing.assert_array_equal(composed[name], predictor.prompt(name))
         assert composed[name].dtype == np.float32
     log_probability = predictor.score(["word: abc"], ["yes"], task="vowel")
     assert log_probability.shape == (1,) and log_probability[0] < 0
 
-    assert main(["report", str(teachers), where["target"], "--output", str(tmp_path)]) == 0
+
+def test_report_makes_a_table_a_picture_and_a_page(teachers, target, tmp_path):
+    assert main(["report", str(teachers), str(target), "--output", str(tmp_path)]) == 0
     assert {"table.md", "report.png", "report.html"} <= {path.name for path in tmp_path.iterdir()}
-    assert main(arguments("tasks", "", world)) == 0 and main([*arguments("tasks", "", world), "digit"]) == 0
+    assert "| digit |" in (tmp_path / "table.md").read_text()
+
+
+def test_tasks_lists_and_shows(capsys, world):
+    assert main(arguments("tasks", "", world)) == 0
+    assert "digit" in capsys.readouterr().out
+    assert main([*arguments("tasks", "", world), "digit"]) == 0
     assert "word: " in capsys.readouterr().out
+
+
+def test_cache_writes_what_training_reads(capsys, world, tmp_path):
+    argv = arguments("cache", "", world, TASKS=["digit"], CACHE_DIR=str(tmp_path))
+    assert main([*argv, "--splits=train"]) == 0
+    assert "digit train: 40 rows" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("meta.json"))) == 1
 
 
 def test_finetuning_writes_a_backbone_that_can_be_used(capsys, world, folder):

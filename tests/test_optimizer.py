@@ -1,4 +1,4 @@
-"""Optimisers: runs are independent, schedules by hand, parameters that diverge are held."""
+"""Optimisers: groups are independent, schedules by hand, parameters that diverge are held."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,11 @@ import optax
 import pytest
 
 from mpt_jax.config import OptimizerSettings
-from mpt_jax.train.groups import PROMPTS_ONLY
-from mpt_jax.train.optimizer import by_run, from_runs, make_optimizer, schedule
+from mpt_jax.methods.method import GROUP, TASK, Part
+from mpt_jax.methods.prompt import METHOD
+from mpt_jax.train.optimizer import by_group, from_groups, make_optimizer, schedule
+
+PARTS = METHOD.parts
 
 
 def banks(groups=3, tasks_each=2, seed=0):
@@ -19,25 +22,37 @@ def banks(groups=3, tasks_each=2, seed=0):
 
 
 def of_group(flat, g, groups=3):
-    return {path: view[g].reshape(-1, *flat[path].shape[1:]) for path, view in by_run(flat, groups).items()}
+    return {path: view[g].reshape(-1, *flat[path].shape[1:]) for path, view in by_group(flat, PARTS, groups).items()}
 
 
-def test_views_by_run_and_back():
+def test_views_by_group_and_back():
     flat = banks()
-    for path, array in from_runs(by_run(flat, 3)).items():
+    views = by_group(flat, PARTS, 3)
+    assert {path: view.shape for path, view in views.items()} == {
+        "bank/shared": (3, 1, 4, 5), "bank/cols": (3, 2, 4, 1), "bank/rows": (3, 2, 1, 5),
+    }  # fmt: skip
+    for path, array in from_groups(views, PARTS).items():
         np.testing.assert_array_equal(array, flat[path])
 
 
+def test_what_is_neither_a_tasks_nor_a_groups_belongs_to_the_only_group():
+    parts = (Part("mine/task", TASK, "prompt"), Part("mine/group", GROUP, "prompt"), Part("mine/all", None, "weights"))
+    flat = {"mine/task": jnp.ones((2, 3)), "mine/group": jnp.ones((1, 3)), "mine/all": jnp.ones((5, 7))}
+    views = by_group(flat, parts, 1)
+    assert {path: view.shape for path, view in views.items()} == {"mine/task": (1, 2, 3), "mine/group": (1, 1, 3), "mine/all": (1, 5, 7)}
+    assert {path: array.shape for path, array in from_groups(views, parts).items()} == {path: array.shape for path, array in flat.items()}
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
-def test_a_run_among_others_is_the_run_alone(name):
+def test_a_group_among_others_is_the_group_alone(name):
     settings = OptimizerSettings(name=name, warmup_steps=2)
     rates = {"prompt": np.array([0.3, 0.1, 0.5]), "factors": np.array([0.4, 0.2, 0.1])}
-    together = make_optimizer(settings, 10, 3, PROMPTS_ONLY, rates)
+    together = make_optimizer(settings, 10, 3, PARTS, rates)
     flat, state = banks(), together.init(banks())
     for step in range(3):
         flat, state, _, _ = together.update(banks(seed=step + 1), state, flat, step)
     for g in range(3):
-        alone = make_optimizer(settings, 10, 1, PROMPTS_ONLY, {group: rate[g : g + 1] for group, rate in rates.items()})
+        alone = make_optimizer(settings, 10, 1, PARTS, {name: rate[g : g + 1] for name, rate in rates.items()})
         one = of_group(banks(), g)
         one_state = alone.init(one)
         for step in range(3):
@@ -48,7 +63,7 @@ def test_a_run_among_others_is_the_run_alone(name):
 
 def test_adamw_is_optax_adamw_with_clipping():
     settings = OptimizerSettings(schedule="constant", warmup_steps=0, weight_decay=0.01, learning_rate=0.1)
-    ours = make_optimizer(settings, 10, 1, PROMPTS_ONLY, {"prompt": 0.1, "factors": 0.1})
+    ours = make_optimizer(settings, 10, 1, PARTS, {"prompt": 0.1, "factors": 0.1})
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.01))
     flat = expected = banks(1, 2)
     state, their_state = ours.init(flat), theirs.init(flat)
@@ -62,11 +77,11 @@ def test_adamw_is_optax_adamw_with_clipping():
         np.testing.assert_allclose(flat[path], expected[path], rtol=2e-6, atol=1e-7)
 
 
-def test_a_run_that_is_not_finite_is_held_and_the_others_go_on():
+def test_a_group_that_is_not_finite_is_held_and_the_others_go_on():
     settings = OptimizerSettings()
-    optimizer = make_optimizer(settings, 10, 3, PROMPTS_ONLY, {"prompt": 0.3, "factors": 0.3})
+    optimizer = make_optimizer(settings, 10, 3, PARTS, {"prompt": 0.3, "factors": 0.3})
     flat, grads = banks(), banks(seed=1)
-    grads["bank/cols"] = grads["bank/cols"].at[3, 0, 0].set(jnp.nan)  # task 3 belongs to run 1
+    grads["bank/cols"] = grads["bank/cols"].at[3, 0, 0].set(jnp.nan)  # task 3 belongs to group 1
     state = optimizer.init(flat)
     new, new_state, _, finite_G = optimizer.update(grads, state, flat, 0)
     assert finite_G.tolist() == [True, False, True]

@@ -1,115 +1,114 @@
-"""Runs of a program: combinations, groups, few-shot rows, streams, where prompts start."""
-
-import json
+"""Runs of a program: combinations, groups, few-shot rows, streams, what they start from."""
 
 import numpy as np
 import pytest
-from tiny_data import byte_vocabulary, sized_cache
-from tiny_model import CONFIG, LENGTH, backbone, new_bank
+from tiny_data import sized_cache
+from tiny_model import LENGTH, new_bank, tiny_backbone
+from tiny_run import row, write_run
 
-from mpt_jax.checkpoint import Checkpoints
-from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.errors import UserError
-from mpt_jax.model.backbone import Backbone
-from mpt_jax.model.formats.arrays import unflatten
-from mpt_jax.model.prompt_bank import compose_all
-from mpt_jax.train import plan
+from mpt_jax.methods.bank import compose_all
+from mpt_jax.methods.prompt import paths_of
+from mpt_jax.train.plan import draw_few_shot, make_streams, plan_runs, read_source, teacher_prompts
 
 TASKS = ("a", "b")
 
 
-def settings(stage="target", **changes) -> TrainSettings:
-    return TrainSettings(stage, "/somewhere", **changes)
+def settings(stage="target", prompt=None, distillation=None, optimizer=None, **train) -> Settings:
+    made = prompt or PromptSettings(length=LENGTH), distillation or DistillationSettings(), optimizer or OptimizerSettings()
+    return Settings(TrainSettings(stage, "/somewhere", **train), prompt=made[0], distillation=made[1], optimizer=made[2])
 
 
-def frozen(fingerprint="f" * 16) -> Backbone:
-    params = unflatten((path.removeprefix("backbone/"), array) for path, array in backbone().items())
-    return Backbone("tiny", CONFIG, params, "bytes", fingerprint)
-
-
-def save_run(folder, bank, names, seeds, fingerprint="f" * 16) -> str:
-    """A finished run folder with this bank."""
-    runs = [{"task": name, "seed": seed, "group": int(g)} for name, seed, g in zip(names, seeds, bank.group_N, strict=True)]
-    described = {"runs": runs, "backbone": {"name": "tiny", "fingerprint": fingerprint}}
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(described))
-    checkpoints = Checkpoints(folder)
-    trainable = {f"bank/{name}": array for name, array in bank.trainable().items()}
-    checkpoints.save(1, {"step": np.asarray(1), "trainable": trainable, "opt_state": ()}, None, {})
-    checkpoints.close()
-    return str(folder)
+def save_run(folder, bank, names, seeds, **described) -> str:
+    runs = [row(name, seed, int(g)) for name, seed, g in zip(names, seeds, bank.group_N, strict=True)]
+    return write_run(folder, runs, paths_of(bank), **described)
 
 
 def test_independent_stages_give_every_combination_its_own_group():
-    runs = plan.plan_runs(settings(seeds=[1, 2]), PromptSettings(), OptimizerSettings(learning_rate=[0.1, 0.3]), TASKS)
-    assert [run.group for run in runs] == list(range(8))
-    assert {(run.task, run.seed, run.learning_rate) for run in runs} == {(t, s, r) for t in TASKS for s in (1, 2) for r in (0.1, 0.3)}
+    plan = plan_runs(settings(seeds=[1, 2], optimizer=OptimizerSettings(learning_rate=[0.1, 0.3])), TASKS)
+    assert plan.group_N.tolist() == list(range(8)) and plan.num_groups == 8
+    assert {(run.task, run.seed, run.learning_rate) for run in plan.runs} == {(t, s, r) for t in TASKS for s in (1, 2) for r in (0.1, 0.3)}
 
 
 @pytest.mark.parametrize("stage, prompt", [("source", PromptSettings()), ("target", PromptSettings(shared_over_targets=True))])
 def test_stages_that_share_a_prompt_group_the_tasks_of_a_seed(stage, prompt):
-    runs = plan.plan_runs(settings(stage, seeds=[1, 2]), prompt, OptimizerSettings(), TASKS)
-    assert [(run.seed, run.task, run.group) for run in runs] == [(1, "a", 0), (1, "b", 0), (2, "a", 1), (2, "b", 1)]
-
-
-def test_finetuning_trains_one_set_of_weights():
-    with pytest.raises(UserError, match="one seed and one learning rate, not 2"):
-        plan.plan_runs(settings("finetune", seeds=[1, 2]), PromptSettings(), OptimizerSettings(), TASKS)
+    plan = plan_runs(settings(stage, prompt, seeds=[1, 2]), TASKS)
+    assert [(run.seed, run.task, run.group) for run in plan.runs] == [(1, "a", 0), (1, "b", 0), (2, "a", 1), (2, "b", 1)]
+    assert plan.num_groups == 2 and plan.members(1) == [2, 3] and [run.seed for run in plan.first_runs] == [1, 2]
 
 
 def test_few_shot_rows_depend_on_task_and_seed_alone(tmp_path):
     caches = {name: sized_cache(tmp_path, 40 + n, name) for n, name in enumerate(TASKS)}
-    runs = plan.plan_runs(settings("fewshot", seeds=[1, 2]), PromptSettings(), OptimizerSettings(learning_rate=[0.1, 0.3]), TASKS)
-    drawn = plan.draw_few_shot(runs, caches, DataSettings(k_shot=4))
+    plan = plan_runs(settings("fewshot", seeds=[1, 2], optimizer=OptimizerSettings(learning_rate=[0.1, 0.3])), TASKS)
+    drawn = draw_few_shot(plan, caches, DataSettings(k_shot=4))
     rows = {}
-    for run in drawn:
+    for run in drawn.runs:
         assert len(run.few_shot) == 4
         assert rows.setdefault((run.task, run.seed), run.few_shot) == run.few_shot
     assert len(set(rows.values())) == 4
-    streams = plan.make_streams(drawn, caches, DataSettings(batch_size=3))
+    streams = make_streams(drawn, caches, DataSettings(batch_size=3))
     assert [stream.bank_index for stream in streams] == [(n,) for n in range(8)]
-    np.testing.assert_array_equal(streams[5].subset[0], drawn[5].few_shot)
+    np.testing.assert_array_equal(streams[5].subset[0], drawn.runs[5].few_shot)
+    assert draw_few_shot(plan, {}, DataSettings()) is plan
 
 
-def test_targets_start_from_the_source_group_of_their_seed(tmp_path):
+def test_a_group_mixes_its_tasks_with_the_settings_of_mixing(tmp_path):
+    caches = {name: sized_cache(tmp_path, 40 + n, name) for n, name in enumerate(TASKS)}
+    plan = plan_runs(settings("source", seeds=[3, 4]), TASKS)
+    streams = make_streams(plan, caches, DataSettings(batch_size=5, mixing="proportional", mixing_cap=41))
+    assert [(stream.seed, stream.bank_index) for stream in streams] == [(3, (0, 1)), (4, (2, 3))]
+    for stream in streams:
+        assert stream.caches == tuple(caches.values()) and stream.subset == (None, None)
+        assert (stream.batch_size, stream.mixing, stream.cap) == (5, "proportional", 41)
+
+
+def test_targets_read_the_arrays_of_their_source(tmp_path):
     source = new_bank(2, 2)
-    train = settings(seeds=[7, 9], source_dir=save_run(tmp_path / "source", source, ["s", "t"] * 2, [9, 9, 7, 7]))
-    prompt = PromptSettings(length=LENGTH)
-    runs = plan.plan_runs(train, prompt, OptimizerSettings(), ("a",))
-    bank = plan.make_bank(runs, train, prompt, frozen(), byte_vocabulary())
-    np.testing.assert_array_equal(bank.shared_GPD, source.shared_GPD[[1, 0]])
-    np.testing.assert_allclose(bank.cols_NPR[0], source.cols_NPR[2:].mean(0), rtol=1e-6)
+    folder = save_run(tmp_path / "source", source, ["s", "t"] * 2, [9, 9, 7, 7], stage="source")
+    arrays, run = read_source(settings(source_dir=folder), tiny_backbone())
+    assert run["tasks"] == ["s", "t"] and arrays.keys() == paths_of(source).keys()
+    for path, array in paths_of(source).items():
+        np.testing.assert_array_equal(arrays[path], array)
+    assert read_source(settings("teacher", source_dir=folder), tiny_backbone()) is None
+    assert read_source(settings(prompt=PromptSettings(transfer="none")), tiny_backbone()) is None
+    with pytest.raises(UserError, match=r"give --gin.SOURCE_DIR=.*or train prompts from scratch with .*transfer"):
+        read_source(settings(), tiny_backbone())
+
+
+def test_prompts_of_other_weights_another_width_or_none_are_refused(tmp_path):
+    source = new_bank(1, 1)
+    other = save_run(tmp_path / "other", source, ["s"], [1], fingerprint="0" * 16)
+    with pytest.raises(UserError, match="SOURCE_DIR = .* was trained on backbone tiny .0{16}., this is tiny .f{16}.; set BACKBONE"):
+        read_source(settings(source_dir=other), tiny_backbone())
+    wide = source._replace(shared_GPD=np.zeros((1, LENGTH, 24), np.float32), cols_NPR=None, rows_NRD=None)
+    with pytest.raises(UserError, match="holds prompts of width 24, the backbone 'tiny' has width 16"):
+        read_source(settings(source_dir=save_run(tmp_path / "wide", wide, ["s"], [1])), tiny_backbone())
+    weights = write_run(tmp_path / "weights", [row("s")], {"backbone/x": np.zeros(3)}, stage="finetune")
+    with pytest.raises(UserError, match="SOURCE_DIR = .* trained a backbone, not prompts"):
+        read_source(settings(source_dir=weights), tiny_backbone())
 
 
 def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
     teachers = new_bank(3, 1, rank=0)
     folder = save_run(tmp_path / "teachers", teachers, ["a", "b", "a"], [1, 1, 2])
-    train = settings("source", seeds=[2], teacher_dir=folder)
-    aligned = DistillationSettings(hidden_positions="all")
-    runs = plan.plan_runs(train, PromptSettings(), OptimizerSettings(), TASKS)
-    prompts = plan.teacher_prompts(runs, train, aligned, PromptSettings(length=LENGTH), frozen())
+    aligned = settings("source", distillation=DistillationSettings(hidden_positions="all"), seeds=[2], teacher_dir=folder)
+    plan = plan_runs(aligned, TASKS)
+    prompts = teacher_prompts(plan, aligned, tiny_backbone())
     np.testing.assert_array_equal(prompts, np.asarray(compose_all(teachers))[[2, 1]])
     with pytest.raises(UserError, match="compares prompts of one length; teachers have 3, PROMPT_LENGTH is 5"):
-        plan.teacher_prompts(runs, train, aligned, PromptSettings(length=5), frozen())
+        teacher_prompts(plan, aligned._replace(prompt=PromptSettings(length=5)), tiny_backbone())
     with pytest.raises(UserError, match="no teacher for source task c .it has a, b."):
-        other = plan.plan_runs(train, PromptSettings(), OptimizerSettings(), ("a", "c"))
-        plan.teacher_prompts(other, train, DistillationSettings(), PromptSettings(length=LENGTH), frozen())
-    assert plan.teacher_prompts(runs, train, DistillationSettings(weight=0.0), PromptSettings(), frozen()) is None
+        teacher_prompts(plan_runs(aligned, ("a", "c")), aligned, tiny_backbone())
+    with pytest.raises(UserError, match="the source stage distils from teachers: give --gin.TEACHER_DIR"):
+        teacher_prompts(plan, settings("source"), tiny_backbone())
+    assert teacher_prompts(plan, aligned._replace(distillation=DistillationSettings(weight=0.0)), tiny_backbone()) is None
+    assert teacher_prompts(plan, settings("target"), tiny_backbone()) is None
 
 
 def test_a_group_trains_at_the_rates_of_its_first_run():
     optimizer = OptimizerSettings(learning_rate=[0.1, 0.3], factor_learning_rate=0.4)
-    runs = plan.plan_runs(settings("source"), PromptSettings(), optimizer, TASKS)
-    assert {name: rate_G.tolist() for name, rate_G in plan.rates(runs).items()} == {
+    plan = plan_runs(settings("source", optimizer=optimizer), TASKS)
+    assert {name: rate_G.tolist() for name, rate_G in plan.rates().items()} == {
         "prompt": [np.float32(0.1), np.float32(0.3)], "weights": [np.float32(0.1), np.float32(0.3)], "factors": [np.float32(0.4)] * 2,
     }  # fmt: skip
-
-
-def test_without_transfer_prompts_start_from_the_vocabulary():
-    prompt = PromptSettings(length=LENGTH, rank=0, transfer="none")
-    runs = plan.plan_runs(settings(seeds=[1, 2]), prompt, OptimizerSettings(), ("a",))
-    bank = plan.make_bank(runs, settings(), prompt, frozen(), byte_vocabulary())
-    embedding = np.asarray(backbone()["backbone/token_embedder/embedding"])
-    for vector in bank.shared_GPD.reshape(-1, CONFIG.d_model):
-        assert np.any(np.all(embedding == vector, axis=1))
-    assert not np.array_equal(bank.shared_GPD[0], bank.shared_GPD[1])

@@ -1,61 +1,42 @@
 """A run folder loaded for prediction, and rows in and out."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from tiny_model import CONFIG, given, own, weights
+from tiny_run import row, write_run
 
 import mpt_jax
 import tasks
-from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.config import T5Config
+from mpt_jax.config import BackboneSettings
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests, rows
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
+from mpt_jax.model.families.family import Rows
 from mpt_jax.model.formats.arrays import flatten
-from mpt_jax.model.prompted_t5 import forward, init_backbone
+from mpt_jax.model.network import forward
 
-CONFIG = T5Config("tiny", 384, 16, 2, 8, 32, 1, 1)
-RUNS = [
-    {"task": "sst2", "seed": 1, "group": 0, "learning_rate": 0.3, "factor_learning_rate": 0.3},
-    {"task": "mrpc", "seed": 1, "group": 1, "learning_rate": 0.3, "factor_learning_rate": 0.3},
-    {"task": "sst2", "seed": 2, "group": 2, "learning_rate": 0.3, "factor_learning_rate": 0.3},
-]
+RUNS = [row("sst2", 1, 0), row("mrpc", 1, 1), row("sst2", 2, 2)]
 
 
 @pytest.fixture(scope="module")
 def backbone_folder(tmp_path_factory):
+    """A folder of weights larger than T5's."""
     folder = tmp_path_factory.mktemp("backbone") / "tiny"
-    weights = jax.tree.map(lambda array: 2.0 * array, jax.jit(init_backbone, static_argnums=0)(CONFIG, 0))
-    formats.write_backbone("own", str(folder), CONFIG, weights, "bytes")
-    return folder
+    formats.write_backbone("own", str(folder), CONFIG, jax.tree.map(lambda array: 2.0 * array, weights(CONFIG)), "bytes")
+    return str(folder)
 
 
-def write_run(folder, backbone_folder, trainable, best, lines=()):
-    """A run folder with one checkpoint."""
-    backbone = load_backbone(str(backbone_folder))
-    folder.mkdir()
-    described = {
-        "stage": "teacher",
-        "tasks": ["sst2", "mrpc"],
-        "runs": RUNS,
-        "settings": {
-            "train": {"backbone": str(backbone_folder), "dtype": "float32", "vocabulary": ""},
-            "data": {"feature_lengths": {"inputs": 32, "targets": 12}},
-        },
-        "backbone": {"name": str(backbone_folder), "fingerprint": backbone.fingerprint, "parameters": 0},
-    }
-    (folder / "run.json").write_text(json.dumps(described))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    checkpoints = Checkpoints(folder)
-    kept = Best(best, np.zeros(3), np.zeros(3, np.int64))
-    checkpoints.save(5, {"trainable": trainable}, kept, {"step": 5, "has_best": True})
-    checkpoints.close()
-    return folder
+@pytest.fixture(scope="module")
+def described(backbone_folder):
+    """What a run of this backbone says of it."""
+    return {"backbone": backbone_folder, "fingerprint": load_backbone(BackboneSettings(backbone_folder)).fingerprint}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +46,9 @@ def prompts():
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, backbone_folder, prompts):
+def run_dir(tmp_path_factory, described, prompts):
     folder = tmp_path_factory.mktemp("runs") / "teachers"
-    return write_run(folder, backbone_folder, {"bank/shared": prompts["last"]}, {"bank/shared": prompts["best"]})
+    return write_run(folder, RUNS, {"bank/shared": prompts["last"]}, {"bank/shared": prompts["best"]}, **described)
 
 
 @pytest.fixture
@@ -98,13 +79,13 @@ def test_scores_are_log_probabilities_of_the_forward_pass(run_dir, prompts):
     predictor = mpt_jax.load(run_dir)
     inputs, targets = ["a film", "good"], ["no", "yes!"]
     logp = predictor.score(inputs, targets, task="mrpc")
-    padded = [requests.label_tokens(texts, predictor.vocabulary) for texts in (inputs, targets)]
+    padded = [array for texts in (inputs, targets) for array in requests.label_tokens(texts, predictor.vocabulary)]
     prompt_BPD = np.repeat(prompts["best"][1][None], 2, axis=0)
-    outputs = jax.jit(forward, static_argnums=0)(predictor.model.config, predictor.model.params, prompt_BPD, *padded)
+    outputs = jax.jit(forward, static_argnums=0)(given(CONFIG), predictor.model.params, Rows(*padded), own(prompt_BPD))
     logp_BTV = jax.nn.log_softmax(outputs.logits_BTV)
-    for place, (target, value) in enumerate(zip(targets, logp, strict=True)):
+    for number, (target, value) in enumerate(zip(targets, logp, strict=True)):
         wanted = requests.tokens_of(target, predictor.vocabulary)
-        assert value == pytest.approx(float(logp_BTV[place, np.arange(len(wanted)), wanted].sum()), abs=1e-3)
+        assert value == pytest.approx(float(logp_BTV[number, np.arange(len(wanted)), wanted].sum()), abs=1e-3)
 
 
 def test_one_text_or_many_get_the_same_answers(run_dir, caplog):
@@ -116,7 +97,7 @@ def test_one_text_or_many_get_the_same_answers(run_dir, caplog):
     assert predictor.predict([], "sst2") == []
 
 
-def test_wrong_calls(run_dir, backbone_folder, tmp_path):
+def test_wrong_calls(run_dir, tmp_path):
     predictor = mpt_jax.load(run_dir)
     for call, message in (
         (lambda: predictor.predict(["x"]), "several tasks: name one of sst2, mrpc"),
@@ -133,7 +114,7 @@ def test_wrong_calls(run_dir, backbone_folder, tmp_path):
         with pytest.raises(UserError, match=message):
             call()
     other = tmp_path / "other"
-    formats.write_backbone("own", str(other), CONFIG, jax.jit(init_backbone, static_argnums=0)(CONFIG, 1), "bytes")
+    formats.write_backbone("own", str(other), CONFIG, weights(CONFIG, 1), "bytes")
     with pytest.raises(UserError, match="was trained on backbone .* give the folder of the same weights"):
         mpt_jax.load(run_dir, backbone=str(other))
 
@@ -190,13 +171,36 @@ def test_bad_rows_stop_before_anything_is_written(run_dir, tmp_path, sst2, text,
     assert not output.exists()
 
 
-def test_a_run_that_trained_the_backbone(tmp_path, backbone_folder):
-    trained = flatten(jax.jit(init_backbone, static_argnums=0)(CONFIG, 3))
+def test_a_run_that_trained_the_backbone(tmp_path, described):
+    trained = flatten(weights(CONFIG, 3))
     trainable = {f"backbone/{path}": np.asarray(array) for path, array in trained.items()}
-    predictor = mpt_jax.load(write_run(tmp_path / "tuned", backbone_folder, trainable, trainable))
-    assert predictor.model.bank is None
+    trainable["head/kernel"] = np.ones((16, 4), np.float32)  # what taught the encoder answers nothing
+    predictor = mpt_jax.load(write_run(tmp_path / "tuned", RUNS, trainable, trainable, stage="pretrain", **described))
+    assert not predictor.model.own and predictor.model.network.adapt is None
     for path, array in flatten(predictor.model.params).items():
         np.testing.assert_array_equal(array, trained[path])
     assert len(predictor.predict(["x"], max_tokens=3)) == 1
-    with pytest.raises(UserError, match="trained a backbone and holds no prompt"):
+    with pytest.raises(UserError, match="trained a backbone, or another method's parameters, and holds no prompt"):
         predictor.prompt()
+
+
+def test_a_run_of_the_version_before_is_read(run_dir, prompts, tmp_path):
+    """0.1 kept the backbone's settings among those of training, and named no method."""
+    folder = tmp_path / "old"
+    shutil.copytree(run_dir, folder)
+    run = json.loads((folder / "run.json").read_text())
+    old = run["settings"].pop("backbone")
+    run["settings"]["train"] |= {"backbone": old.pop("path"), **old}
+    del run["method"]
+    (folder / "run.json").write_text(json.dumps(run))
+    np.testing.assert_array_equal(mpt_jax.load(folder).prompt("mrpc"), prompts["best"][1])
+
+
+def test_weights_that_came_with_a_methods_arrays_answer_too(run_dir, described, prompts, tmp_path):
+    """A method may train weights of the backbone beside arrays of its own: none is dropped in silence."""
+    path = "backbone/encoder/encoder_norm/scale"
+    changed = {"bank/shared": prompts["best"], path: np.full(16, 3.0, np.float32)}
+    predictor = mpt_jax.load(write_run(tmp_path / "both", RUNS, changed, **described))
+    np.testing.assert_array_equal(predictor.model.params["encoder"]["encoder_norm"]["scale"], changed[path])
+    np.testing.assert_array_equal(predictor.prompt("mrpc"), prompts["best"][1])
+    assert not np.allclose(predictor.score(["x"], ["y"], "mrpc"), mpt_jax.load(run_dir).score(["x"], ["y"], "mrpc"))

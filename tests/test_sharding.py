@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
-from tiny_model import backbone
+from tiny_model import CONFIG, tiny_backbone
 
 from mpt_jax import sharding
 from mpt_jax.config import MeshSettings
 from mpt_jax.errors import UserError
+from mpt_jax.methods.method import places_for
+from mpt_jax.methods.prompt import METHOD
+from mpt_jax.model.formats.arrays import flatten
 
 MESH = AbstractMesh((2, 2, 2), sharding.AXES)
+PLACES = places_for(MESH, METHOD, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -42,30 +46,48 @@ def test_numbers_that_do_not_fit_are_named(settings, message):
 
 
 def test_every_parameter_has_a_row_and_the_large_ones_are_split():
-    specs = {path: sharding.parameter_sharding(MESH, path, array.shape).spec for path, array in backbone().items()}
+    specs = {path: PLACES.sharding(path, array.shape).spec for path, array in tiny_backbone().flat().items()}
     assert specs["backbone/token_embedder/embedding"] == P(("tensor",), ("fsdp",))
     assert specs["backbone/encoder/layers_0/attention/query/kernel"] == P(("fsdp",), ("tensor",))
     assert specs["backbone/decoder/layers_0/encoder_decoder_attention/out/kernel"] == P(("tensor",), ("fsdp",))
     assert specs["backbone/decoder/logits_dense/kernel"] == P(("fsdp",), ("tensor",))
     assert specs["backbone/encoder/relpos_bias/rel_embedding"] == P(("tensor",), None)
     assert all(spec == P(None) for path, spec in specs.items() if path.endswith("scale"))
-    with pytest.raises(UserError, match="'backbone/encoder/new/bias' has no row in PARAMETER_AXES"):
-        sharding.parameter_sharding(MESH, "backbone/encoder/new/bias", (3,))
+    with pytest.raises(UserError, match="'backbone/encoder/new/bias' has no row in the table of axes"):
+        PLACES.sharding("backbone/encoder/new/bias", (3,))
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
-    spec = sharding.parameter_sharding(MESH, "encoder/layers_0/mlp/wi_0/kernel", (6, 15)).spec
+    spec = PLACES.sharding("encoder/layers_0/mlp/wi_0/kernel", (6, 15)).spec
     assert spec == P(("fsdp",), None)
 
 
 def test_the_bank_is_whole_until_it_is_large(monkeypatch):
     shape = (8, 3, 4)
     moments = {"mu": {"bank/cols": jax.ShapeDtypeStruct((4, 2, 3, 4), "float32")}, "count": jax.ShapeDtypeStruct((4,), "int32")}
-    assert sharding.parameter_sharding(MESH, "bank/cols", shape).spec == P()
+    assert PLACES.sharding("bank/cols", shape).spec == P()
     monkeypatch.setattr(sharding, "LARGE_BANK_BYTES", 4 * 8 * 3 * 4)
-    assert sharding.parameter_sharding(MESH, "bank/cols", shape).spec == P(("data", "fsdp"), None, None)
-    placed = sharding.tree_sharding(MESH, moments)
+    assert PLACES.sharding("bank/cols", shape).spec == P(("data", "fsdp"), None, None)
+    placed = PLACES.shardings(moments)
     assert placed["mu"]["bank/cols"].spec == P(("data", "fsdp"), None, None, None) and placed["count"].spec == P()
+
+
+def test_flat_and_nested_trees_have_the_same_places():
+    flat = {path.removeprefix("backbone/"): array for path, array in tiny_backbone().flat().items()}
+    nested = flatten(PLACES.shardings(tiny_backbone().params))
+    assert nested == PLACES.shardings(flat) and len(nested) == len(flat)
+    assert nested["encoder/layers_0/mlp/wi_0/kernel"].spec == P(("fsdp",), ("tensor",))
+    assert PLACES.shardings({"unheard of": np.ones(8)})["unheard of"].spec == P()  # a leaf that no path leads to is on every device
+
+
+def test_arrays_that_lie_right_are_not_moved():
+    mesh = sharding.make_mesh(MeshSettings())
+    places = places_for(mesh, METHOD, CONFIG)
+    put = places.put({"bank/shared": np.ones((1, 3, 16), np.float32)})
+    assert places.put(put)["bank/shared"] is put["bank/shared"] and put["bank/shared"].sharding.mesh == mesh
+    assert places.of_backbone()("encoder/encoder_norm/scale", (16,)).spec == P(None)
+    alone = places_for(None, METHOD, CONFIG)
+    assert alone.put(put) is put and alone.of_backbone() is None
 
 
 def test_rows_are_rounded_up_to_the_parts_of_a_batch(capsys):
@@ -77,7 +99,7 @@ def test_rows_are_rounded_up_to_the_parts_of_a_batch(capsys):
 
 def test_without_a_mesh_nothing_moves():
     x = np.ones((2, 2), np.float32)
-    assert sharding.constrain(x, "batch", "length") is x and sharding.place_rows(None, x) is x
+    assert sharding.constrain(x, "batch", "length") is x and sharding.put_rows(None, x) is x
     mesh = Mesh(np.array(jax.devices()).reshape(1, 1, 1), sharding.AXES)
     assert sharding.local_rows(None, 4) is None and sharding.local_rows(mesh, 4) is None
 

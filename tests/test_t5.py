@@ -1,4 +1,4 @@
-"""The network against transformers' T5: as recorded golden values, and live where torch is there.
+"""T5 (model/families) against transformers' T5: as recorded golden values, and live where torch is there; its sizes (t5_config.py).
 
 ``python tests/test_t5.py`` records golden_t5.npz anew from transformers.
 """
@@ -10,24 +10,33 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_model import given, own, rows_of, tiny
 
-from mpt_jax.config import NANO, T5_SIZES, T5Config
-from mpt_jax.model import attention, formats, prompted_t5
+from mpt_jax.config import Computation
+from mpt_jax.errors import UserError
+from mpt_jax.infer.decode import greedy_decode
+from mpt_jax.model import attention, formats
+from mpt_jax.model.families import t5
+from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.t5_config import NANO, T5_SIZES, T5Config
 from mpt_jax.model.formats.arrays import flatten, unflatten
+from mpt_jax.model.network import decode_step, empty_cache, forward, prefill
 
 GOLDEN = Path(__file__).parent / "golden_t5.npz"
-VARIANTS = {
-    "v1_0": T5Config("tiny", 60, 16, 2, 8, 32, 3, 2, ("relu",), True),
-    "v1_1": T5Config("tiny", 60, 16, 2, 8, 32, 3, 2),
-}
+V1_1 = tiny(vocab_size=60, num_encoder_layers=3, num_decoder_layers=2)
+VARIANTS = {"v1_0": dataclasses.replace(V1_1, mlp_activations=("relu",), logits_via_embedding=True), "v1_1": V1_1}
 STEPS = 6
+run_forward = jax.jit(forward, static_argnums=0)
 
 
 def weights(config: T5Config) -> dict:
     """Random weights from numpy alone, larger than T5's, so that logits and tokens vary."""
     rng = np.random.default_rng(0)
-    shapes = flatten(jax.eval_shape(lambda: prompted_t5.init_backbone(config, 0)))
-    make = lambda path, shape: rng.uniform(0.5, 1.5, shape) if path.endswith("scale") else rng.normal(0.0, 0.25, shape)  # noqa: E731
+    shapes = flatten(jax.eval_shape(lambda: t5.init(config, 0)))
+
+    def make(path, shape):
+        return rng.uniform(0.5, 1.5, shape) if path.endswith("scale") else rng.normal(0.0, 0.25, shape)
+
     return unflatten((path, make(path, leaf.shape).astype(np.float32)) for path, leaf in sorted(shapes.items()))
 
 
@@ -41,12 +50,11 @@ def example(config: T5Config):
 
 def ours(config: T5Config) -> dict[str, np.ndarray]:
     """Logits, encoder output and greedy tokens of our network."""
-    from mpt_jax.infer.decode import greedy_decode
-
     params, (inputs_BL, targets_BT, prompt_BPD) = weights(config), example(config)
-    outputs = jax.jit(prompted_t5.forward, static_argnums=0)(config, params, prompt_BPD, inputs_BL, targets_BT)
-    tokens_BT = greedy_decode(config, params, prompt_BPD, inputs_BL, STEPS)
-    found = {"logits": outputs.logits_BTV, "encoder": outputs.encoder.output_BTD, "tokens": tokens_BT}
+    network, prompts = given(config), own(prompt_BPD)
+    outputs = run_forward(network, params, rows_of(inputs_BL, targets_BT), prompts)
+    tokens_BT = greedy_decode(network, params, prompts, rows_of(inputs_BL), STEPS, ends=(1,))
+    found = {"logits": outputs.logits_BTV, "encoder": outputs.states["encoder"].output_BSD, "tokens": tokens_BT}
     return {name: np.asarray(array) for name, array in found.items()}
 
 
@@ -92,34 +100,69 @@ def test_golden_values_are_what_transformers_gives(variant, tmp_path):
 
 
 def test_padding_changes_nothing():
-    config = VARIANTS["v1_1"]
-    params, (inputs_BL, targets_BT, prompt_BPD) = weights(config), example(config)
-    short = prompted_t5.forward(config, params, prompt_BPD, inputs_BL, targets_BT)
-    long = prompted_t5.forward(config, params, prompt_BPD, np.pad(inputs_BL, ((0, 0), (0, 7))), np.pad(targets_BT, ((0, 0), (0, 3))))
-    np.testing.assert_allclose(long.logits_BTV[:, :4], short.logits_BTV, atol=2e-5)
+    """However much of it there is, and whatever ids it has."""
+    params, (inputs_BL, targets_BT, prompt_BPD) = weights(V1_1), example(V1_1)
+    rows, prompts = rows_of(inputs_BL, targets_BT), own(prompt_BPD)
+    short = run_forward(given(V1_1), params, rows, prompts)
+    for fill in (0, 7):
+        wide_BL = np.pad(np.where(inputs_BL == 0, fill, inputs_BL), ((0, 0), (0, 7)), constant_values=fill)
+        wide = rows._replace(inputs_BL=wide_BL, targets_BT=np.pad(targets_BT, ((0, 0), (0, 3)), constant_values=fill))
+        long = run_forward(given(V1_1), params, wide, prompts)
+        np.testing.assert_allclose(long.logits_BTV[:, :4], short.logits_BTV, atol=2e-5)
+
+
+def test_id_0_is_a_token_where_lengths_say_so():
+    params, (inputs_BL, targets_BT, prompt_BPD) = weights(V1_1), example(V1_1)
+
+    def logits(token, length):
+        changed_BL = inputs_BL.copy()
+        changed_BL[:, 3] = token
+        rows = rows_of(changed_BL, targets_BT)._replace(input_length_B=np.full(3, length, np.int32))
+        return np.asarray(run_forward(given(V1_1), params, rows, own(prompt_BPD)).logits_BTV)
+
+    assert np.abs(logits(0, 5) - logits(8, 5)).max() > 0.1 and np.abs(logits(0, 5) - logits(0, 3)).max() > 0.1
+    np.testing.assert_array_equal(logits(0, 3), logits(8, 3))
 
 
 def test_hidden_states_are_given():
-    config = VARIANTS["v1_1"]
-    inputs_BL, targets_BT, prompt_BPD = example(config)
-    out = prompted_t5.forward(config, weights(config), prompt_BPD, inputs_BL, targets_BT)
-    assert len(out.encoder.layers) == 3 and len(out.decoder.layers) == 2
-    assert out.encoder.layers[0].shape == (3, 14, 16) and out.mask_BS.shape == (3, 14) and out.mask_BS[1].sum() == 11
+    inputs_BL, targets_BT, prompt_BPD = example(V1_1)
+    states = run_forward(given(V1_1), weights(V1_1), rows_of(inputs_BL, targets_BT), own(prompt_BPD)).states
+    assert states.keys() == set(t5.FAMILY.states)
+    assert len(states["encoder"].layers) == 3 and len(states["decoder"].layers) == 2
+    assert states["encoder"].layers[0].shape == (3, 14, 16) and states["decoder"].output_BSD.shape == (3, 4, 16)
+    assert states["encoder"].real_BS.sum(axis=1).tolist() == [14, 11, 14] and states["decoder"].real_BS.all()
+
+
+def test_a_token_at_a_time_gives_the_logits_of_the_whole_pass():
+    inputs_BL, targets_BT, prompt_BPD = example(V1_1)
+    network, params, prompts = given(V1_1), weights(V1_1), own(prompt_BPD)
+    whole_BTV = run_forward(network, params, rows_of(inputs_BL, targets_BT), prompts).logits_BTV
+    prefilled, cache = prefill(network, params, rows_of(inputs_BL), prompts), empty_cache(network, 3, 4)
+    token_B = prefilled.start_B
+    step = jax.jit(decode_step, static_argnums=0)
+    for position in range(4):
+        logits_BV, cache = step(network, params, prefilled, cache, token_B, position)
+        np.testing.assert_allclose(logits_BV, whole_BTV[:, position], atol=2e-5)
+        token_B = targets_BT[:, position]
 
 
 @pytest.mark.parametrize("remat", ["none", "layers"])
 def test_dropout_of_each_layer_and_only_where_bits_are_given(remat):
-    plain = dataclasses.replace(VARIANTS["v1_1"], num_decoder_layers=3)
-    config, params = dataclasses.replace(plain, dropout_rate=0.5, remat=remat), weights(plain)
-    inputs_BL, targets_BT, prompt_BPD = example(config)
-    run = lambda config, rng: prompted_t5.forward(config, params, prompt_BPD, inputs_BL, targets_BT, rng)  # noqa: E731
-    without = run(plain, None)
-    np.testing.assert_array_equal(run(config, None).logits_BTV, without.logits_BTV)
-    np.testing.assert_array_equal(run(plain, jax.random.PRNGKey(0)).logits_BTV, without.logits_BTV)
-    one, again, other = (run(config, jax.random.PRNGKey(seed)) for seed in (0, 0, 1))
+    config = dataclasses.replace(V1_1, num_decoder_layers=3)
+    params, (inputs_BL, targets_BT, prompt_BPD) = weights(config), example(config)
+    rows, prompts = rows_of(inputs_BL, targets_BT), own(prompt_BPD)
+
+    def run(seed, dropout_rate=0.5):
+        bits = None if seed is None else jax.random.PRNGKey(seed)
+        return forward(given(config, remat=remat, dropout_rate=dropout_rate), params, rows, prompts, bits)
+
+    without = forward(given(config), params, rows, prompts)
+    np.testing.assert_array_equal(run(None).logits_BTV, without.logits_BTV)
+    np.testing.assert_array_equal(run(0, dropout_rate=0.0).logits_BTV, without.logits_BTV)
+    one, again, other = (run(seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.logits_BTV, again.logits_BTV)
     assert np.abs(one.logits_BTV - other.logits_BTV).max() > 0.1
-    for stack in (one.encoder, one.decoder):
+    for stack in one.states.values():
         added = [np.asarray(after - before) for before, after in itertools.pairwise(stack.layers)]
         dropped = [np.all(np.abs(x_BTD) < 1e-6, axis=1) for x_BTD in added]  # alike for all positions
         assert all(0.05 < x_BD.mean() < 0.6 for x_BD in dropped)
@@ -132,10 +175,10 @@ def test_more_layers_are_not_traced_more_often(monkeypatch):
 
     def traced(layers: int) -> int:
         # a d_ff of no other test, whose traces would be taken
-        config = dataclasses.replace(VARIANTS["v1_1"], d_ff=40, num_encoder_layers=layers, num_decoder_layers=layers)
+        config = dataclasses.replace(V1_1, d_ff=40, num_encoder_layers=layers, num_decoder_layers=layers)
         params = weights(config)
         calls.clear()
-        jax.jit(prompted_t5.forward, static_argnums=0).trace(config, params, None, *example(config)[:2])
+        jax.jit(forward, static_argnums=0).trace(Network(config, Computation()), params, rows_of(*example(config)[:2]))
         return len(calls)
 
     assert traced(8) == traced(4) < 8
@@ -154,6 +197,11 @@ def test_counting_agrees_with_the_arrays_and_nano_is_small():
     for config in VARIANTS.values():
         assert sum(array.size for array in jax.tree.leaves(weights(config))) == config.num_parameters()
     assert NANO.num_parameters() <= 8_000_000
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(UserError, match="mlp_activations = .'swish',.; known"):
+        tiny(mlp_activations=("swish",))
 
 
 if __name__ == "__main__":

@@ -15,17 +15,21 @@ import numpy as np
 import pytest
 from fixture_folders import data_folder
 from t5x_session import events, need_t5x, t5x
+from tiny_model import new_bank, objective_of
 
 import tasks
-from mpt_jax.checkpoint import load_bank
-from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.checkpoint import load_trainable
+from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
+from mpt_jax.main import main
+from mpt_jax.methods.bank import PromptBank, compose_all
+from mpt_jax.methods.prompt import bank_of
 from mpt_jax.metrics import read_metrics
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import SHIPPED
 from mpt_jax.model.formats import t5x as t5x_format
-from mpt_jax.model.prompt_bank import compose_all
+from mpt_jax.train.run import run_train
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_T5X = "import sys, runpy; sys.modules['t5x'] = None; "
@@ -116,6 +120,11 @@ def target(world, source) -> Path:
     return train(world, "target", "target", "bridge_cb", 3, SOURCE_DIR=str(source))
 
 
+def best_bank(run_dir: Path, which: str = "best") -> tuple[PromptBank, dict]:
+    trained, run = load_trainable(run_dir, which)
+    return bank_of(trained, np.array([row["group"] for row in run["runs"]])), run
+
+
 def arrays_of(checkpoint: Path) -> dict[str, np.ndarray]:
     return {path: lazy.load(np.float32) for path, lazy in t5x_format.read(*formats.detect(str(checkpoint))).items()}
 
@@ -138,7 +147,7 @@ def test_three_stages_train_the_bank_alone(world, teachers, source, target):
         states = [key for key in metadata["tree_metadata"] if "param_states" in key]
         assert states and all(".bank." in key or ".count" in key for key in states)  # nothing of a frozen weight
     first = arrays_of(target / "checkpoint_0")
-    bank, run = load_bank(source)
+    bank, run = best_bank(source)
     np.testing.assert_array_equal(first["bank/shared"], bank.shared_GPD)  # the target started where the source ended
     np.testing.assert_allclose(first["bank/cols"], bank.cols_NPR.mean(0, keepdims=True), rtol=1e-6)
     assert run["tasks"] == SOURCES and run["parameters"]["trainable"] == 6 * 192 + 2 * (6 + 192)
@@ -154,8 +163,6 @@ def test_dropout_changes_what_the_bank_learns_and_nothing_else(world, teachers):
 
 @pytest.mark.slow
 def test_t5x_and_our_evaluator_agree_and_inference_answers(world, source, target):
-    from mpt_jax.main import main
-
     arguments = common(world) | {"MIXTURE_OR_TASK_NAME": "bridge_cb", "CHECKPOINT_PATH": str(target / "checkpoint_3")}
     t5x("eval", "eval", **arguments, EVAL_OUTPUT_DIR=str(world / "scores"))
     theirs = json.loads((world / "scores" / "inference_eval" / "bridge_cb.mpt-metrics.jsonl").read_text().splitlines()[-1])
@@ -185,23 +192,19 @@ def test_a_run_that_continues_is_the_run_that_never_stopped(world, teachers, sou
 
 @pytest.mark.slow
 def test_both_trainers_agree_at_every_step(world, teachers):
-    from mpt_jax.train.run import Settings, run_train
-
     steps = 20
     theirs = train(
         world, "source", "same", SOURCES, steps, "cached", TEACHER_DIR=str(teachers), train__stats_period=1,
         train__infer_eval_dataset_cfg=None, train__train_eval_dataset_cfg=None, LEARNING_RATE=0.3, FACTOR_LEARNING_RATE=0.3,
     )  # fmt: skip
     settings = Settings(
-        TrainSettings(
-            "source", str(world / "ours"), str(world / "nano" / "checkpoint_0"), vocabulary=common(world)["VOCABULARY"],
-            teacher_dir=str(teachers), train_steps=steps, log_steps=1, score_tasks=False,
-        ),
-        PromptSettings(length=6), DistillationSettings(), OptimizerSettings(),
+        TrainSettings("source", str(world / "ours"), teacher_dir=str(teachers), train_steps=steps, log_steps=1, score_tasks=False),
+        BackboneSettings(str(world / "nano" / "checkpoint_0"), common(world)["VOCABULARY"]),
+        PromptSettings(length=6),
         # the same shapes as T5X's: Adam makes rounding errors of small gradients as large as its steps
-        DataSettings(16, 16, common(world)["TASK_FEATURE_LENGTHS"], cache_dir=str(world / "cache")),
-    )  # fmt: skip
-    run_train(settings, tuple(SOURCES), lambda scene: None)
+        data=DataSettings(16, 16, common(world)["TASK_FEATURE_LENGTHS"], cache_dir=str(world / "cache")),
+    )
+    run_train(settings, tuple(SOURCES))
     there = events(theirs / "train")
     for task in SOURCES:
         lines = {line["step"]: line for line in read_metrics(world / "ours") if line["task"] == task}
@@ -211,7 +214,7 @@ def test_both_trainers_agree_at_every_step(world, teachers):
             drawn = [step for step in range(1, steps + 1) if step in lines]  # a step's rows may all be of the other task
             np.testing.assert_allclose(their_values[np.array(drawn) - 1], [lines[step][term] for step in drawn], rtol=1e-4, atol=1e-4)
             assert len(drawn) > steps // 2
-    (their_bank, _), (our_bank, _) = load_bank(theirs), load_bank(world / "ours", "last")
+    (their_bank, _), (our_bank, _) = best_bank(theirs), best_bank(world / "ours", "last")
     start = arrays_of(theirs / "checkpoint_0")["bank/shared"]
     assert np.abs(their_bank.shared_GPD - start).max() > 0.1  # it has gone somewhere
     for name, array in their_bank.trainable().items():
@@ -225,7 +228,7 @@ def test_banks_go_both_ways(world, source):
     convert(str(source / "checkpoint_4"), "npz", str(world / "converted" / "bank.npz"))
     held = formats.prompts.read(world / "converted" / "bank.npz")
     assert held.task_names == tuple(SOURCES)
-    np.testing.assert_allclose(held.compose(), compose_all(load_bank(source)[0]), rtol=1e-6)
+    np.testing.assert_allclose(held.compose(), compose_all(best_bank(source)[0]), rtol=1e-6)
     convert(str(world / "converted" / "bank.npz"), "t5x_bank", str(world / "converted" / "run"))
     arguments = common(world) | {"MIXTURE_OR_TASK_NAME": "bridge_rte", "INFER_MODE": "score"}
     for name, checkpoint in (("theirs", source / "checkpoint_4"), ("back", world / "converted" / "run" / "checkpoint_0")):
@@ -279,13 +282,9 @@ def test_long_rows_keep_their_end():
 
 def test_micro_batches_of_t5x_are_refused():
     need_t5x()
-    from tiny_model import CONFIG, new_bank
-
     from mpt_jax.t5x_bridge.model import PromptedModel
-    from mpt_jax.train.step import Objective
-
     bank = new_bank(1, 2)
-    model = PromptedModel(Objective(CONFIG, bank.group_N), bank, ("a", "b"), None, batch_size=8)
+    model = PromptedModel(objective_of(bank), bank, ("a", "b"), None, batch_size=8)
     shapes = {"encoder_input_tokens": (4, 5), "decoder_target_tokens": (4, 3), "task_id": (4, 1)}
     batch = {name: np.ones(shape, np.int32) for name, shape in shapes.items()}
     with pytest.raises(UserError, match="a step's 8 examples came in parts of 4.*num_microbatches = None"):

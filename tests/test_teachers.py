@@ -5,22 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 from tiny_data import sized_cache
-from tiny_model import CONFIG, LENGTH, SPEC, backbone, batch_at, make_step, new_bank, streams
+from tiny_model import CONFIG, LENGTH, SPEC, batch_at, given, make_step, new_bank, streams, sums_of, tiny_backbone
+from tiny_run import row, write_run
 
-from mpt_jax.config import DistillationSettings
+from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data import teacher_cache
 from mpt_jax.errors import UserError
-from mpt_jax.model.backbone import Backbone
-from mpt_jax.model.formats.arrays import unflatten
+from mpt_jax.methods.prompt import paths_of
 from mpt_jax.train import teachers
+from mpt_jax.train.program import assemble
 from mpt_jax.train.teachers import Teachers, layout_of, teach_streams
 
 EXACT = DistillationSettings(teacher="cached", cached_top=0, cached_dtype="float32", temperature=2.0)
-
-
-def frozen_backbone(fingerprint="f" * 16) -> Backbone:
-    params = unflatten((path.removeprefix("backbone/"), array) for path, array in backbone().items())
-    return Backbone("tiny", CONFIG, params, "bytes", fingerprint)
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +28,17 @@ def caches(tmp_path_factory):
 PROMPTS = np.random.default_rng(5).normal(size=(4, LENGTH, CONFIG.d_model)).astype(np.float32)
 
 
-def told(folder, settings=EXACT, prompts_NPD=PROMPTS, **changes) -> Teachers:
-    return Teachers(settings, prompts_NPD, changes.pop("backbone", frozen_backbone()), changes.pop("spec", SPEC), None, folder)
+def teachers_of(folder, settings=EXACT, prompts_NPD=PROMPTS, steps=1, **changes) -> Teachers:
+    backbone, spec = changes.pop("backbone", tiny_backbone()), changes.pop("spec", SPEC)
+    return Teachers(settings, prompts_NPD, given(CONFIG, **changes), backbone, spec, None, folder, steps)
 
 
 def train(settings, stream_list, steps=4):
-    """Bank after some updates, and the terms of the last one."""
+    """Bank after some updates, and the terms of the last one. With cached teachers the frozen arrays hold no prompts of theirs."""
     step_fn, state, frozen = make_step(new_bank(2, 2), settings, PROMPTS)
-    if settings.teacher == "cached":
-        del frozen["teacher/prompts"]  # the step must not need it
     for step in range(steps):
         state, metrics = step_fn(state, frozen, batch_at(stream_list, step, 4))
-    return state.trainable, {name: np.asarray(metrics[name]) for name in step_fn.objective.terms}
+    return state.trainable, sums_of(step_fn, metrics)
 
 
 @pytest.mark.parametrize("hidden, positions", [("last", "inputs"), ("last", "all"), ("none", "inputs")])
@@ -51,7 +46,7 @@ def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches,
     """Tolerance 1e-5 on parameters after four updates."""
     settings = dataclasses.replace(EXACT, hidden=hidden, hidden_positions=positions)
     stream_list = streams(caches, 2)
-    cached, cached_terms = train(settings, teach_streams(told(tmp_path, settings), stream_list, 4))
+    cached, cached_terms = train(settings, teach_streams(teachers_of(tmp_path, settings, steps=4), stream_list))
     beside, beside_terms = train(dataclasses.replace(settings, teacher="beside"), stream_list)
     for path, array in beside.items():
         np.testing.assert_allclose(cached[path], array, atol=1e-5)
@@ -62,7 +57,7 @@ def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches,
 def test_a_few_tokens_and_half_precision_come_near(caches, tmp_path):
     stream_list = streams(caches, 2)
     near = dataclasses.replace(EXACT, cached_top=64, cached_dtype="float16")
-    _, cached = train(near, teach_streams(told(tmp_path, near), stream_list, 1), steps=1)
+    _, cached = train(near, teach_streams(teachers_of(tmp_path, near, steps=1), stream_list), steps=1)
     _, beside = train(dataclasses.replace(EXACT, teacher="beside"), stream_list, steps=1)
     for name in ("hidden_encoder", "hidden_decoder"):
         np.testing.assert_allclose(cached[name], beside[name], rtol=2e-3)
@@ -73,12 +68,12 @@ def test_rows_of_later_steps_are_added_and_nothing_is_run_twice(caches, tmp_path
     stream_list = streams(caches, 1)
     runs, real = [], teachers._run
     monkeypatch.setattr(teachers, "_run", lambda *a: runs.append(a[3]) or real(*a))
-    teach_streams(told(tmp_path), stream_list, 1)
+    teach_streams(teachers_of(tmp_path, steps=1), stream_list)
     drawn = sum(map(len, runs))
     assert drawn == 8
-    teach_streams(told(tmp_path), stream_list, 1)
+    teach_streams(teachers_of(tmp_path, steps=1), stream_list)
     assert sum(map(len, runs)) == drawn
-    taught = teach_streams(told(tmp_path), stream_list, 3)
+    taught = teach_streams(teachers_of(tmp_path, steps=3), stream_list)
     assert drawn < sum(map(len, runs)) <= 24
     for step in range(3):
         assert len(batch_at(taught, step, 2).micro) == 2
@@ -86,30 +81,31 @@ def test_rows_of_later_steps_are_added_and_nothing_is_run_twice(caches, tmp_path
 
 def test_runs_that_share_a_teacher_share_its_outputs(caches, tmp_path):
     prompts_NPD = np.concatenate([PROMPTS[:2], PROMPTS[:2]])
-    teach_streams(told(tmp_path, prompts_NPD=prompts_NPD), streams(caches, 2), 2)
+    teach_streams(teachers_of(tmp_path, prompts_NPD=prompts_NPD, steps=2), streams(caches, 2))
     assert sorted(len(list(folder.iterdir())) for folder in (tmp_path / "teachers").iterdir()) == [1, 1]
 
 
 def test_parts_are_opened_once(caches, tmp_path, monkeypatch):
-    teach_streams(told(tmp_path), streams(caches, 1), 1)
+    teach_streams(teachers_of(tmp_path, steps=1), streams(caches, 1))
     parts, real = [], teacher_cache.checked_meta
     monkeypatch.setattr(teacher_cache, "checked_meta", lambda part: parts.append(part) or real(part))
-    teach_streams(told(tmp_path), streams(caches, 1), 1)
+    teach_streams(teachers_of(tmp_path, steps=1), streams(caches, 1))
     assert parts and len(parts) == len(set(parts))
 
 
 def test_whatever_goes_into_the_outputs_is_in_their_key(caches, tmp_path):
     changes = [
-        told(tmp_path),
-        told(tmp_path, prompts_NPD=PROMPTS + 1),
-        told(tmp_path, backbone=frozen_backbone("0" * 16)),
-        told(tmp_path, spec=dataclasses.replace(SPEC, input_length=12)),
+        teachers_of(tmp_path),
+        teachers_of(tmp_path, prompts_NPD=PROMPTS + 1),
+        teachers_of(tmp_path, backbone=tiny_backbone("0" * 16)),
+        teachers_of(tmp_path, dtype="bfloat16"),
+        teachers_of(tmp_path, spec=dataclasses.replace(SPEC, input_length=12)),
     ]
     for name, value in {"temperature": 1.0, "hidden": "none", "hidden_positions": "all", "cached_top": 8, "logits": False}.items():
-        changes.append(told(tmp_path, dataclasses.replace(EXACT, **{name: value})))
+        changes.append(teachers_of(tmp_path, dataclasses.replace(EXACT, **{name: value})))
     folders = {changed.outputs_of(cache, 0, {}).folder for changed in changes for cache in caches}
     assert len(folders) == 2 * len(changes)
-    assert told(tmp_path, dataclasses.replace(EXACT, weight=0.1)).outputs_of(caches[0], 0, {}).folder in folders
+    assert teachers_of(tmp_path, dataclasses.replace(EXACT, weight=0.1)).outputs_of(caches[0], 0, {}).folder in folders
 
 
 def test_what_is_kept(caches):
@@ -122,7 +118,22 @@ def test_what_is_kept(caches):
 def test_no_room_on_the_disk_is_told_before_anything_runs(caches, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(UserError, match=r"outputs of teachers for 16 rows take .* GB are free; name another CACHE_DIR"):
-        teach_streams(told(tmp_path), streams(caches, 2), 1)
+        teach_streams(teachers_of(tmp_path, steps=1), streams(caches, 2))
+
+
+def test_the_teachers_of_a_program(tmp_path):
+    """Its prompts, lengths and steps; the network without dropout and without remat, which keep nothing for a backward pass."""
+    folder = write_run(tmp_path / "teachers", [row("a", 1, 0), row("b", 1, 1)], paths_of(new_bank(2, 1, rank=0)))
+    settings = Settings(
+        TrainSettings("source", train_steps=7, teacher_dir=folder), BackboneSettings(remat="layers"), PromptSettings(length=LENGTH),
+        EXACT, data=DataSettings(feature_lengths={"inputs": 20, "targets": 9}),
+    )  # fmt: skip
+    program = assemble(settings, ("b", "a"), tiny_backbone())
+    found = teachers.of_program(program, tmp_path / "cache")
+    np.testing.assert_array_equal(found.prompts_NPD, program.teachers_NPD)
+    assert found.network == given(CONFIG) and found.backbone is program.backbone and found.mesh is None
+    assert (found.settings, found.spec, found.steps, found.folder) == (EXACT, program.spec, 7, tmp_path / "cache")
+    assert found.layout == layout_of(EXACT, CONFIG, LENGTH)
 
 
 def test_every_layer_cannot_be_cached():

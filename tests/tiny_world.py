@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_model import CONFIG
+from tiny_model import CONFIG, weights
 
 from mpt_jax.model import formats
-from mpt_jax.model.prompted_t5 import init_backbone
 
 LABELS = ("no", "yes")
 MODULE = """
@@ -38,7 +37,7 @@ def write_world(folder: Path) -> dict[str, str]:
             lines = [json.dumps({"word": word, "label": int(rule(word))}) for word in words]
             (folder / f"{name}_{split}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "my_tasks.py").write_text(MODULE)
-    formats.write_backbone("own", str(folder / "backbone"), CONFIG, init_backbone(CONFIG, 0), "bytes")
+    formats.write_backbone("own", str(folder / "backbone"), CONFIG, weights(CONFIG), "bytes")
     return {
         "MIXTURE_OR_TASK_MODULE": str(folder / "my_tasks.py"),
         "BACKBONE": str(folder / "backbone"),

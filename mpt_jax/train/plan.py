@@ -70,7 +70,7 @@ def _as_list(value) -> list:
 
 
 def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
-    """All combinations of seed, learning rates and task. Raises UserError where a stage trains one run only and several are asked for."""
+    """All combinations of seed, learning rates and task."""
     train, optimizer = settings.train, settings.optimizer
     together = train.stage in TOGETHER or settings.prompt.shared_over_targets
     rates = _as_list(optimizer.learning_rate), _as_list(optimizer.factor_learning_rate)
@@ -79,11 +79,7 @@ def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
         for number, task in enumerate(tasks):
             group = place if together else place * len(tasks) + number
             runs.append(Run(task, int(seed), group, float(rate), float(factor_rate)))
-    plan = Plan(tuple(runs))
-    if train.trains_backbone and plan.num_groups > 1:
-        message = f"stage {train.stage!r} trains one set of weights: give one seed and one learning rate"
-        raise UserError(f"{message}, not {plan.num_groups} combinations.")
-    return plan
+    return Plan(tuple(runs))
 
 
 def draw_few_shot(plan: Plan, caches: Mapping[str, TokenCache], data: DataSettings) -> Plan:

@@ -16,7 +16,7 @@ from mpt_jax.config import Settings
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.errors import UserError
-from mpt_jax.methods.method import HEAD, TEACHERS, Method, Start, backbone_of, places_for, split
+from mpt_jax.methods.method import HEAD, TEACHERS, Method, Start, backbone_of, part_of, places_for, split
 from mpt_jax.methods.table import method_of
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families.family import Network
@@ -91,6 +91,7 @@ def assemble(
 
     parameters = jax.eval_shape(arrays, backbone.flat()) if shapes_only else arrays(backbone.flat())
     trainable, frozen = split(parameters, method.parts)
+    _check_groups(plan, method, trainable)
     places = places_for(mesh, method, backbone.config)
     return Program(
         settings, backbone, method, plan, places, trainable, frozen if shapes_only else places.put(frozen),
@@ -98,6 +99,14 @@ def assemble(
         make_optimizer(settings.optimizer, settings.train.train_steps, plan.num_groups, method.parts, plan.rates()),
         batch_spec(settings, mesh), teachers_NPD,
     )  # fmt: skip
+
+
+def _check_groups(plan: Plan, method: Method, trainable: Arrays) -> None:
+    """Raises UserError where several groups would train what there is once."""
+    once = next((path for path in trainable if part_of(path, method.parts).first_axis is None), None)
+    if once is not None and plan.num_groups > 1:
+        message = f"method {method.name!r} trains {once!r}, which the whole program has once: give one seed and one learning rate"
+        raise UserError(f"{message}, not {plan.num_groups} combinations.")
 
 
 def _objective(settings: Settings, network: Network, method: Method, plan: Plan, distilled: bool) -> Objective:

@@ -23,20 +23,15 @@ def pieces_of(path: Path) -> list[str]:
 
 def write(folder: Path, vocabulary_path: Path, seed: int) -> int:
     """Writes the folder; the number of parameters. Imports mpt_jax (network and sizes) here, not above."""
-    import jax
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save_file
 
-    from mpt_jax.config import T5_SIZES
-    from mpt_jax.model.t5 import T5
-
-    config = T5_SIZES["nano"]
+    from mpt_jax.model.families import t5
+    from mpt_jax.model.families.t5_config import NANO as config
     pieces = pieces_of(vocabulary_path)
     if len(pieces) != config.vocab_size:
-        raise ValueError(f"vocabulary has {len(pieces)} ids, T5_SIZES['nano'].vocab_size is {config.vocab_size}")
-    tokens = np.ones((1, 2), np.int32)
-    params = T5(config).init(jax.random.key(seed), tokens, tokens)["params"]
-    arrays = {"/".join(path): np.asarray(array) for path, array in flatten_dict(params).items()}
+        raise ValueError(f"vocabulary has {len(pieces)} ids, NANO.vocab_size is {config.vocab_size}")
+    arrays = {path: np.asarray(array) for path, array in flatten_dict(t5.init(config, seed), sep="/").items()}
     embedding = vectors.word_piece_embeddings(pieces, config.d_model, seed)
     arrays["token_embedder/embedding"] = embedding
     # T5's output matrix is N(0, 1/D) where its embeddings are N(0, 1): the same vectors, scaled alike.

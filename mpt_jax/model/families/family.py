@@ -90,7 +90,7 @@ class Family(NamedTuple):
     prefill(network, backbone, rows, own, positions) -> what decoding needs of the inputs, a tuple of arrays, ``start_B`` among them: the
     token before the first target. ``positions``: how many target positions will follow, None = unknown.
     empty_cache(network, batch, length) -> the cache of ``length`` target positions.
-    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache): ``token_B`` stands before ``position``.
+    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache); ``token_B`` stands before it.
     decode_targets(network, backbone, prefilled, targets_BT) -> logits (B, T, V) of targets after the prefilled inputs.
     prompt_step(network, P, L, T, distilled, textbook) -> floating-point operations an example of a training step needs, by part.
     weight_gradients(config, S, T) -> what gradients with respect to all weights would add.

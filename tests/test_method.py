@@ -1,0 +1,117 @@
+"""What a method is (methods/method.py), and the table of methods (table.py, weights.py): whose parameters are whose."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+from tiny_model import CONFIG, new_bank, tiny_backbone
+
+from mpt_jax import sharding
+from mpt_jax.config import STAGES, TrainSettings
+from mpt_jax.errors import UserError
+from mpt_jax.methods import prompt, weights
+from mpt_jax.methods.method import (
+    FROZEN,
+    GROUP,
+    HEAD,
+    TASK,
+    TEACHERS,
+    Part,
+    backbone_of,
+    own_of,
+    part_of,
+    places_for,
+    slots_of,
+    split,
+    take,
+)
+from mpt_jax.methods.table import METHODS, method_named, method_of, register
+
+PROMPTS = prompt.METHOD.parts
+PATHS = ("bank/shared", "bank/cols", "bank/rows", "backbone/encoder/layers_0/mlp/wo/kernel", "backbone/decoder/decoder_norm/scale")
+
+
+def test_prompt_stages_train_the_bank_alone():
+    trainable, frozen = split(dict.fromkeys((*PATHS, TEACHERS)), PROMPTS)
+    assert sorted(trainable) == ["bank/cols", "bank/rows", "bank/shared"]
+    assert sorted(frozen) == sorted([*PATHS[3:], TEACHERS])
+
+
+def test_first_row_that_matches_wins():
+    parts = (Part(".*/scale", None, "weights"), Part("backbone/.*", None, FROZEN), Part("bank/.*", None, FROZEN))
+    trainable, _ = split(dict.fromkeys(PATHS), parts)
+    assert list(trainable) == ["backbone/decoder/decoder_norm/scale"]
+
+
+def test_an_uncovered_parameter_is_an_error():
+    with pytest.raises(UserError, match="'head/kernel' is covered by no row"):
+        split({"head/kernel": 0}, PROMPTS)
+
+
+def test_an_unknown_parameter_group_and_nothing_to_train_are_errors():
+    with pytest.raises(UserError, match="'slow' of row"):
+        part_of("bank/shared", (Part(".*", None, "slow"),))
+    with pytest.raises(UserError, match="freezes? every parameter"):
+        split(dict.fromkeys(PATHS), (Part(".*", None, FROZEN),))
+
+
+def test_every_stage_has_a_method():
+    found = {stage: method_of(TrainSettings(stage)) for stage in STAGES}
+    expected = dict.fromkeys(("teacher", "source", "target", "fewshot"), prompt.METHOD)
+    assert found == expected | dict.fromkeys(("finetune", "pretrain"), weights.METHOD)
+    assert [method.trains_backbone for method in found.values()] == [TrainSettings(stage).trains_backbone for stage in STAGES]
+
+
+def test_fine_tuning_trains_every_weight_and_the_head_and_leaves_the_network_as_it_is():
+    trainable, frozen = split(dict.fromkeys((*PATHS[3:], HEAD)), weights.METHOD.parts)
+    assert sorted(trainable) == sorted((*PATHS[3:], HEAD)) and not frozen
+    assert weights.METHOD.adapt is None and weights.METHOD.init(None) == {}
+
+
+def test_methods_are_found_by_name_and_a_user_may_add_one():
+    assert method_of(TrainSettings("target", method="prompt")) is prompt.METHOD
+    with pytest.raises(UserError, match="METHOD = 'lora' is not one of prompt, weights"):
+        method_named("lora")
+    before = dict(METHODS)
+    try:
+        register(weights.METHOD._replace(name="mine"))
+        assert method_of(TrainSettings("target", method="mine")).name == "mine"
+    finally:
+        METHODS.clear()
+        METHODS.update(before)
+
+
+def test_each_example_takes_the_arrays_of_its_task_and_group():
+    bank = new_bank(2, 3)
+    parameters = prompt.paths_of(bank) | {"bank/all": np.arange(5)}
+    parts = (*PROMPTS[:2], Part("bank/all", None, "prompt"))
+    task_id_B = np.array([4, 0, 4])
+    taken = take(parameters, parts, bank.group_N, task_id_B)
+    np.testing.assert_array_equal(taken["bank/shared"], np.asarray(bank.shared_GPD)[[1, 0, 1]])
+    np.testing.assert_array_equal(taken["bank/cols"], np.asarray(bank.cols_NPR)[task_id_B])
+    np.testing.assert_array_equal(taken["bank/all"], np.arange(5))
+
+
+def test_slots_of_a_group():
+    group_N = np.array([0, 0, 1, 1])
+    parts = (Part("a", TASK, "factors"), Part("b", GROUP, "prompt"), Part("c", None, "weights"))
+    arrays = {"a": np.arange(4), "b": np.arange(2), "c": np.arange(3)}
+    found = {path: np.atleast_1d(array[slots_of(path, parts, 1, group_N)]).tolist() for path, array in arrays.items()}
+    assert found == {"a": [2, 3], "b": [1], "c": [0, 1, 2]}
+
+
+def test_parameters_come_apart_into_backbone_and_the_methods_own():
+    backbone = tiny_backbone()
+    parameters = backbone.flat() | prompt.paths_of(new_bank(1, 2)) | {TEACHERS: 0, HEAD: 0}
+    assert sorted(own_of(parameters)) == ["bank/cols", "bank/rows", "bank/shared"]
+    assert jax.tree.structure(backbone_of(parameters)) == jax.tree.structure(backbone.params)
+
+
+def test_places_of_a_method_and_its_backbone():
+    """Task axes for the method's arrays and the family's rows for weights; a path of neither is refused."""
+    places = places_for(AbstractMesh((2, 2, 2), sharding.AXES), prompt.METHOD, CONFIG)
+    assert places.axes_of("bank/cols") == places.axes_of("bank/shared") == places.axes_of(TEACHERS) == sharding.TASK_AXES
+    assert places.sharding("backbone/decoder/layers_0/mlp/wo/kernel", (32, 16)).spec == P(("tensor",), ("fsdp",))
+    with pytest.raises(UserError, match="parameter 'lora/a' has no row in the table of axes"):
+        places.sharding("lora/a", (2, 2))

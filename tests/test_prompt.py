@@ -1,0 +1,124 @@
+"""Prompt tuning and MPT as a method: what it puts in front of the input, where prompts start, and transfer to targets."""
+
+import numpy as np
+import pytest
+from tiny_model import random_bank
+
+from mpt_jax.config import PromptSettings
+from mpt_jax.errors import UserError
+from mpt_jax.methods import prompt
+from mpt_jax.methods.bank import PromptBank, compose_all
+from mpt_jax.methods.method import take
+
+
+def test_each_example_has_its_composed_prompt_in_front_of_its_unchanged_input():
+    bank = random_bank()
+    task_id_B, embedded_BLD = np.array([5, 0, 3]), np.ones((3, 7, 5), np.float32)
+    own = take(prompt.paths_of(bank), prompt.METHOD.parts, bank.group_N, task_id_B)
+    adapted = prompt.adapt(own, embedded_BLD, np.ones((3, 7), bool))
+    np.testing.assert_array_equal(adapted.prefix_BPD, np.asarray(compose_all(bank))[task_id_B])
+    assert adapted.embedded_BLD is embedded_BLD
+    given = prompt.adapt_given({"prompt": adapted.prefix_BPD}, embedded_BLD, None)
+    assert given.prefix_BPD is adapted.prefix_BPD and given.embedded_BLD is embedded_BLD
+
+
+def test_the_bank_among_arrays_by_path():
+    bank = random_bank()
+    found = prompt.bank_of(prompt.paths_of(bank) | {"backbone/x": 0}, bank.group_N)
+    for array, wanted in zip(found, bank, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    assert prompt.bank_of({"backbone/x": 0}, bank.group_N) is None
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_factors_start_at_the_shared_prompt(rank):
+    settings = PromptSettings(length=4, rank=rank)
+    bank = PromptBank(random_bank(1, 3).shared_GPD, *prompt.init_factors(settings, 3, 5, 7), np.zeros(3, np.int32))
+    np.testing.assert_allclose(compose_all(bank), np.repeat(bank.shared_GPD, 3, axis=0), rtol=1e-6)
+
+
+def test_further_ranks_are_not_all_alike():
+    cols, rows = prompt.init_factors(PromptSettings(length=4, rank=3), 2, 5, 7)
+    assert np.all(cols[:, :, 1:] == 0) and len(np.unique(rows[:, 1:])) == 2 * 2 * 5
+
+
+def test_normal_factors_have_the_spread_that_was_set():
+    cols, rows = prompt.init_factors(PromptSettings(length=100, rank=2, factor_init="normal", factor_init_scale=0.5), 4, 200, 7)
+    assert cols.shape == (4, 100, 2) and rows.shape == (4, 2, 200)
+    assert abs(cols.std() - 0.5) < 0.05 and abs(rows.std() - 0.5) < 0.05
+
+
+def test_init_from_vocabulary_draws_different_rows_of_the_first_ones():
+    embedding = np.arange(50 * 3, dtype=np.float32).reshape(50, 3)
+    settings = PromptSettings(length=8, init_vocabulary_rows=20)
+    drawn = prompt.init_prompt(settings, embedding, seed=1)
+    rows = (drawn[:, 0] / 3).astype(int)
+    assert len(set(rows)) == 8 and max(rows) < 20
+    np.testing.assert_array_equal(drawn, embedding[rows])
+    assert not np.array_equal(drawn, prompt.init_prompt(settings, embedding, seed=2))
+
+
+def test_init_from_uniform_numbers_stays_in_its_range():
+    drawn = prompt.init_prompt(PromptSettings(length=40, init="uniform", init_uniform_scale=0.25), np.zeros((9, 30)), seed=1)
+    assert drawn.shape == (40, 30) and drawn.dtype == np.float32
+    assert 0.24 < np.abs(drawn).max() <= 0.25
+
+
+def test_init_from_text_repeats_its_tokens():
+    embedding = np.arange(12, dtype=np.float32).reshape(6, 2)
+    settings = PromptSettings(length=5, init="text", init_text="x")
+    np.testing.assert_array_equal(prompt.init_prompt(settings, embedding, 0, text_ids=[4, 2]), embedding[[4, 2, 4, 2, 4]])
+    with pytest.raises(UserError, match="needs a text: set PromptSettings.init_text"):
+        prompt.init_prompt(settings, embedding, 0, text_ids=[])
+
+
+def test_init_from_file_checks_the_shape(tmp_path):
+    path = tmp_path / "prompt.npy"
+    np.save(path, np.ones((4, 5), np.float32))
+    settings = PromptSettings(length=4, init="file", init_file=str(path))
+    assert prompt.init_prompt(settings, np.zeros((9, 5)), 0).shape == (4, 5)
+    with pytest.raises(UserError, match=r"\(4, 5\); PROMPT_LENGTH and backbone need \(4, 6\)"):
+        prompt.init_prompt(settings, np.zeros((9, 6)), 0)
+
+
+NAMES = ["a", "b", "c"]
+
+
+def test_transfer_by_mean_gives_the_mean_factors():
+    source = random_bank(1, 3, rank=1)
+    target = prompt.transfer(source, NAMES, PromptSettings(length=4), 2, seed=0)
+    np.testing.assert_array_equal(target.shared_GPD, source.shared_GPD)
+    for got, mean in ((target.cols_NPR, source.cols_NPR.mean(0)), (target.rows_NRD, source.rows_NRD.mean(0))):
+        np.testing.assert_allclose(got, np.stack([mean, mean]), rtol=1e-6)
+
+
+def test_transfer_of_one_task_gives_its_prompt():
+    source = random_bank(1, 3, rank=1)
+    target = prompt.transfer(source, NAMES, PromptSettings(length=4, transfer="task", transfer_task="b"), 1, seed=0)
+    np.testing.assert_array_equal(compose_all(target)[0], compose_all(source)[1])
+
+
+def test_transfer_of_the_shared_prompt_starts_at_it():
+    source = random_bank(1, 3, rank=1)
+    target = prompt.transfer(source, NAMES, PromptSettings(length=4, transfer="shared"), 2, seed=0)
+    np.testing.assert_array_equal(compose_all(target), np.repeat(source.shared_GPD, 2, axis=0))
+
+
+def test_transfer_to_plain_prompts_composes():
+    source = random_bank(1, 3, rank=1)
+    target = prompt.transfer(source, NAMES, PromptSettings(length=4, rank=0), 1, seed=0)
+    assert target.cols_NPR is None
+    np.testing.assert_allclose(target.shared_GPD[0], np.mean(compose_all(source), axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (PromptSettings(length=9), "set --gin.PROMPT_LENGTH=4"),
+        (PromptSettings(length=4, rank=2), "PromptSettings.rank=1"),
+        (PromptSettings(length=4, transfer="task", transfer_task="z"), "'z' is not a task of SOURCE_DIR: a, b, c"),
+    ],
+)
+def test_transfer_that_does_not_fit(settings, message):
+    with pytest.raises(UserError, match=message):
+        prompt.transfer(random_bank(1, 3, rank=1), NAMES, settings, 1, seed=0)
