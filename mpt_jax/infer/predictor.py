@@ -187,7 +187,6 @@ def load(
     lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     group_N = np.array([row["group"] for row in run["runs"]], np.int32)
-    model = Model(
-        Network(loaded.config, given.computation, method.adapt), params, loaded.vocabulary(), own_of(trained), method.parts, group_N, mesh
-    )
+    network = Network(loaded.config, given.computation, method.adaptation)
+    model = Model(network, params, loaded.vocabulary(), own_of(trained), method.parts, group_N, mesh)
     return Predictor(model, run, spec, best_dev(run_dir))

@@ -280,7 +280,8 @@ def shift_right(targets_BT):
 def _encode(network: Network, parts, rows: Rows, own) -> Stack:
     embedded_BLD = parts(rows.inputs_BL, method=T5.embed)
     real_BL = real(rows.input_length_B, rows.inputs_BL.shape[1])
-    prefix_BPD, embedded_BLD = network.adapted(own, embedded_BLD, real_BL)
+    (prefix_UPD, embedded_BLD), slot_B = network.adapted(own, embedded_BLD, real_BL, rows.slot_B)
+    prefix_BPD = prefix_UPD if slot_B is None else jnp.take(prefix_UPD, slot_B, axis=0)
     return parts(embedded_BLD, real_BL, prefix_BPD, method=T5.encode)
 
 
@@ -333,6 +334,6 @@ def init(config: T5Config, seed: int) -> dict:
 
 
 FAMILY = Family(
-    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), init, forward, prefill, empty_cache, decode_step, decode_targets,
+    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), False, init, forward, prefill, empty_cache, decode_step, decode_targets,
     t5_operations.prompt_step, t5_operations.weight_gradients,
 )  # fmt: skip
