@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
+import math
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mpt_jax.data import tokenizer_json
+from mpt_jax.data import tokenizer_files, tokenizer_json
 from mpt_jax.errors import UserError
+from mpt_jax.regular_files import parse_json, read_regular, shown
 
 if TYPE_CHECKING:
     import seqio
@@ -21,6 +25,9 @@ UNK_ID = 2
 BYTES = "bytes"
 SENTINELS = 100  # T5: 32,000 pieces + 100 <extra_id_*>
 BYTE_SENTINELS = 125  # ByT5: 3 special + 256 bytes + 125 = 384
+MOST_BYTES = 64 * 2**20  # of a SentencePiece model; mT5's has 4 MB
+MOST_EXTRA_IDS = 100_000
+SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")
 _USER_DEFINED = 4  # sentencepiece_model.proto: ModelProto.SentencePiece.Type
 
 
@@ -53,19 +60,53 @@ class Vocabulary(abc.ABC):
 
 
 class SentencePieceVocabulary(Vocabulary):
-    """A SentencePiece model plus `<extra_id_0>` (the last id) and so on downwards, as in SeqIO."""
+    """A SentencePiece model plus `<extra_id_0>` (the last id) and so on downwards, as in SeqIO.
+
+    A model that holds its sentinels already (T5X's cc_all.32000.100extra, mT5's) gets no more of them.
+    """
 
     def __init__(self, path: str, extra_ids: int | None):
-        content, own_sentinels = _read_model(path)
-        extra_ids = own_sentinels if extra_ids is None else extra_ids
+        content, sentinels = _read_model(path)
+        model = _parse_model(path, content)
+        held = sum(SENTINEL.fullmatch(piece.piece) is not None for piece in model.pieces)
+        if held and extra_ids:
+            raise UserError(f"vocabulary {path!r} already holds {held} <extra_id_*>: leave extra_ids out, or set it to 0, not {extra_ids}")
+        told = None if extra_ids is not None else (held, 0) if held else (SENTINELS if sentinels is None else sentinels,)  # what the files beside it may say
+        if extra_ids is None:
+            extra_ids = sentinels if sentinels is not None else 0 if held else SENTINELS
         super().__init__(path, extra_ids, content)
         self._content = content
-        self._pieces = _load_pieces(path, content, extra_ids)
+        self._pieces = _load_pieces(path, model, extra_ids)
         self._size = self._pieces.GetPieceSize()
+        self._check_folder(Path(path).parent, told)
 
     @property
     def size(self) -> int:
         return self._size
+
+    def _check_folder(self, folder: Path, sentinels: tuple[int, ...] | None) -> None:
+        """UserError if a Hugging Face tokenizer around the model has other pieces, or adds tokens to them."""
+        tokenizer_files.check(functools.partial(_beside, folder), str(folder), self._special, sentinels)
+        converted = _beside(folder, tokenizer_json.NAME) if Path(self.path).name != tokenizer_json.NAME else {}
+        if not converted:
+            return
+        where = str(folder / tokenizer_json.NAME)
+        tokenizer_files.check_added(tokenizer_json.added_tokens(converted, where), self._special)
+        rows = converted.get("model", {}).get("vocab") if isinstance(converted.get("model"), dict) else None
+        for number, row in enumerate(rows if isinstance(rows, list) else ()):
+            theirs = row[0] if isinstance(row, list) and row else row
+            ours = self._pieces.IdToPiece(number) if number < self._size else None
+            if theirs != ours and not (isinstance(theirs, str) and SENTINEL.fullmatch(theirs) and self._special(theirs) == number):
+                raise UserError(f"{where} has {shown(theirs)} for id {number}, {self.path} has {shown(ours)}: take the wrong one out.")
+
+    def _special(self, token: str) -> int | None:
+        """The id of padding, end, unknown or a sentinel by its text; None for other texts."""
+        if any("\ud800" <= letter <= "\udfff" for letter in token):  # SentencePiece takes no lone surrogates
+            return None
+        found = SENTINEL.fullmatch(token)
+        number = self._pieces.PieceToId(f"▁<extra_id_{found[1]}>" if found else token)
+        known = number < self._size and (number > UNK_ID if found else self._pieces.IdToPiece(number) == token and number <= UNK_ID)
+        return number if known else None
 
     def model_file(self) -> str:
         """A file with the SentencePiece model: `path`, or one in the cache folder that a tokenizer.json is turned into."""
@@ -74,10 +115,13 @@ class SentencePieceVocabulary(Vocabulary):
         cache = Path(os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
         file = cache / "vocabularies" / f"{self.fingerprint}.model"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(self._content)
-            temporary.replace(file)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                temporary = file.with_suffix(f".{os.getpid()}")
+                temporary.write_bytes(self._content)
+                temporary.replace(file)
+            except OSError as error:
+                raise UserError(f"{file} cannot be written ({error.strerror}): set MPT_CACHE_DIR to a folder that can.") from error
         return str(file)
 
     def encode(self, text: str) -> list[int]:
@@ -108,17 +152,18 @@ class ByteVocabulary(Vocabulary):
 def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabulary:
     """The vocabulary in `path`: a SentencePiece file, a Hugging Face tokenizer.json, a folder with either, or "bytes".
 
-    `extra_ids`: number of sentinels; None is 100 (T5), 125 for "bytes" (ByT5), what a tokenizer.json has.
-    Raises UserError if the file is missing or damaged, or if its padding and end of sequence are not 0 and 1.
+    `extra_ids`: number of sentinels; None is 100 (T5) or 0 for a model that holds them, 125 for "bytes" (ByT5), what a
+    tokenizer.json has. Raises UserError if the file is missing or damaged, if its padding and end of sequence are not 0 and 1,
+    or if a Hugging Face folder around it adds tokens to it.
     """
-    if extra_ids is not None and extra_ids < 0:
-        raise UserError(f"extra_ids = {extra_ids}: must be 0 or more")
+    if extra_ids is not None and not 0 <= extra_ids <= MOST_EXTRA_IDS:
+        raise UserError(f"extra_ids = {extra_ids}: must be in 0 .. {MOST_EXTRA_IDS}")
     if str(path) == BYTES:
         return ByteVocabulary(BYTE_SENTINELS if extra_ids is None else extra_ids)
     file = Path(path)
     if file.is_dir():
-        spiece, converted = file / "spiece.model", file / tokenizer_json.NAME
-        file = converted if converted.exists() and not spiece.exists() else spiece
+        names = ("spiece.model", "sentencepiece.model", tokenizer_json.NAME)
+        file = file / next((name for name in names if os.path.lexists(file / name)), names[0])
     return SentencePieceVocabulary(str(file), extra_ids)
 
 
@@ -138,32 +183,42 @@ def _until_eos(ids: Iterable[int]) -> list[int]:
     return tokens[: tokens.index(EOS_ID)] if EOS_ID in tokens else tokens
 
 
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"vocabulary {path!r} cannot be read ({error}): name a local file") from error
+def _beside(folder: Path, name: str) -> Mapping[str, Any]:
+    """The JSON object of a file beside a vocabulary; empty if it is not there."""
+    if not os.path.lexists(folder / name):
+        return {}
+    value = parse_json(read_regular(folder / name, tokenizer_json.MOST_BYTES), str(folder / name))
+    if not isinstance(value, dict):
+        raise UserError(f"{folder / name} holds a {type(value).__name__}, not a JSON object.")
+    return value
 
 
-def _read_model(path: str) -> tuple[bytes, int]:
-    """A serialised SentencePiece model and the number of sentinels to add to it."""
+def _read_model(path: str) -> tuple[bytes, int | None]:
+    """A serialised SentencePiece model and the number of sentinels to add to it, None where the file does not say."""
     if Path(path).name == tokenizer_json.NAME:
         return tokenizer_json.sentencepiece_model(path)
-    return _read(path), SENTINELS
+    return read_regular(path, MOST_BYTES), None
 
 
-def _load_pieces(path: str, content: bytes, extra_ids: int):
-    """The SentencePiece processor of `content` with sentinels added in SeqIO's order, last one first."""
-    import sentencepiece
+def _parse_model(path: str, content: bytes):
+    """The model's protocol buffer. Raises UserError if it is none, or a piece has no text or no number for a score."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     try:
         model = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
     except DecodeError as error:
-        raise UserError(f"vocabulary {path!r} is no SentencePiece model, or damaged ({error})") from error
-    if any("<extra_id_0>" in piece.piece for piece in model.pieces) and extra_ids:
-        raise UserError(f"vocabulary {path!r} already holds <extra_id_0>: set extra_ids = 0, not {extra_ids}")
+        raise UserError(f"vocabulary {path!r} is not a SentencePiece model, or damaged ({error})") from error
+    wrong = next((piece for piece in model.pieces if not isinstance(piece.piece, str) or not math.isfinite(piece.score)), None)
+    if wrong is not None:
+        raise UserError(f"vocabulary {path!r} is damaged: it has the piece {shown(wrong.piece)} with score {wrong.score}")
+    return model
+
+
+def _load_pieces(path: str, model, extra_ids: int):
+    """The SentencePiece processor of a model with sentinels added in SeqIO's order, last one first."""
+    import sentencepiece
+
     for number in reversed(range(extra_ids)):
         model.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=_USER_DEFINED)
     pieces = sentencepiece.SentencePieceProcessor()

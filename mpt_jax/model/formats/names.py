@@ -6,13 +6,14 @@ transformers' T5ForConditionalGeneration.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from mpt_jax.config import T5_SIZES, T5Config
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats.arrays import LazyArray
+from mpt_jax.model.formats.arrays import MAX_NAMES_IN_MESSAGE, LazyArray, listed
+from mpt_jax.regular_files import shown
 
-MAX_NAMES_IN_MESSAGE = 12
 SCANNED = "encoder/encoder/"  # how T5X's scalable_t5 names layers that it stacked
 
 
@@ -150,11 +151,42 @@ def entries(config: T5Config) -> list[Entry]:
     ]
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: the first dozen and how many more."""
-    names = sorted(names)
-    more = len(names) - MAX_NAMES_IN_MESSAGE
-    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+SIZES = (
+    "vocab_size", "d_model", "num_heads", "head_dim", "d_ff", "num_encoder_layers", "num_decoder_layers", "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+)  # fmt: skip
+
+
+def make_config(fields: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None) -> T5Config:
+    """The T5Config of a file's settings by T5Config's names. Raises UserError for what makes no T5; `called`: the file's own names."""
+    called = called or {}
+    for name in SIZES:
+        value = fields.get(name, 1)
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise UserError(f"{where}: {called.get(name, name)} = {shown(value)}; it takes a whole number from 1 on.")
+    epsilon = fields.get("layer_norm_epsilon", 1e-6)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
+        raise UserError(f"{where}: layer_norm_epsilon = {shown(epsilon)}; it takes a number from 0 to 1.")
+    buckets, distance = fields.get("relative_attention_num_buckets", 32), fields.get("relative_attention_max_distance", 128)
+    if buckets < 4 or distance <= buckets // 2:
+        raise UserError(
+            f"{where}: relative_attention_num_buckets = {buckets} and relative_attention_max_distance = {distance}; at least 4 "
+            "buckets, and a distance beyond half of them, are needed."
+        )
+    try:
+        return T5Config(**{**fields, "layer_norm_epsilon": float(epsilon)})
+    except TypeError as error:
+        raise UserError(f"{where} is not complete: {error}.") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def check_layers(config: T5Config, arrays: Mapping[str, LazyArray], source: str) -> None:
+    """UserError for a config with more layers than the file has arrays: each has several, and none is made up to find that out."""
+    layers = config.num_encoder_layers + config.num_decoder_layers
+    if layers > len(arrays):
+        counted = f"{config.num_encoder_layers:,} + {config.num_decoder_layers:,} layers by its config"
+        raise UserError(f"{source} has {counted}, but holds only {len(arrays):,} arrays.")
 
 
 def match(config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, source: str) -> dict[str, LazyArray]:
@@ -183,7 +215,7 @@ def match(config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, 
             problems.append(f"{name} has shape {shape}, not {expected}{_vocabulary_hint(config, entry, lazy.shape)}")
         found[entry.ours] = lazy
     if problems:
-        raise UserError(f"{source} is no {_words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + ".")
+        raise UserError(f"{source} is not a {_words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + ".")
     return found
 
 
@@ -213,13 +245,16 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
     naming the first array that is needed and not there.
     """
 
-    def shape(path: str) -> tuple[int, ...]:
+    def shape(path: str, axes: int = 2) -> tuple[int, ...]:
         if path not in shapes:
             held = listed(shapes) or "nothing"
             if any(name.startswith(SCANNED) for name in shapes):
                 raise UserError(f"{source} holds stacked layers; save it once from T5X with scan_layers = False.")
-            raise UserError(f"{source} holds no T5: {path} is missing. It holds {held}.")
-        return shapes[path]
+            raise UserError(f"{source} is not a T5: {path} is missing. It holds {held}.")
+        found = shapes[path]
+        if len(found) != axes or 0 in found:
+            raise UserError(f"{source}: {path} has shape {found}; {axes} sizes from 1 on are needed.")
+        return found
 
     vocabulary, width = shape("token_embedder/embedding")
     heads, buckets = shape("encoder/relpos_bias/rel_embedding")
@@ -228,25 +263,30 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
     mlp = shape(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[-1]
     if joined % heads:
         raise UserError(f"{source}: {joined} query columns do not split into {heads} heads.")
-    config = T5Config(
-        "custom",
-        vocabulary,
-        width,
-        heads,
-        joined // heads,
-        mlp,
-        _layers(shapes, "encoder"),
-        _layers(shapes, "decoder"),
-        ("gelu", "linear") if gated else ("relu",),
-        "decoder/logits_dense/kernel" not in shapes,
-        buckets,
-    )
-    return named(config)
+    fields = {
+        "name": "custom",
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "num_heads": heads,
+        "head_dim": joined // heads,
+        "d_ff": mlp,
+        "num_encoder_layers": _layers(shapes, "encoder", source),
+        "num_decoder_layers": _layers(shapes, "decoder", source),
+        "mlp_activations": ("gelu", "linear") if gated else ("relu",),
+        "logits_via_embedding": "decoder/logits_dense/kernel" not in shapes,
+        "relative_attention_num_buckets": buckets,
+    }
+    return named(make_config(fields, source))
 
 
-def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
+def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str, source: str) -> int:
+    """How many layers the names of a stack count, from 0 on without a gap."""
     prefix = f"{stack}/layers_"
-    return 1 + max((int(path[len(prefix) :].split("/")[0]) for path in shapes if path.startswith(prefix)), default=-1)
+    found = {path[len(prefix) :].split("/")[0] for path in shapes if path.startswith(prefix)}
+    wanted = {str(i) for i in range(len(found))}
+    if found != wanted:
+        raise UserError(f"{source}: {stack} has the layers {listed(found)}; {listed(wanted - found)} of {len(found)} are missing.")
+    return len(found)
 
 
 def named(config: T5Config) -> T5Config:

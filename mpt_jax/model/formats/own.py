@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 
 from mpt_jax.config import T5Config
+from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import names, safetensors
-from mpt_jax.model.formats.arrays import LazyArray
-from mpt_jax.model.formats.files import Folder, copy_file
-from mpt_jax.model.formats.huggingface import read_json
+from mpt_jax.model.formats.arrays import LazyArray, listed
+from mpt_jax.model.formats.files import Folder, copy_file, is_remote
+from mpt_jax.regular_files import shown
 
 WEIGHTS = "model.safetensors"
 
@@ -23,22 +24,19 @@ def is_own(settings: Mapping) -> bool:
 
 def read(folder: Folder) -> tuple[T5Config, dict[str, LazyArray]]:
     """Config and arrays by our names; nothing is read yet."""
-    settings = read_json(folder, "config.json")
+    settings, where = folder.read_json("config.json"), folder.where("config.json")
     fields = {field.name for field in dataclasses.fields(T5Config)}
     unknown = settings.keys() - fields - {"vocabulary"}
     if unknown:
-        raise UserError(f"{folder.where('config.json')} has unknown fields: {names.listed(unknown)}.")
-    try:
-        config = T5Config(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in settings.items()
-                if key in fields
-            }
-        )
-    except TypeError as error:
-        raise UserError(f"{folder.where('config.json')} is not complete: {error}") from error
-    return config, names.match(config, safetensors.read(folder, WEIGHTS)[0], False, folder.path)
+        raise UserError(f"{where} has unknown fields: {listed(map(shown, unknown))}.")
+    activations = settings.get("mlp_activations", ["gelu", "linear"])
+    if not isinstance(activations, list) or not all(isinstance(name, str) for name in activations):
+        raise UserError(f"{where}: mlp_activations = {shown(activations)}; it takes ['relu'] or ['gelu', 'linear'].")
+    known = {key: value for key, value in settings.items() if key in fields}
+    config = names.make_config(known | {"mlp_activations": tuple(activations)}, where)
+    arrays = safetensors.read(folder, WEIGHTS)[0]
+    names.check_layers(config, arrays, folder.path)
+    return config, names.match(config, arrays, False, folder.path)
 
 
 def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabulary: str | None) -> None:
@@ -51,5 +49,7 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
         json.dump(fields, file, indent=2)
         file.write("\n")
     if vocabulary and vocabulary != "bytes":
+        if not is_remote(vocabulary):
+            load_vocabulary(vocabulary)  # refuses what the copy alone would lose
         name = "tokenizer.json" if vocabulary.endswith("tokenizer.json") else "spiece.model"
         copy_file(vocabulary, os.path.join(folder, name))
