@@ -182,6 +182,7 @@ class DataSettings:
 
     batch_size: int = 32  # examples a run and step [DPT, ATTEMPT]
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
+    cue: str = ""  # CUE: text between input and target of a decoder-only backbone, for example '\nAnswer:'
     # tokens kept of inputs and targets, EOS included [ATTEMPT, DPT]
     feature_lengths: dict = dataclasses.field(default_factory=lambda: {"inputs": 256, "targets": 128})
     input_buckets: list | tuple = ()  # padded lengths below the limit; () = those of data/batches.py. Fewer compile less and pad more

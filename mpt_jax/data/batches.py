@@ -14,7 +14,6 @@ import numpy as np
 
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, draw
-from mpt_jax.data.vocabulary import EOS_ID
 from mpt_jax.errors import UserError
 
 # int32: inputs_BL, targets_BT, input_length_B and target_length_B (tokens that are real, whatever their ids), task_id_B;
@@ -35,7 +34,7 @@ def buckets(limit: int, sizes: Sequence[int] = INPUT_BUCKETS) -> tuple[int, ...]
 class BatchSpec:
     """How rows become arrays. Lengths in tokens, end of sequence included (TASK_FEATURE_LENGTHS).
 
-    Rows longer than input_length or target_length are cut, keeping the end of sequence. Each pair of buckets
+    Rows longer than input_length or target_length are cut, keeping the tokens that end them (Frame: input_end, target_end). Each pair of buckets
     in use is one compiled program: fewer buckets compile less and pad more. () = the defaults of this file.
     local_rows: rows of a micro-batch that this process needs, of several; the others' stay zeros. None = all.
     by_task: rows of a task come together (sorted by length within it), and a micro-batch names its different tasks.
@@ -48,6 +47,8 @@ class BatchSpec:
     target_buckets: tuple[int, ...] = ()
     local_rows: tuple[int, ...] | None = None
     by_task: bool = False
+    input_end: tuple[int, ...] = (1,)
+    target_end: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         for name in ("input_length", "target_length", "micro_batch_size"):
@@ -283,8 +284,8 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     for place in here[: np.searchsorted(here, len(chosen))]:
         example = chosen[place]
         cache, row = rows.caches[rows.cache_B[example]], rows.row_B[example]
-        _fill(inputs_BL[place], cache.inputs(row), spec.input_length)
-        _fill(targets_BT[place], cache.targets(row), spec.target_length)
+        _fill(inputs_BL[place], cache.inputs(row), spec.input_length, spec.input_end)
+        _fill(targets_BT[place], cache.targets(row), spec.target_length, spec.target_end)
         if cache.embedding is not None:
             micro["embedding_BE"][place] = cache.embedding[row]
         if cache.teacher is not None:
@@ -315,9 +316,9 @@ def _bucket(length_B: np.ndarray, sizes: tuple[int, ...]) -> int:
     return sizes[int(np.searchsorted(sizes, length_B.max()))]
 
 
-def _fill(line: np.ndarray, tokens: np.ndarray, limit: int) -> None:
-    """Writes a row's tokens, cut to `limit`; a cut row that ended with end of sequence still does."""
+def _fill(line: np.ndarray, tokens: np.ndarray, limit: int, end: tuple[int, ...]) -> None:
+    """Writes a row's tokens, cut to `limit`; a cut row that ended with the tokens `end` still does."""
     kept = tokens[:limit]
     line[: len(kept)] = kept
-    if len(tokens) > limit and tokens[-1] == EOS_ID:
-        line[limit - 1] = EOS_ID
+    if end and len(tokens) > limit >= len(end) and tuple(tokens[-len(end) :]) == end:
+        line[limit - len(end) : limit] = end

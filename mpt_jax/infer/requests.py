@@ -95,14 +95,9 @@ def inference_spec(input_length: int, target_length: int, batch_size: int) -> Ba
     return BatchSpec(input_length, target_length, batch_size, INPUT_BUCKETS)
 
 
-def tokens_of(text: str, vocabulary: Vocabulary) -> np.ndarray:
-    """Token ids (int32) of a text with EOS."""
-    return np.array([*vocabulary.encode(text), vocabulary.eos_id], np.int32)
-
-
 def label_tokens(labels: Sequence[str], vocabulary: Vocabulary) -> Labels:
     """Labels as tokens, each with EOS."""
-    rows = [tokens_of(label, vocabulary) for label in labels]
+    rows = [vocabulary.target_tokens(label) for label in labels]
     tokens_CT = np.full((len(rows), max(map(len, rows))), vocabulary.pad_id, np.int32)
     for line, row in zip(tokens_CT, rows, strict=True):
         line[: len(row)] = row
@@ -117,7 +112,7 @@ def decode(model: Model, requests: Requests, spec: BatchSpec, progress: Progress
     longest = int(requests.limit.max())
     max_length = next((size for size in spec.target_buckets if size >= longest), longest)
 
-    ends, pad = (model.vocabulary.eos_id,), model.vocabulary.pad_id
+    ends, pad = model.vocabulary.ends, model.vocabulary.pad_id
 
     def program(own, rows, index_B):
         limit_B = np.where(index_B < 0, 0, requests.limit[index_B]).astype(np.int32)
@@ -166,8 +161,10 @@ def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, 
 
 def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program, progress) -> Iterator[tuple[int, np.ndarray]]:
     """(row, its line of the program's result) of every request once; the device works ahead of the reader."""
-    by_task = family_of(model.network.config).shares_prefix
-    spec = dataclasses.replace(spec, micro_batch_size=sharding.whole_rows(model.mesh, spec.micro_batch_size), by_task=by_task)
+    by_task = family_of(model.network.config).decoder_only
+    rows, frame = sharding.whole_rows(model.mesh, spec.micro_batch_size), model.vocabulary.frame
+    ends = {"input_end": frame.input_end, "target_end": frame.target_end}
+    spec = dataclasses.replace(spec, micro_batch_size=rows, by_task=by_task, **ends)
 
     def results():
         for group in groups:

@@ -17,7 +17,7 @@ def dev_scores(program: Program, caches: Mapping[str, TokenCache]) -> Callable[[
     spec = inference_spec(settings.data.input_length, settings.data.target_length, BATCH_SIZE)
     runs = [EvalRun(caches[run.task], n, settings.train.eval_rows) for n, run in enumerate(plan.runs)]
     network = dataclasses.replace(program.network, computation=settings.backbone.computation)
-    vocabulary = program.backbone.vocabulary()
+    vocabulary = program.backbone.vocabulary(settings.data.cue)
 
     def evaluate(trainable: dict) -> list[tuple[dict[str, float], float]]:
         parameters = {**program.frozen, **trainable}

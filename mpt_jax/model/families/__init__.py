@@ -16,3 +16,8 @@ def register(family: Family) -> None:
 def family_of(config: Any) -> Family:
     """The family of a shape."""
     return FAMILIES[type(config)]
+
+
+def family_named(name: str) -> Family | None:
+    """The family of a name; None if there is none."""
+    return next((family for family in FAMILIES.values() if family.name == name), None)

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues, Segment, attend_segments
-from mpt_jax.model.families import causal_operations
+from mpt_jax.model.families import causal_names, causal_operations
 from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig, Rotary
 from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real
 from mpt_jax.model.layers import Dense, Embed, Mlp, RMSNorm
@@ -340,7 +340,12 @@ def init(config: CausalConfig, seed: int) -> dict:
     return Causal(config, Computation()).init(jax.random.PRNGKey(seed), jnp.ones((1, 2), jnp.int32))["params"]
 
 
+def num_layers(config: CausalConfig) -> int:
+    """Layers of the stack."""
+    return config.num_layers
+
+
 FAMILY = Family(
-    "causal", CausalConfig, CAUSAL_SIZES, AXES, ("decoder",), True, init, forward, prefill, empty_cache, decode_step, decode_targets,
-    causal_operations.prompt_step, causal_operations.weight_gradients,
+    "causal", CausalConfig, CAUSAL_SIZES, AXES, ("decoder",), True, causal_names.entries, num_layers, causal_names.words,
+    init, forward, prefill, empty_cache, decode_step, decode_targets, causal_operations.prompt_step, causal_operations.weight_gradients,
 )  # fmt: skip

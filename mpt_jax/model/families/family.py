@@ -107,8 +107,9 @@ class Family(NamedTuple):
     """A model family. The functions take (network, backbone weights, …); ``own`` as in Network.adapted.
 
     config: type of its shapes. sizes: published shapes by name. axes: rows (regular expression of a parameter's path, logical axes).
-    states: names of the stacks in Outputs.states. shares_prefix: what is computed of a prefix serves all rows of a task, so that rows of a
-    task should come together.
+    states: names of the stacks in Outputs.states. decoder_only: one stack reads prompt, input and target, so what it computes of
+    a prompt serves all rows of a task, and texts go on instead of ending (data/frame.py).
+    entries(config) -> its arrays (naming.Entry); num_layers(config); words(config): what a message calls it.
     init(config, seed) -> random float32 weights, nested; they hold ``token_embedder/embedding`` (V, D).
     forward(network, backbone, rows, own, dropout_rng) -> Outputs.
     prefill(network, backbone, rows, own, positions) -> what decoding needs of the inputs, a tuple of arrays, ``start_B`` among them: the
@@ -126,7 +127,10 @@ class Family(NamedTuple):
     sizes: Mapping[str, Any]
     axes: tuple[tuple[str, tuple[str, ...]], ...]
     states: tuple[str, ...]
-    shares_prefix: bool
+    decoder_only: bool
+    entries: Callable
+    num_layers: Callable
+    words: Callable
     init: Callable
     forward: Callable
     prefill: Callable

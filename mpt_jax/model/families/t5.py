@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import MASKED, Bias, KeysValues, States
-from mpt_jax.model.families import t5_operations
+from mpt_jax.model.families import t5_names, t5_operations
 from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.layers import Dense, Embed, Mlp, RelativePositionBias, RMSNorm
@@ -333,7 +333,12 @@ def init(config: T5Config, seed: int) -> dict:
     return T5(config, Computation(attention="einsum")).init(jax.random.PRNGKey(seed), jnp.ones((1, 2), jnp.int32))["params"]
 
 
+def num_layers(config: T5Config) -> int:
+    """Layers of both stacks."""
+    return config.num_encoder_layers + config.num_decoder_layers
+
+
 FAMILY = Family(
-    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), False, init, forward, prefill, empty_cache, decode_step, decode_targets,
-    t5_operations.prompt_step, t5_operations.weight_gradients,
+    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), False, t5_names.entries, num_layers, t5_names.words,
+    init, forward, prefill, empty_cache, decode_step, decode_targets, t5_operations.prompt_step, t5_operations.weight_gradients,
 )  # fmt: skip
