@@ -24,7 +24,7 @@ def dev_scores(program: Program, caches: Mapping[str, TokenCache]) -> Callable[[
         model = Model(
             network, backbone_of(parameters), vocabulary, own_of(parameters), program.method.parts, plan.group_N, program.places.mesh,
         )  # fmt: skip
-        results = evaluate_runs(model, runs, spec)
+        results = evaluate_runs(model, runs, spec, method=settings.train.eval_method)
         return [(result.scores, result.scores[tasks.main_score(result.task)]) for result in results]
 
     return evaluate
