@@ -24,11 +24,11 @@ def side() -> dict:
     """Saves several times, a pause between."""
     import jax.numpy as jnp
     import numpy as np
+    from mpt_jax.train.groups import PROMPTS_ONLY
 
     from mpt_jax.checkpoint import Best, Checkpoints
     from mpt_jax.config import OptimizerSettings, PromptSettings
     from mpt_jax.model import prompt_bank
-    from mpt_jax.train.groups import PROMPTS_ONLY
     from mpt_jax.train.optimizer import make_optimizer
     from mpt_jax.train.step import TrainState
 

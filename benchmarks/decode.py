@@ -29,9 +29,10 @@ def prompts(width: int, length: int) -> np.ndarray:
 def answer_ours(arguments: argparse.Namespace, given: list) -> tuple[list[float], list]:
     """Seconds of each timed pass over all rows, and the answers."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    from mpt_jax.model.prompt_bank import PromptBank
+
     from mpt_jax.infer import requests
     from mpt_jax.model.backbone import load_backbone
-    from mpt_jax.model.prompt_bank import PromptBank
 
     backbone = load_backbone(arguments.backbone, "float32", "bytes")
     bank = PromptBank(prompts(backbone.config.d_model, arguments.prompt), None, None, np.arange(TASKS, dtype=np.int32))

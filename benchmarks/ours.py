@@ -20,11 +20,11 @@ from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
 def make_training(arguments: argparse.Namespace, source):
     """(train step, state, frozen tree, backbone) as run_train makes them, from a Hugging Face folder."""
     import jax.numpy as jnp
+    from mpt_jax.train.groups import PROMPTS_ONLY, split
 
     from mpt_jax.config import DistillationSettings, OptimizerSettings, PromptSettings
     from mpt_jax.model import prompt_bank
     from mpt_jax.model.backbone import load_backbone
-    from mpt_jax.train.groups import PROMPTS_ONLY, split
     from mpt_jax.train.optimizer import make_optimizer
     from mpt_jax.train.step import Objective, TrainStep
 

@@ -26,9 +26,9 @@ def t5x_checkpoint(arguments: argparse.Namespace) -> Path:
 def make_trainer(arguments: argparse.Namespace, source, batches):
     """T5X's Trainer with the weights restored, set up as t5x.train does."""
     import jax
+    from mpt_jax.model.prompt_bank import bank_from
     from t5x import partitioning, trainer, utils
 
-    from mpt_jax.model.prompt_bank import bank_from
     from mpt_jax.t5x_bridge.model import PromptedModel, more_axis_rules
     from mpt_jax.t5x_bridge.optimizer import BankOptimizer
     from mpt_jax.t5x_bridge.restore import take_backbone

@@ -12,10 +12,10 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+from mpt_jax.infer.selection import make_evaluate
 
 from mpt_jax import quickstart
 from mpt_jax.infer.history import dev_curves
-from mpt_jax.infer.selection import make_evaluate
 from mpt_jax.metrics import read_metrics
 from mpt_jax.train.run import run_train
 

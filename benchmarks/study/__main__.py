@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-
 from benchmarks.study import data, plan, score
 from mpt_jax.infer.history import dev_curves
 from mpt_jax.metrics import read_metrics
@@ -103,7 +102,8 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
     parser.add_argument("action", choices=("prepare", "sources", "runs", "all", "final"))
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("STUDY_DIR", "study")), help="run folders (default: %(default)s)")
+    default = Path(os.environ.get("STUDY_DIR", "study"))
+    parser.add_argument("--folder", type=Path, default=default, help="where run folders go (default: %(default)s)")
     options = parser.parse_args()
     folder = options.folder.absolute()
     data.prepare(folder / "data")

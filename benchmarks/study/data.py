@@ -34,7 +34,9 @@ SOURCES: dict[str, Row] = {
         "News: {title}. {description}", ("world", "sports", "business", "technology"),
         "Is the news about the world, sports, business or technology?",
     ),
-    "qnli_small": Row("Question: {question}\nSentence: {sentence}", ("yes", "no"), "Does the sentence answer the question? Answer yes or no."),
+    "qnli_small": Row(
+        "Question: {question}\nSentence: {sentence}", ("yes", "no"), "Does the sentence answer the question? Answer yes or no."
+    ),
     "mrpc": Row("First: {sentence1}\nSecond: {sentence2}", ("no", "yes"), "Do the two sentences mean the same? Answer yes or no."),
     "sick": Row(PAIR, ENTAILMENT, NLI),
     "mnli_small": Row(PAIR, ENTAILMENT, NLI),

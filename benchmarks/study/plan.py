@@ -89,7 +89,7 @@ def _settings(folder: Path, train: TrainSettings, prompt: PromptSettings, rate: 
 def teacher_settings(folder: Path) -> Settings:
     """A prompt for each source task."""
     train = TrainSettings(
-        "teacher", str(folder / "teachers"), train_steps=160, seeds=0, eval_steps=40, eval_rows=64, checkpoint_steps=10
+        "teacher", str(folder / "teachers"), train_steps=80, seeds=0, eval_steps=40, eval_rows=64, checkpoint_steps=10, eval_method="rank"
     )
     return _settings(folder, train, PromptSettings(length=LENGTH, rank=0, transfer="none"), 0.01, 0.3, batch_size=8)
 
@@ -98,12 +98,12 @@ def source_settings(folder: Path, name: str, seed: int) -> Settings:
     """The source stage, or a variant of it, from a vocabulary start."""
     rank = 0 if name == "undecomposed" else 1
     train = TrainSettings(
-        "source", str(folder / f"{name}_{seed}"), train_steps=500, seeds=seed, eval_steps=100, eval_rows=64, checkpoint_steps=10,
+        "source", str(folder / f"{name}_{seed}"), train_steps=300, seeds=seed, eval_steps=100, eval_rows=64, checkpoint_steps=10,
         teacher_dir=str(folder / "teachers"), eval_method="rank",
     )  # fmt: skip
     weight = 0.0 if name == "undistilled" else 0.9
     prompt = PromptSettings(length=LENGTH, rank=rank)
-    return _settings(folder, train, prompt, 0.01, 0.03, batch_size=24, distillation=weight)
+    return _settings(folder, train, prompt, 0.01, 0.03, batch_size=12, distillation=weight)
 
 
 def group_settings(folder: Path, group: Group, best_source: str, **changes: Any) -> Settings:

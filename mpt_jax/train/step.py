@@ -51,8 +51,8 @@ def loss_sums(objective: Objective, trainable: dict, frozen: dict, batch: dict, 
         computation = dataclasses.replace(network.computation, dropout_rate=0.0)
         given = {"prompt": jnp.take(parameters[TEACHERS], tasks_of(batch), axis=0)}
         outputs = forward(dataclasses.replace(network, computation=computation, adaptation=GIVEN), backbone, rows, given)
-        teacher = jax.lax.stop_gradient(distillation.teach(settings, outputs, rows))
-    passed = Pass(rows, student, teacher, batch, parameters.get(HEAD))
+        teacher = distillation.teach(settings, outputs, rows)
+    passed = Pass(objective, rows, student, teacher, batch, parameters.get(HEAD))
     return {term.name: term.sums(passed) for term in terms(objective)}
 
 

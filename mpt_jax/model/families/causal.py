@@ -17,7 +17,7 @@ from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues, Segment, attend_segments
 from mpt_jax.model.families import causal_names, causal_operations
 from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig, Rotary
-from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real
+from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real
 from mpt_jax.model.layers import Dense, Embed, Mlp, RMSNorm
 from mpt_jax.model.rotary import turn
 from mpt_jax.sharding import constrain
@@ -277,7 +277,7 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     real_BS = jnp.concatenate([inputs.real_BL, jnp.ones_like(real_BT)], axis=1)
     output_BSD, layers, _ = parts(embedded_BSD, position_BS, real_BS, inputs.prefix, method=Causal.decode)
     decoder = Stack(output_BSD[:, before:], tuple(layer_BSD[:, before:] for layer_BSD in layers), real_BT)
-    return Outputs(parts(decoder.output_BSD, method=Causal.logits), {"decoder": decoder})
+    return Outputs(_decoded(parts, decoder.output_BSD), {"decoder": decoder})
 
 
 class Prefilled(NamedTuple):
@@ -326,13 +326,17 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
     return parts(decoded_B1D, method=Causal.logits)[:, 0], cache
 
 
-def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT):
-    """Logits (B, T, V) of teacher-forced targets after prefilled inputs."""
+def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT) -> Decoded:
+    """Teacher-forced targets after prefilled inputs."""
     parts = _parts(network, backbone)
     vectors_BTD = _target_vectors(parts, prefilled.start_BD, targets_BT)
     position_BT = prefilled.start_position_B[:, None] + jnp.arange(targets_BT.shape[1])
     decoded_BTD, _, _ = parts(vectors_BTD, position_BT, jnp.ones(targets_BT.shape, bool), prefilled.seen, method=Causal.decode)
-    return parts(decoded_BTD, method=Causal.logits)
+    return _decoded(parts, decoded_BTD)
+
+
+def _decoded(parts, states_BTD) -> Decoded:
+    return Decoded(states_BTD, functools.partial(parts, method=Causal.logits))
 
 
 def init(config: CausalConfig, seed: int) -> dict:

@@ -93,14 +93,55 @@ class Stack(NamedTuple):
     real_BS: jax.Array
 
 
+class Decoded(NamedTuple):
+    """Final states of target positions (B, T, D), and what turns any of them into logits."""
+
+    states_BTD: jax.Array
+    logits_of: Callable[[jax.Array], jax.Array]
+
+    @property
+    def logits_BTV(self) -> jax.Array:  # noqa: N802
+        """Logits of all positions at once."""
+        return self.logits_of(self.states_BTD)
+
+
 class Outputs(NamedTuple):
-    """A teacher-forced pass: logits (B, T, V), and stacks of states by name.
+    """A teacher-forced pass: targets' final states, and stacks of states by name.
 
     'decoder' is over the targets; T5's 'encoder' over prompt and input.
     """
 
-    logits_BTV: jax.Array
+    decoded: Decoded
     states: dict[str, Stack]
+
+    @property
+    def logits_BTV(self) -> jax.Array:  # noqa: N802
+        """Logits of all positions at once."""
+        return self.decoded.logits_BTV
+
+
+LOGITS_BYTES = 2**29  # of a micro-batch's logits: more are computed in parts of the target positions [ours]
+
+
+def sums_over_positions(function: Callable, vocab_size: int, *arrays_BT: jax.Array | None) -> Any:
+    """function(*arrays) -> a tree of sums (B,) over target positions, in as many parts of them as LOGITS_BYTES asks for.
+
+    The arrays are (B, T, ...), or None. In several parts only the states stay for the backward pass, and logits are made again there.
+    """
+    batch, length = next(array.shape[:2] for array in arrays_BT if array is not None)
+    parts = next((n for n in range(1, length + 1) if length % n == 0 and 4 * batch * length // n * vocab_size <= LOGITS_BYTES), length)
+    if parts == 1:
+        return function(*arrays_BT)
+
+    def part_of(array):
+        return jnp.moveaxis(array.reshape(batch, parts, length // parts, *array.shape[2:]), 1, 0)
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, jax.checkpoint(function)(*part)), None
+
+    split = jax.tree.map(part_of, arrays_BT)
+    first, rest = jax.tree.map(lambda array: array[0], split), jax.tree.map(lambda array: array[1:], split)
+    return jax.lax.scan(add, jax.checkpoint(function)(*first), rest)[0]
 
 
 class Family(NamedTuple):
@@ -115,8 +156,8 @@ class Family(NamedTuple):
     prefill(network, backbone, rows, own, positions) -> what decoding needs of the inputs, a tuple of arrays, ``start_B`` among them: the
     token before the first target. ``positions``: how many target positions will follow, None = unknown.
     empty_cache(network, batch, length) -> the cache of ``length`` target positions.
-    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache): ``token_B`` stands before ``position``.
-    decode_targets(network, backbone, prefilled, targets_BT) -> logits (B, T, V) of targets after the prefilled inputs.
+    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache); the token stands before it.
+    decode_targets(network, backbone, prefilled, targets_BT) -> Decoded, of targets after the prefilled inputs.
     prompt_step(network, P, L, T, distilled, textbook, prompts) -> floating-point operations that an example of a training step needs, by
     part; textbook: as an implementation without this package's savings would; prompts: different tasks for each row of a micro-batch.
     weight_gradients(config, P, L, T) -> what gradients with respect to all weights would add.

@@ -14,7 +14,7 @@ from flax import linen as nn
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import MASKED, Bias, KeysValues, States
 from mpt_jax.model.families import t5_names, t5_operations
-from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real
+from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.layers import Dense, Embed, Mlp, RelativePositionBias, RMSNorm
 from mpt_jax.sharding import constrain
@@ -293,7 +293,7 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     cross = parts(encoder.output_BSD, length, method=T5.cross)
     decoded_BTD, layers, _ = parts(shift_right(rows.targets_BT), encoder.real_BS, cross, method=T5.decode)
     decoder = Stack(decoded_BTD, layers, real(rows.target_length_B, length))
-    return Outputs(parts(decoded_BTD, method=T5.logits), {"encoder": encoder, "decoder": decoder})
+    return Outputs(_decoded(parts, decoded_BTD), {"encoder": encoder, "decoder": decoder})
 
 
 def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: int | None = None) -> Prefilled:
@@ -320,11 +320,15 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
     return parts(decoded_B1D, method=T5.logits)[:, 0], cache
 
 
-def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT):
-    """Logits (B, T, V) of teacher-forced targets over a prefilled input."""
+def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT) -> Decoded:
+    """Teacher-forced targets over a prefilled input."""
     parts = _parts(network, backbone)
     decoded_BTD, _, _ = parts(shift_right(targets_BT), prefilled.real_BS, prefilled.cross, method=T5.decode)
-    return parts(decoded_BTD, method=T5.logits)
+    return _decoded(parts, decoded_BTD)
+
+
+def _decoded(parts, states_BTD) -> Decoded:
+    return Decoded(states_BTD, functools.partial(parts, method=T5.logits))
 
 
 def init(config: T5Config, seed: int) -> dict:

@@ -32,8 +32,8 @@ class T5Config:
         check_range("T5Config.layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
         check_range("T5Config.relative_attention_num_buckets", self.relative_attention_num_buckets, 4)
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
-            buckets = self.relative_attention_num_buckets
-            raise UserError(f"T5Config.relative_attention_max_distance = {self.relative_attention_max_distance}; more than half of the {buckets} buckets.")
+            distance, buckets = self.relative_attention_max_distance, self.relative_attention_num_buckets
+            raise UserError(f"T5Config.relative_attention_max_distance = {distance}; it must be more than half of the {buckets} buckets.")
         if self.mlp_activations not in (("relu",), ("gelu", "linear")):
             raise UserError(f"T5Config.mlp_activations = {self.mlp_activations}; known: ('relu',) and ('gelu', 'linear').")
 
