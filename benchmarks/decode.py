@@ -39,7 +39,7 @@ def answer_ours(arguments: argparse.Namespace, given: list) -> tuple[list[float]
     settings = BackboneSettings(arguments.backbone, "bytes")
     backbone, group_N = load_backbone(settings), np.arange(TASKS, dtype=np.int32)
     bank = PromptBank(prompts(backbone.config.d_model, arguments.prompt), None, None, group_N)
-    network = Network(backbone.config, settings.computation, METHOD.adapt)
+    network = Network(backbone.config, settings.computation, METHOD.adaptation)
     model = requests.Model(network, backbone.params, backbone.vocabulary(), paths_of(bank), METHOD.parts, group_N)
     asked = requests.Requests([row for _, row, _ in given], [task for task, _, _ in given], [NEW_TOKENS] * len(given))
     spec = requests.inference_spec(rows.SETS[arguments.rows][1], NEW_TOKENS, arguments.batch)

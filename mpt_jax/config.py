@@ -182,6 +182,7 @@ class DataSettings:
 
     batch_size: int = 32  # examples a run and step [DPT, ATTEMPT]
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
+    cue: str = ""  # CUE: text between input and target of a decoder-only backbone, for example '\nAnswer:'
     # tokens kept of inputs and targets, EOS included [ATTEMPT, DPT]
     feature_lengths: dict = dataclasses.field(default_factory=lambda: {"inputs": 256, "targets": 128})
     input_buckets: list | tuple = ()  # padded lengths below the limit; () = those of data/batches.py. Fewer compile less and pad more
@@ -271,6 +272,7 @@ class TrainSettings:
     eval_steps: int = 0  # steps between scores on the dev split; 0 = a tenth of the run [ours]
     eval_rows: int = 1000  # dev rows scored in training at most; 0 = all [ATTEMPT's carved dev splits hold 1,000]
     eval_split: str = "validation"
+    eval_method: str = "decode"  # how the dev split is answered: a row of ANSWERS; tasks without labels are decoded by any
     checkpoint_steps: int = 0  # steps between checkpoints; 0 = as eval_steps
     log_steps: int = 10  # steps between lines of metrics
     skip_damaged_checkpoints: bool = False  # True: a damaged checkpoint is put aside and the one before it continues
@@ -282,6 +284,7 @@ class TrainSettings:
     def __post_init__(self):
         check_types(self)
         check_choice("TrainSettings.stage", self.stage, STAGES)
+        check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
         for name, low in (("train_steps", 1), ("log_steps", 1), *((name, 0) for name in zero_or_more)):
             check_range(f"TrainSettings.{name}", getattr(self, name), low)

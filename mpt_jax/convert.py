@@ -5,18 +5,17 @@ any format, a gs:// path or the name of a shipped backbone; the format asked for
 prompts are taken.
 """
 
-import json
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
 from mpt_jax.model.formats import prompt_writers, prompts, t5x
-from mpt_jax.model.formats.files import is_remote
+from mpt_jax.model.formats.files import Folder, is_remote
 from mpt_jax.model.formats.folder_writer import write_folder
+from mpt_jax.regular_files import shown
 from mpt_jax.run_folder import write_json
 
 BACKBONE_FORMATS = ("t5x", "orbax", "hf", "own")
@@ -65,7 +64,9 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
     fingerprint = fingerprint_of(arrays)
     if known.get("fingerprint", fingerprint) != fingerprint:
         raise UserError(f"--backbone {name!r} ({fingerprint}) is not the one the prompts were trained on ({known['fingerprint']}).")
-    rows = held.metadata.get("runs") or [{"task": label, "seed": 0} for label in held.task_names]
+    rows = held.metadata.get("runs", [])
+    if len(rows) != len(held.task_names) or not all(isinstance(row.get("task"), str) for row in rows):
+        rows = [{"task": label, "seed": 0} for label in held.task_names]
     rows = [{**row, "group": int(group)} for row, group in zip(rows, held.group_N, strict=True)]
     run = {
         **{key: value for key, value in held.metadata.items() if key not in ("source", "runs")},
@@ -112,7 +113,7 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
     metadata = prompts.run_metadata(run, run_dir)
     for n, scores in _scores(run_dir).items():
         if n < len(metadata["runs"]):
-            metadata["runs"][n]["scores"] = scores
+            metadata["runs"][n] |= {"scores": scores}
     factors = (None if array is None else np.asarray(array, np.float32) for array in (bank.cols_NPR, bank.rows_NRD))
     return prompts.PromptFile(
         np.asarray(bank.shared_GPD, np.float32),
@@ -125,14 +126,17 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
 
 def _scores(run_dir: str) -> dict[int, dict[str, float]]:
     """Scores of the bank's rows from the run's eval/*.json, where it has been evaluated."""
-    folder, found = os.path.join(run_dir, "eval"), {}
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+    path, found = os.path.join(run_dir, "eval"), {}
+    for name in Folder(path).names() if os.path.isdir(path) else ():
         if not name.endswith(".json"):
             continue
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            summary: dict[str, Any] = json.load(file)
-        for row in summary.get("runs", ()):
-            found[int(row["run"])] = row["scores"]
+        rows = Folder(path).read_json(name).get("runs", [])
+        for row in rows if isinstance(rows, list) else [None]:
+            number, scores = (row.get("run"), row.get("scores")) if isinstance(row, dict) else (None, None)
+            numbers = isinstance(scores, dict) and all(isinstance(score, int | float) for score in scores.values())
+            if type(number) is not int or not numbers:
+                raise UserError(f"{path}/{name} is damaged: it has {shown(row)} for a run; run `mpt-jax eval` again.")
+            found[number] = scores
     return found
 
 
@@ -150,8 +154,8 @@ def _described(held: prompts.PromptFile, labels: list[str]) -> str:
     runs = held.metadata.get("runs", [])
     texts = []
     for label in labels:
-        run = runs[held.task_names.index(label)] if runs else {}
-        facts = [f"seed {run['seed']}, learning rate {run['learning_rate']}"] if "seed" in run else []
+        run = runs[held.task_names.index(label)] if len(runs) == len(held.task_names) else {}
+        facts = [f"seed {run['seed']}, learning rate {run.get('learning_rate', 'unknown')}"] if "seed" in run else []
         facts += [f"{name} {value:.2f}" for name, value in run.get("scores", {}).items()]
         texts.append(f"{label} ({', '.join(facts)})" if facts else label)
     return ", ".join(texts)

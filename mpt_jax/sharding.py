@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -261,6 +261,14 @@ def put_array(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
 def put_rows(mesh: Mesh | None, array: np.ndarray) -> jax.Array | np.ndarray:
     """An array of examples (B, ...) split over the mesh; without one it stays."""
     return array if mesh is None else put_array(batch_sharding(mesh, array.ndim), array)
+
+
+def put_micro_batch(mesh: Mesh | None, micro: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A micro-batch on the devices: examples split, what belongs to its different tasks (names that end in ``_U``) whole on each."""
+    if mesh is None:
+        return dict(micro)
+    whole = replicated(mesh)
+    return {name: put_array(whole, array) if name.endswith("_U") else put_rows(mesh, array) for name, array in micro.items()}
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def cut(path: Path, count: int) -> None:
     path.write_bytes(data[: count if count > 0 else len(data) + count])
 
 
-@pytest.mark.parametrize("kept, message", [(-10, "truncated: its header promises"), (500, "truncated"), (4, "no safetensors")])
+@pytest.mark.parametrize("kept, message", [(-10, "truncated: its header promises"), (500, "truncated"), (4, "not a safetensors")])
 def test_truncated_safetensors(kept, message, tmp_path):
     folder = written(tmp_path, "hf")
     cut(folder / "model.safetensors", kept)
@@ -239,7 +239,7 @@ def adapter(tmp_path: Path, **changes) -> Path:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"peft_type": "LORA"}, "'LORA' is no prompt"),
+        ({"peft_type": "LORA"}, "'LORA' is not a prompt"),
         ({"num_virtual_tokens": 5}, r"has shape \(4, 8\); adapter_config.json says \(5, 8\)"),
         ({"token_dim": 9}, r"says \(4, 9\)"),
         ({"task_names": ["a", "b"]}, "2 task names"),
@@ -263,8 +263,8 @@ def test_arrays_that_are_no_prompts(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
-    messages = {"vector.npy": "shape .4,.", "integers.npy": "int32", "objects.npy": "no .npy file", "cut.npy": "no .npy file"}
-    for name, message in (messages | {"cut.npz": "no .npz file"}).items():
+    messages = {"vector.npy": "shape .4,.", "integers.npy": "int32", "objects.npy": "not an array of numbers", "cut.npy": "not an array"}
+    for name, message in (messages | {"cut.npz": "truncated or damaged"}).items():
         with pytest.raises(UserError, match=f"{name}.*{message}"):
             prompts.read(tmp_path / name)
 

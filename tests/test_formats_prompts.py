@@ -175,7 +175,7 @@ def test_a_run_folder(run_folder, tmp_path):
     convert(str(folder), "npz", str(tmp_path / "two"), task="a#2,b")
     np.testing.assert_array_equal(prompts.read(tmp_path / "two.npz").compose(), held.compose()[[2, 1]])
     convert(str(folder), "npy", str(tmp_path / "a"), task="a#2")
-    assert "accuracy 90.00" in (tmp_path / "a.md").read_text()
+    assert "accuracy 90.00" in (tmp_path / "a.npy.md").read_text()
     with pytest.raises(UserError, match=r"trained 2 times; give one of a#0 \(seed 1.*a#2 \(seed 2.*accuracy 90.00"):
         convert(str(folder), "npy", str(tmp_path / "c"), task="a")
     with pytest.raises(UserError, match="'z' is not among the tasks of the source: a#0, b, a#2"):

@@ -155,7 +155,7 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
         result["need"] = {
             "flops": parts,
             "ratio": accumulate.flops / sum(parts.values()),
-            "weight_gradients_would_add": family.weight_gradients(network.config, P + L, T) * rows / devices,
+            "weight_gradients_would_add": family.weight_gradients(network.config, P, L, T) * rows / devices,
             "products_with_the_shape_of_a_weight": hlo.products_like(accumulate.stablehlo, kernels),
         }
         elements = sum(math.prod(shape) for shape in kernels)

@@ -47,7 +47,7 @@ class Stage(NamedTuple):
     @property
     def prompt_length(self) -> int:
         """Prompt positions in front of the input; 0 where no prompt is trained."""
-        return 0 if self.program.method.adapt is None else self.settings.prompt.length
+        return 0 if self.program.method.adaptation is None else self.settings.prompt.length
 
 
 def make_stage(settings: Settings, config: Any, tasks: Sequence[str], mesh: Mesh, decode_rows: int) -> Stage:
@@ -146,7 +146,7 @@ def train_programs(stage: Stage) -> list[Compiled]:
 def decode_programs(stage: Stage) -> list[Compiled]:
     """Greedy decoding of the longest batch as one program, and what runs once for an input alone."""
     program, mesh, data = stage.program, stage.mesh, stage.settings.data
-    network = Network(program.backbone.config, stage.settings.backbone.computation, program.method.adapt)
+    network = Network(program.backbone.config, stage.settings.backbone.computation, program.method.adaptation)
     B = sharding.whole_rows(mesh, stage.decode_rows)  # noqa: N806
     parameters = program.trainable | program.frozen
     weights = {path: leaf for path, leaf in parameters.items() if path.startswith(BACKBONE)}

@@ -14,7 +14,6 @@ import numpy as np
 
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, draw
-from mpt_jax.data.vocabulary import EOS_ID
 from mpt_jax.errors import UserError
 
 # int32: inputs_BL, targets_BT, input_length_B and target_length_B (tokens that are real, whatever their ids), task_id_B;
@@ -35,9 +34,10 @@ def buckets(limit: int, sizes: Sequence[int] = INPUT_BUCKETS) -> tuple[int, ...]
 class BatchSpec:
     """How rows become arrays. Lengths in tokens, end of sequence included (TASK_FEATURE_LENGTHS).
 
-    Rows longer than input_length or target_length are cut, keeping the end of sequence. Each pair of buckets
+    Rows longer than input_length or target_length are cut, keeping the tokens that end them (Frame: input_end, target_end). Each pair of buckets
     in use is one compiled program: fewer buckets compile less and pad more. () = the defaults of this file.
     local_rows: rows of a micro-batch that this process needs, of several; the others' stay zeros. None = all.
+    by_task: rows of a task come together (sorted by length within it), and a micro-batch names its different tasks.
     """
 
     input_length: int
@@ -46,6 +46,9 @@ class BatchSpec:
     input_buckets: tuple[int, ...] = ()
     target_buckets: tuple[int, ...] = ()
     local_rows: tuple[int, ...] | None = None
+    by_task: bool = False
+    input_end: tuple[int, ...] = (1,)
+    target_end: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         for name in ("input_length", "target_length", "micro_batch_size"):
@@ -93,7 +96,7 @@ def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_r
     Rows missing in the last micro-batch are all zeros with task_id 0. A pure function of its arguments.
     """
     rows = _drawn_rows(streams, step, spec)
-    order = np.lexsort((rows.target_length_B, rows.input_length_B))
+    order = _order(rows, spec)
     size = spec.micro_batch_size
     micro = [_gather(rows, order[start : start + size], spec) for start in range(0, len(order), size)]
 
@@ -118,17 +121,19 @@ def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_r
 
 
 def eval_batches(
-    cache: TokenCache, spec: BatchSpec, task_id: int = 0, subset: np.ndarray | None = None
+    cache: TokenCache, spec: BatchSpec, task_id: np.ndarray | int = 0, subset: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
     """Every row (of `subset`) once, as (row_index_B int64, micro-batch); row index -1 marks a filler row.
+
+    task_id: the prompt bank's row that each row of the cache gets.
 
     Longest rows come first: what does not fit in memory fails at the start, estimates of time are safe.
     """
     row_B = np.arange(cache.rows, dtype=np.int64) if subset is None else np.asarray(subset, np.int64)
     rows = _lengths(
-        [cache], np.zeros(len(row_B), np.int32), row_B, np.full(len(row_B), task_id, np.int32), spec
+        [cache], np.zeros(len(row_B), np.int32), row_B, np.broadcast_to(task_id, cache.rows)[row_B].astype(np.int32), spec
     )
-    order = np.lexsort((rows.target_length_B, rows.input_length_B))[::-1]
+    order = _order(rows, spec)[::-1]
     size = spec.micro_batch_size
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
@@ -231,6 +236,12 @@ def _drawn_rows(streams: Sequence[Stream], step: int, spec: BatchSpec) -> _Rows:
     return _lengths(caches, cache_B, row_B, task_id_B, spec)
 
 
+def _order(rows: _Rows, spec: BatchSpec) -> np.ndarray:
+    """Rows as they fill micro-batches, ascending: by length, of a task at a time where that is asked for."""
+    keys = (rows.target_length_B, rows.input_length_B)
+    return np.lexsort((*keys, rows.task_id_B) if spec.by_task else keys)
+
+
 def _lengths(
     caches: list[TokenCache], cache_B: np.ndarray, row_B: np.ndarray, task_id_B: np.ndarray, spec: BatchSpec
 ) -> _Rows:
@@ -258,6 +269,8 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     input_length_B[: len(chosen)], target_length_B[: len(chosen)] = rows.input_length_B[chosen], rows.target_length_B[chosen]
     micro = {"inputs_BL": inputs_BL, "input_length_B": input_length_B, "targets_BT": targets_BT, "target_length_B": target_length_B}
     micro["task_id_B"] = task_id_B
+    if spec.by_task:
+        micro |= _different_tasks(task_id_B, len(chosen))
     widths = {cache.embedding.shape[1] for cache in rows.caches if cache.embedding is not None}
     if len(widths) > 1:
         raise UserError(f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder")
@@ -271,13 +284,24 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     for place in here[: np.searchsorted(here, len(chosen))]:
         example = chosen[place]
         cache, row = rows.caches[rows.cache_B[example]], rows.row_B[example]
-        _fill(inputs_BL[place], cache.inputs(row), spec.input_length)
-        _fill(targets_BT[place], cache.targets(row), spec.target_length)
+        _fill(inputs_BL[place], cache.inputs(row), spec.input_length, spec.input_end)
+        _fill(targets_BT[place], cache.targets(row), spec.target_length, spec.target_end)
         if cache.embedding is not None:
             micro["embedding_BE"][place] = cache.embedding[row]
         if cache.teacher is not None:
             cache.teacher.fill(micro, place, int(row))
     return micro
+
+
+def _different_tasks(task_id_B: np.ndarray, count: int) -> MicroBatch:
+    """The different tasks of the first ``count`` rows, ascending, and each row's slot among them: task_U, slot_B (filler rows: 0).
+
+    The last one is repeated until there is a power of two: so few programs serve any number.
+    """
+    task_U, slot_B = np.unique(task_id_B[:count], return_inverse=True)
+    room = (1 << (len(task_U) - 1).bit_length()) - len(task_U)
+    slot_B = np.pad(slot_B, (0, len(task_id_B) - count)).astype(np.int32)
+    return {"task_U": np.pad(task_U, (0, room), mode="edge").astype(np.int32), "slot_B": slot_B}
 
 
 def _embedded(rows: _Rows) -> np.ndarray:
@@ -292,9 +316,9 @@ def _bucket(length_B: np.ndarray, sizes: tuple[int, ...]) -> int:
     return sizes[int(np.searchsorted(sizes, length_B.max()))]
 
 
-def _fill(line: np.ndarray, tokens: np.ndarray, limit: int) -> None:
-    """Writes a row's tokens, cut to `limit`; a cut row that ended with end of sequence still does."""
+def _fill(line: np.ndarray, tokens: np.ndarray, limit: int, end: tuple[int, ...]) -> None:
+    """Writes a row's tokens, cut to `limit`; a cut row that ended with the tokens `end` still does."""
     kept = tokens[:limit]
     line[: len(kept)] = kept
-    if len(tokens) > limit and tokens[-1] == EOS_ID:
-        line[limit - 1] = EOS_ID
+    if end and len(tokens) > limit >= len(end) and tuple(tokens[-len(end) :]) == end:
+        line[limit - len(end) : limit] = end

@@ -17,7 +17,7 @@ import numpy as np
 
 import tasks
 from mpt_jax.data.cache import Progress, file_checksum
-from mpt_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, seqio_vocabulary
+from mpt_jax.data.vocabulary import Vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def table_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[di
             if task.tokens:
                 example[feature] = fields.pop(f"{feature}_tokens")
             else:
-                example[feature] = [*vocabulary.encode(fields[feature]), EOS_ID]
+                tokens = vocabulary.input_tokens if feature == "inputs" else vocabulary.target_tokens
+                example[feature] = tokens(fields[feature])
                 example[f"{feature}_pretokenized"] = fields.pop(feature)
         yield example | {tasks.ROW_FIELD: json.dumps(fields, ensure_ascii=False)}
 
@@ -191,7 +192,7 @@ def _check_tokens(arrays: dict[str, np.ndarray], key: dict, vocabulary: Vocabula
     """UserError for ids that the backbone has no embedding for, and for padding inside a row."""
     for feature, name in (("inputs", "input_offsets"), ("targets", "target_offsets")):
         ids = arrays[feature]
-        wrong = np.flatnonzero((ids <= PAD_ID) | (ids >= vocabulary.size))
+        wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary.size))
         if len(wrong):
             row = int(np.searchsorted(arrays[name], wrong[0], side="right")) - 1
             raise UserError(

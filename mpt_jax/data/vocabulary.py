@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import abc
+import copy
+import dataclasses
+import functools
 import hashlib
+import itertools
+import math
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mpt_jax.data import tokenizer_json
+from mpt_jax.data import pieces, tokenizer_files, tokenizer_json
+from mpt_jax.data.frame import Frame
 from mpt_jax.errors import UserError
+from mpt_jax.regular_files import parse_json, read_regular, shown
 
 if TYPE_CHECKING:
     import seqio
@@ -21,19 +29,47 @@ UNK_ID = 2
 BYTES = "bytes"
 SENTINELS = 100  # T5: 32,000 pieces + 100 <extra_id_*>
 BYTE_SENTINELS = 125  # ByT5: 3 special + 256 bytes + 125 = 384
+MOST_BYTES = 64 * 2**20  # of a SentencePiece model; mT5's has 4 MB
+MOST_EXTRA_IDS = 100_000
+SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")
 _USER_DEFINED = 4  # sentencepiece_model.proto: ModelProto.SentencePiece.Type
 
 
 class Vocabulary(abc.ABC):
-    """Token ids 0..size-1: 0 padding, 1 end of sequence; `fingerprint` stands for model and sentinels."""
+    """Token ids 0..size-1. pad_id fills rows up, each of `ends` ends a text, `frame` stands around inputs and targets.
+
+    `fingerprint` stands for everything that makes ids of a text.
+    """
 
     pad_id: int = PAD_ID
-    eos_id: int = EOS_ID
+    ends: tuple[int, ...] = (EOS_ID,)
+    start: tuple[int, ...] = ()  # tokens before every text, where a model has such
+    frame = Frame(input_end=(EOS_ID,), target_end=(EOS_ID,))
 
     def __init__(self, path: str, extra_ids: int, content: bytes):
         self.path = path
         self.extra_ids = extra_ids
         self.fingerprint = hashlib.sha256(content + f"|{extra_ids}".encode()).hexdigest()[:16]
+
+    def continuing(self, cue: str = "") -> Vocabulary:
+        """The same tokens for a decoder-only model: an input ends with the cue, and a target follows after a space."""
+        found = copy.copy(self)
+        found.frame = Frame(self.start, tuple(self.encode(cue)), " ", self.ends[:1])
+        content = f"{self.fingerprint}|{dataclasses.astuple(found.frame)}"
+        found.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return found
+
+    def input_tokens(self, text: str) -> list[int]:
+        """Token ids of an input, with what stands around it."""
+        return [*self.frame.input_start, *self.encode(text), *self.frame.input_end]
+
+    def target_tokens(self, text: str) -> list[int]:
+        """Token ids of a target, its end included."""
+        return [*self.encode(self.frame.target_space + text), *self.frame.target_end]
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        """The text of a target's tokens: `decode` without the space in front."""
+        return self.decode(ids).removeprefix(self.frame.target_space)
 
     @property
     @abc.abstractmethod
@@ -42,30 +78,64 @@ class Vocabulary(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without end of sequence."""
+        """Token ids of `text` alone."""
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` up to the first end of sequence; padding is dropped."""
+        """Text of `ids` up to the first of `ends`; padding is dropped."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, extra_ids={self.extra_ids})"
 
 
 class SentencePieceVocabulary(Vocabulary):
-    """A SentencePiece model plus `<extra_id_0>` (the last id) and so on downwards, as in SeqIO."""
+    """A SentencePiece model plus `<extra_id_0>` (the last id) and so on downwards, as in SeqIO.
+
+    A model that holds its sentinels already (T5X's cc_all.32000.100extra, mT5's) gets no more of them.
+    """
 
     def __init__(self, path: str, extra_ids: int | None):
-        content, own_sentinels = _read_model(path)
-        extra_ids = own_sentinels if extra_ids is None else extra_ids
+        content, sentinels = _read_model(path)
+        model = _parse_model(path, content)
+        held = sum(SENTINEL.fullmatch(piece.piece) is not None for piece in model.pieces)
+        if held and extra_ids:
+            raise UserError(f"vocabulary {path!r} already holds {held} <extra_id_*>: leave extra_ids out, or set it to 0, not {extra_ids}")
+        told = None if extra_ids is not None else (held, 0) if held else (SENTINELS if sentinels is None else sentinels,)  # what the files beside it may say
+        if extra_ids is None:
+            extra_ids = sentinels if sentinels is not None else 0 if held else SENTINELS
         super().__init__(path, extra_ids, content)
         self._content = content
-        self._pieces = _load_pieces(path, content, extra_ids)
+        self._pieces = _load_pieces(path, model, extra_ids)
         self._size = self._pieces.GetPieceSize()
+        self._check_folder(Path(path).parent, told)
 
     @property
     def size(self) -> int:
         return self._size
+
+    def _check_folder(self, folder: Path, sentinels: tuple[int, ...] | None) -> None:
+        """UserError if a Hugging Face tokenizer around the model has other pieces, or adds tokens to them."""
+        tokenizer_files.check(functools.partial(_beside, folder), str(folder), self._special, sentinels)
+        converted = _beside(folder, tokenizer_json.NAME) if Path(self.path).name != tokenizer_json.NAME else {}
+        if not converted:
+            return
+        where = str(folder / tokenizer_json.NAME)
+        tokenizer_files.check_added(tokenizer_json.added_tokens(converted, where), self._special)
+        rows = converted.get("model", {}).get("vocab") if isinstance(converted.get("model"), dict) else None
+        for number, row in enumerate(rows if isinstance(rows, list) else ()):
+            theirs = row[0] if isinstance(row, list) and row else row
+            ours = self._pieces.IdToPiece(number) if number < self._size else None
+            if theirs != ours and not (isinstance(theirs, str) and SENTINEL.fullmatch(theirs) and self._special(theirs) == number):
+                raise UserError(f"{where} has {shown(theirs)} for id {number}, {self.path} has {shown(ours)}: take the wrong one out.")
+
+    def _special(self, token: str) -> int | None:
+        """The id of padding, end, unknown or a sentinel by its text; None for other texts."""
+        if any("\ud800" <= letter <= "\udfff" for letter in token):  # SentencePiece takes no lone surrogates
+            return None
+        found = SENTINEL.fullmatch(token)
+        number = self._pieces.PieceToId(f"▁<extra_id_{found[1]}>" if found else token)
+        known = number < self._size and (number > UNK_ID if found else self._pieces.IdToPiece(number) == token and number <= UNK_ID)
+        return number if known else None
 
     def model_file(self) -> str:
         """A file with the SentencePiece model: `path`, or one in the cache folder that a tokenizer.json is turned into."""
@@ -74,17 +144,20 @@ class SentencePieceVocabulary(Vocabulary):
         cache = Path(os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
         file = cache / "vocabularies" / f"{self.fingerprint}.model"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(self._content)
-            temporary.replace(file)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                temporary = file.with_suffix(f".{os.getpid()}")
+                temporary.write_bytes(self._content)
+                temporary.replace(file)
+            except OSError as error:
+                raise UserError(f"{file} cannot be written ({error.strerror}): set MPT_CACHE_DIR to a folder that can.") from error
         return str(file)
 
     def encode(self, text: str) -> list[int]:
         return self._pieces.EncodeAsIds(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = (token if token < self._size else UNK_ID for token in _until_eos(ids))
+        known = (token if token < self._size else UNK_ID for token in _until_end(ids, self.ends))
         return self._pieces.DecodeIds([token for token in known if token != PAD_ID])
 
 
@@ -102,23 +175,48 @@ class ByteVocabulary(Vocabulary):
         return [byte + 3 for byte in text.encode("utf-8")]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(token - 3 for token in _until_eos(ids) if 3 <= token < 259).decode("utf-8", "ignore")
+        return bytes(token - 3 for token in _until_end(ids, self.ends) if 3 <= token < 259).decode("utf-8", "ignore")
+
+
+class PiecesVocabulary(Vocabulary):
+    """A tokenizer of the library `tokenizers`: any tokenizer.json, or what a GGUF file holds; special tokens in a text are those tokens."""
+
+    def __init__(self, path: str):
+        self._tokenizer, ids = pieces.from_gguf(path) if pieces.is_gguf(path) else pieces.from_json(path)
+        super().__init__(path, 0, self._tokenizer.to_str().encode())
+        if not ids.get("ends"):
+            raise UserError(f"vocabulary {path!r} names no end token (eos_token): nothing would end an answer.")
+        self.ends, self.pad_id, self.start = ids["ends"], ids["pad"], ids["start"]
+        self.frame = Frame(self.start, self.ends[:1], "", self.ends[:1])
+
+    @property
+    def size(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode(_until_end(ids, self.ends), skip_special_tokens=True)
 
 
 def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabulary:
     """The vocabulary in `path`: a SentencePiece file, a Hugging Face tokenizer.json, a folder with either, or "bytes".
 
-    `extra_ids`: number of sentinels; None is 100 (T5), 125 for "bytes" (ByT5), what a tokenizer.json has.
-    Raises UserError if the file is missing or damaged, or if its padding and end of sequence are not 0 and 1.
+    `extra_ids`: number of sentinels; None is 100 (T5) or 0 for a model that holds them, 125 for "bytes" (ByT5), what a
+    tokenizer.json has. Raises UserError if the file is missing or damaged, if its padding and end of sequence are not 0 and 1,
+    or if a Hugging Face folder around it adds tokens to it.
     """
-    if extra_ids is not None and extra_ids < 0:
-        raise UserError(f"extra_ids = {extra_ids}: must be 0 or more")
+    if extra_ids is not None and not 0 <= extra_ids <= MOST_EXTRA_IDS:
+        raise UserError(f"extra_ids = {extra_ids}: must be in 0 .. {MOST_EXTRA_IDS}")
     if str(path) == BYTES:
         return ByteVocabulary(BYTE_SENTINELS if extra_ids is None else extra_ids)
     file = Path(path)
     if file.is_dir():
-        spiece, converted = file / "spiece.model", file / tokenizer_json.NAME
-        file = converted if converted.exists() and not spiece.exists() else spiece
+        names = ("spiece.model", "sentencepiece.model", tokenizer_json.NAME)
+        file = file / next((name for name in names if os.path.lexists(file / name)), names[0])
+    if pieces.is_gguf(str(file)) or (file.name == tokenizer_json.NAME and not tokenizer_json.is_unigram(file)):
+        return PiecesVocabulary(str(file))
     return SentencePieceVocabulary(str(file), extra_ids)
 
 
@@ -132,38 +230,47 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
     return seqio.SentencePieceVocabulary(vocabulary.model_file(), vocabulary.extra_ids)
 
 
-def _until_eos(ids: Iterable[int]) -> list[int]:
-    """`ids` as Python integers before the first end of sequence."""
-    tokens = [int(token) for token in ids]
-    return tokens[: tokens.index(EOS_ID)] if EOS_ID in tokens else tokens
+def _until_end(ids: Iterable[int], ends: tuple[int, ...]) -> list[int]:
+    """`ids` as Python integers before the first that is an end."""
+    return list(itertools.takewhile(lambda token: token not in ends, map(int, ids)))
 
 
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"vocabulary {path!r} cannot be read ({error}): name a local file") from error
+def _beside(folder: Path, name: str) -> Mapping[str, Any]:
+    """The JSON object of a file beside a vocabulary; empty if it is not there."""
+    if not os.path.lexists(folder / name):
+        return {}
+    value = parse_json(read_regular(folder / name, tokenizer_json.MOST_BYTES), str(folder / name))
+    if not isinstance(value, dict):
+        raise UserError(f"{folder / name} holds a {type(value).__name__}, not a JSON object.")
+    return value
 
 
-def _read_model(path: str) -> tuple[bytes, int]:
-    """A serialised SentencePiece model and the number of sentinels to add to it."""
+def _read_model(path: str) -> tuple[bytes, int | None]:
+    """A serialised SentencePiece model and the number of sentinels to add to it, None where the file does not say."""
     if Path(path).name == tokenizer_json.NAME:
         return tokenizer_json.sentencepiece_model(path)
-    return _read(path), SENTINELS
+    return read_regular(path, MOST_BYTES), None
 
 
-def _load_pieces(path: str, content: bytes, extra_ids: int):
-    """The SentencePiece processor of `content` with sentinels added in SeqIO's order, last one first."""
-    import sentencepiece
+def _parse_model(path: str, content: bytes):
+    """The model's protocol buffer. Raises UserError if it is none, or a piece has no text or no number for a score."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     try:
         model = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
     except DecodeError as error:
-        raise UserError(f"vocabulary {path!r} is no SentencePiece model, or damaged ({error})") from error
-    if any("<extra_id_0>" in piece.piece for piece in model.pieces) and extra_ids:
-        raise UserError(f"vocabulary {path!r} already holds <extra_id_0>: set extra_ids = 0, not {extra_ids}")
+        raise UserError(f"vocabulary {path!r} is not a SentencePiece model, or damaged ({error})") from error
+    wrong = next((piece for piece in model.pieces if not isinstance(piece.piece, str) or not math.isfinite(piece.score)), None)
+    if wrong is not None:
+        raise UserError(f"vocabulary {path!r} is damaged: it has the piece {shown(wrong.piece)} with score {wrong.score}")
+    return model
+
+
+def _load_pieces(path: str, model, extra_ids: int):
+    """The SentencePiece processor of a model with sentinels added in SeqIO's order, last one first."""
+    import sentencepiece
+
     for number in reversed(range(extra_ids)):
         model.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=_USER_DEFINED)
     pieces = sentencepiece.SentencePieceProcessor()

@@ -13,7 +13,7 @@ from mpt_jax.infer.evaluate import EvalRun
 from mpt_jax.infer.predictor import Predictor, load
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model import formats
-from mpt_jax.model.backbone import backbone_folder, vocabulary_path
+from mpt_jax.model.backbone import backbone_folder, framed, vocabulary_path
 from mpt_jax.sharding import mesh_or_none
 
 DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at most
@@ -64,17 +64,17 @@ def run_infer(
     return f"{count} rows written to {output}\n"
 
 
-def _vocabulary(backbone: BackboneSettings) -> Vocabulary:
+def _vocabulary(backbone: BackboneSettings, cue: str) -> Vocabulary:
     """The vocabulary of a backbone, without reading its weights."""
-    own = backbone.vocabulary or formats.read_backbone(backbone_folder(backbone.path))[2]
-    return load_vocabulary(vocabulary_path(backbone, own))
+    config, _, own = formats.read_backbone(backbone_folder(backbone.path))
+    return framed(load_vocabulary(vocabulary_path(backbone, own)), config, cue)
 
 
 def run_cache(
     backbone: BackboneSettings, data: DataSettings, names: Sequence[str], splits: str, overwrite: bool = False
 ) -> Iterator[str]:
     """Writes the token caches of tasks that are missing or stale (all with ``overwrite``); a line for each."""
-    loaded, folder = _vocabulary(backbone), cache_folder(data.cache_dir)
+    loaded, folder = _vocabulary(backbone, data.cue), cache_folder(data.cache_dir)
     for name in names:
         for split in filter(None, (part.strip() for part in splits.split(","))):
             cache = open_cache(name, split, loaded, folder, overwrite=overwrite)
@@ -107,7 +107,7 @@ def _cells(line: Sequence[str], widths: Sequence[int]) -> str:
 def show_task(name: str, backbone: BackboneSettings, data: DataSettings, shown: int = 3) -> str:
     """One task: origin, template, labels, scores, and for each split rows, lengths in tokens, cuts and label counts; a few rows."""
     (name,) = tasks.expand([name])
-    encode = _vocabulary(backbone).encode
+    encode = _vocabulary(backbone, data.cue).encode
     found = tasks.describe(name, encode, data.feature_lengths, DESCRIBED_ROWS, shown)
     lines = [f"{found['name']} ({found['kind']}, {found['group']})  {found['description']}".rstrip()]
     for key in ("template", "target"):

@@ -117,7 +117,7 @@ def evaluate_runs(
 def spelling(task: str, vocabulary: Vocabulary) -> dict[str, str]:
     """A task's labels by what the vocabulary makes of them: a lower-case vocabulary cannot answer "World" otherwise."""
     known = tasks.TABLE.get(task)
-    return {vocabulary.decode([*vocabulary.encode(label)]): label for label in (known.labels if known else None) or ()}
+    return {vocabulary.text_of(vocabulary.target_tokens(label)): label for label in (known.labels if known else None) or ()}
 
 
 def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[int]]:
@@ -151,13 +151,13 @@ def _from(progress: Progress, before: int, total: int, done: int, _: int) -> Non
 
 
 def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:
-    """vocabulary.decode that turns each different answer into text once: a label task has few."""
+    """vocabulary.text_of that turns each different answer into text once: a label task has few."""
     known: dict[bytes, str] = {}
 
     def text_of(tokens: np.ndarray) -> str:
         key = tokens.tobytes()
         if key not in known:
-            known[key] = vocabulary.decode(tokens)
+            known[key] = vocabulary.text_of(tokens)
         return known[key]
 
     return text_of

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mpt_jax.model.families.family import Network, Rows, real
+from mpt_jax.model.families.family import Decoded, Network, Rows, real, sums_over_positions
 from mpt_jax.model.network import decode_targets, prefill
 from mpt_jax.sharding import constrain
 
@@ -22,18 +22,22 @@ def target_logits(logits_BTV, targets_BT) -> jax.Array:
     return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0].astype(jnp.float32)
 
 
-def target_log_probabilities(logits_BTV, targets_BT, length_B) -> jax.Array:
+def target_log_probabilities(decoded: Decoded, vocab_size: int, targets_BT, length_B) -> jax.Array:
     """Sum over a target's first ``length_B`` tokens of log p(token): (B,) float32."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    logp_BT = target_logits(logits_BTV, targets_BT) - jax.nn.logsumexp(logits_BTV, axis=-1)
-    return jnp.sum(jnp.where(real(length_B, targets_BT.shape[1]), logp_BT, 0.0), axis=-1)
+
+    def summed(states_BTD, targets_BT, real_BT):
+        logits_BTV = decoded.logits_of(states_BTD).astype(jnp.float32)
+        logp_BT = target_logits(logits_BTV, targets_BT) - jax.nn.logsumexp(logits_BTV, axis=-1)
+        return jnp.sum(jnp.where(real_BT, logp_BT, 0.0), axis=-1)
+
+    return sums_over_positions(summed, vocab_size, decoded.states_BTD, targets_BT, real(length_B, targets_BT.shape[1]))
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
 def score_targets(network: Network, backbone: dict, own, rows: Rows) -> jax.Array:
     """log p(target | prompt, input) of each row, (B,) float32; targets end with EOS."""
-    logits_BTV = decode_targets(network, backbone, prefill(network, backbone, rows, own), rows.targets_BT)
-    return constrain(target_log_probabilities(logits_BTV, rows.targets_BT, rows.target_length_B))
+    decoded = decode_targets(network, backbone, prefill(network, backbone, rows, own), rows.targets_BT)
+    return constrain(target_log_probabilities(decoded, network.config.vocab_size, rows.targets_BT, rows.target_length_B))
 
 
 class Labels(NamedTuple):
@@ -46,7 +50,11 @@ class Labels(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("network",))
 def score_labels(network: Network, backbone: dict, own, rows: Rows, labels: Labels) -> jax.Array:
     """log p(label | prompt, input) of each row and label: (B, C) float32. The input is prefilled once for all labels."""
-    return constrain(_each_label(network, backbone, own, rows, labels, target_log_probabilities).T)
+
+    def measure(decoded: Decoded, targets_BT, length_B):
+        return target_log_probabilities(decoded, network.config.vocab_size, targets_BT, length_B)
+
+    return constrain(_each_label(network, backbone, own, rows, labels, measure).T)
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
@@ -57,10 +65,10 @@ def walk_labels(network: Network, backbone: dict, own, rows: Rows, labels: Label
     had the highest logit of all, so it is that label.
     """
 
-    def logits_of(logits_BTV, targets_BT, length_B):
-        return target_logits(logits_BTV, targets_BT)
+    def measure(decoded: Decoded, targets_BT, length_B):
+        return target_logits(decoded.logits_BTV, targets_BT)
 
-    logits_CBT = _each_label(network, backbone, own, rows, labels, logits_of)
+    logits_CBT = _each_label(network, backbone, own, rows, labels, measure)
     return constrain(walk(jnp.moveaxis(logits_CBT, 0, 1), labels))
 
 
@@ -86,7 +94,7 @@ def walk(logits_BCT, labels: Labels) -> jax.Array:
 
 
 def _each_label(network: Network, backbone: dict, own, rows: Rows, labels: Labels, measure: Callable) -> jax.Array:
-    """measure(logits (B, T, V), targets (B, T), lengths (B,)) with every label as each row's target, over one prefilled input: (C, ...)."""
+    """measure(Decoded, targets (B, T), lengths (B,)) with every label as each row's target, over one prefilled input: (C, ...)."""
     prefilled = prefill(network, backbone, rows, own)
     batch = rows.inputs_BL.shape[0]
 

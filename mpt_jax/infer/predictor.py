@@ -86,13 +86,13 @@ class Predictor:
         given = self._requests(texts, self.bank_row(task, seed), limit)
         answers = requests.decode(self.model, given, self._spec(len(given.task_id)), progress)
         spelled = spelling(task or self.tasks[0], self.vocabulary)
-        return [spelled.get(text, text) for text in map(self.vocabulary.decode, answers)]
+        return [spelled.get(text, text) for text in map(self.vocabulary.text_of, answers)]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], task: str | None = None, seed: int | None = None) -> np.ndarray:
         """Log-probability of each target (natural logarithm, summed over its tokens, EOS included): (B,) float32."""
         if isinstance(targets, str) or len(inputs) != len(targets):
             raise UserError(f"score takes a target for each input: {len(inputs)} inputs, {len(targets)} targets.")
-        tokens = [requests.tokens_of(text, self.vocabulary) for text in targets]
+        tokens = [np.array(self.vocabulary.target_tokens(text), np.int32) for text in targets]
         longest = max(map(len, tokens), default=0)
         if longest > self.spec.target_length:
             limit = self.spec.target_length
@@ -146,7 +146,7 @@ class Predictor:
         empty = [number for number, text in enumerate(texts) if not text.strip()]
         if empty:
             raise UserError(f"zero-length input: text {empty[0]} of {len(texts)} is {texts[empty[0]]!r}.")
-        tokens = [requests.tokens_of(text, self.vocabulary) for text in texts]
+        tokens = [np.array(self.vocabulary.input_tokens(text), np.int32) for text in texts]
         longest = self.spec.input_length
         cut = sum(len(row) > longest for row in tokens)
         if cut and (limit or targets is not None):  # label scores come with answers to the same texts
@@ -187,7 +187,6 @@ def load(
     lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     group_N = np.array([row["group"] for row in run["runs"]], np.int32)
-    model = Model(
-        Network(loaded.config, given.computation, method.adapt), params, loaded.vocabulary(), own_of(trained), method.parts, group_N, mesh
-    )
+    network = Network(loaded.config, given.computation, method.adaptation)
+    model = Model(network, params, loaded.vocabulary(run["settings"]["data"].get("cue", "")), own_of(trained), method.parts, group_N, mesh)
     return Predictor(model, run, spec, best_dev(run_dir))

@@ -19,7 +19,8 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.infer.likelihood import Labels, score_labels, score_targets, walk_labels
 from mpt_jax.methods.method import Part, take
-from mpt_jax.model.families.family import Network, Rows
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import Network, rows_of, tasks_of
 
 Progress = Callable[[int, int], None]  # told (rows done, rows in all)
 SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so that short ones need not wait for them
@@ -47,9 +48,9 @@ class Model:
         """An array of examples (B, ...) on the devices."""
         return sharding.put_rows(self.mesh, array)
 
-    def own_of(self, task_id_B: np.ndarray) -> dict[str, jax.Array]:
-        """The method's arrays of each example, taken by a program of its own: any number of runs shares the compiled network."""
-        return _take(dict(self.own), self.parts, self.group_N, self.put(task_id_B)) if self.own else {}
+    def own_of(self, task_id_U) -> dict[str, jax.Array]:
+        """The method's arrays of tasks, taken by a program of its own: any number of runs shares the compiled network."""
+        return _take(dict(self.own), self.parts, self.group_N, task_id_U) if self.own else {}
 
 
 def _take_fn(own, parts, group_N, task_id_B):  # noqa: N803
@@ -94,14 +95,9 @@ def inference_spec(input_length: int, target_length: int, batch_size: int) -> Ba
     return BatchSpec(input_length, target_length, batch_size, INPUT_BUCKETS)
 
 
-def tokens_of(text: str, vocabulary: Vocabulary) -> np.ndarray:
-    """Token ids (int32) of a text with EOS."""
-    return np.array([*vocabulary.encode(text), vocabulary.eos_id], np.int32)
-
-
 def label_tokens(labels: Sequence[str], vocabulary: Vocabulary) -> Labels:
     """Labels as tokens, each with EOS."""
-    rows = [tokens_of(label, vocabulary) for label in labels]
+    rows = [vocabulary.target_tokens(label) for label in labels]
     tokens_CT = np.full((len(rows), max(map(len, rows))), vocabulary.pad_id, np.int32)
     for line, row in zip(tokens_CT, rows, strict=True):
         line[: len(row)] = row
@@ -116,7 +112,7 @@ def decode(model: Model, requests: Requests, spec: BatchSpec, progress: Progress
     longest = int(requests.limit.max())
     max_length = next((size for size in spec.target_buckets if size >= longest), longest)
 
-    ends, pad = (model.vocabulary.eos_id,), model.vocabulary.pad_id
+    ends, pad = model.vocabulary.ends, model.vocabulary.pad_id
 
     def program(own, rows, index_B):
         limit_B = np.where(index_B < 0, 0, requests.limit[index_B]).astype(np.int32)
@@ -165,15 +161,17 @@ def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, 
 
 def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program, progress) -> Iterator[tuple[int, np.ndarray]]:
     """(row, its line of the program's result) of every request once; the device works ahead of the reader."""
-    spec = dataclasses.replace(spec, micro_batch_size=sharding.whole_rows(model.mesh, spec.micro_batch_size))
+    by_task = family_of(model.network.config).decoder_only
+    rows, frame = sharding.whole_rows(model.mesh, spec.micro_batch_size), model.vocabulary.frame
+    ends = {"input_end": frame.input_end, "target_end": frame.target_end}
+    spec = dataclasses.replace(spec, micro_batch_size=rows, by_task=by_task, **ends)
 
     def results():
         for group in groups:
-            for index_B, part in eval_batches(requests, spec, subset=group):
-                task_id_B = np.where(index_B < 0, 0, requests.task_id[index_B]).astype(np.int32)
-                rows = Rows(*(model.put(part[name]) for name in Rows._fields))
+            for index_B, part in eval_batches(requests, spec, requests.task_id, group):
+                part = sharding.put_micro_batch(model.mesh, part)
                 with sharding.use(model.mesh):
-                    yield index_B, program(model.own_of(task_id_B), rows, index_B)
+                    yield index_B, program(model.own_of(tasks_of(part)), rows_of(part), index_B)
 
     done = 0
     for index_B, result in in_flight(results()):

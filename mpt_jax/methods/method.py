@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from mpt_jax.config import Settings
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import family_of
-from mpt_jax.model.families.family import Adapt, Network
+from mpt_jax.model.families.family import Adaptation, Network
 from mpt_jax.sharding import TASK_AXES, Places
 
 # paths of parameters that are no method's own
@@ -58,13 +58,13 @@ class Method(NamedTuple):
     """A row of the table of methods.
 
     parts: the rows for every parameter it adds, and for the backbone's (``backbone/…``); the first that matches wins.
-    init(Start) -> float32 arrays by path, besides the backbone's. adapt: see families.family.Adapt; None leaves the network as it is.
+    init(Start) -> float32 arrays by path, besides the backbone's. adaptation: None leaves the network as it is.
     """
 
     name: str
     parts: tuple[Part, ...]
     init: Callable[[Start], dict[str, Any]]
-    adapt: Adapt | None
+    adaptation: Adaptation | None
 
     @property
     def trains_backbone(self) -> bool:

@@ -14,7 +14,7 @@ from mpt_jax.config import PromptSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import PromptBank, bank_from, compose_all, product, select, stack_groups
 from mpt_jax.methods.method import FROZEN, GROUP, TASK, Method, Part, Start
-from mpt_jax.model.families.family import Adapted
+from mpt_jax.model.families.family import Adaptation, Adapted
 from mpt_jax.model.formats import prompts
 from mpt_jax.sharding import to_host
 
@@ -33,14 +33,16 @@ def paths_of(bank: PromptBank) -> dict[str, Any]:
 
 
 def adapt(own: Mapping[str, jax.Array], embedded_BLD, real_BL) -> Adapted:
-    """Each example's prompt in front of its input."""
+    """Each task's prompt in front of its inputs."""
     factors = (own.get(f"{BANK}{name}") for name in ("cols", "rows"))
     return Adapted(product(own[f"{BANK}shared"], *factors), embedded_BLD)
 
 
-def adapt_given(own: Mapping[str, jax.Array], embedded_BLD, real_BL) -> Adapted:
-    """Prompts (B, P, D) that are there already, as teachers have them."""
+def _given(own: Mapping[str, jax.Array], embedded_BLD, real_BL) -> Adapted:
     return Adapted(own["prompt"], embedded_BLD)
+
+
+GIVEN = Adaptation(_given, prefix_only=True)  # prompts (U, P, D) that are there already, as teachers have them
 
 
 def init(start: Start) -> dict[str, Any]:
@@ -171,5 +173,5 @@ METHOD = Method(
         Part("backbone/.*", None, FROZEN),
     ),
     init,
-    adapt,
+    Adaptation(adapt, prefix_only=True),
 )

@@ -1,10 +1,11 @@
 """Attention: softmax of products and an additive float32 bias, over keys and values or over the states they would be made of.
 
-B examples, T query positions, S key positions, D model width, H heads, K head width.
+B examples, T query positions, S key positions, D model width, H heads, G groups of heads that share keys, K head width.
 """
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -97,3 +98,43 @@ class States(NamedTuple):
         weights_BHTS = jax.nn.softmax(logits_BHTS + bias.total, axis=-1).astype(self.states_BSD.dtype)
         mixed_BHTD = jnp.einsum("BHTS,BSD->BHTD", weights_BHTS, self.states_BSD)
         return jnp.einsum("BHTD,DHK->BTHK", mixed_BHTD, self.value_DHK)
+
+
+class Segment(NamedTuple):
+    """Keys and values (B or 1, S, G, K) for groups of queries' heads, and which of them each query sees (B or 1, T, S)."""
+
+    key_BSGK: jax.Array
+    value_BSGK: jax.Array
+    visible_BTS: jax.Array
+
+
+def attend_segments(query_BTHK, segments: Sequence[Segment], scale: float, cap: float = 0.0):
+    """softmax over the positions of all segments of ``scale`` query key^T, where visible: (B, T, H, K). Softmax in float32.
+
+    Segments are not joined: keys that all rows share (a prefix, B = 1) are held once, and a cache is not copied. ``cap``: logits become
+    cap * tanh(logits / cap). G groups of R heads each, H = G R.
+    """
+    (B, T, H, K), G = query_BTHK.shape, segments[0].key_BSGK.shape[2]  # noqa: N806
+    query_BGQK = query_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, -1, K)
+
+    def products(spec: str, left, right):
+        """An einsum over rows; the right side's are one that serves all, or as many as the left side's."""
+        if right.shape[0] == 1 and B > 1:
+            spec, right = spec.replace(",B", ","), right[0]
+        return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+    logits = []
+    for segment in segments:
+        logits_BGQS = products("BGQK,BSGK->BGQS", query_BGQK, segment.key_BSGK) * scale
+        logits_BGQS = cap * jnp.tanh(logits_BGQS / cap) if cap else logits_BGQS
+        visible_BGQS = jnp.tile(segment.visible_BTS, (1, H // G, 1))[:, None]
+        logits.append(jnp.where(visible_BGQS, logits_BGQS, MASKED))
+    top_BGQ1 = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in logits])
+    weights = [jnp.exp(part - jax.lax.stop_gradient(top_BGQ1)) for part in logits]
+    total_BGQ1 = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
+    mixed = [
+        products("BGQS,BSGK->BGQK", part.astype(segment.value_BSGK.dtype), segment.value_BSGK)
+        for part, segment in zip(weights, segments, strict=True)
+    ]
+    mixed_BGQK = sum(mixed) / total_BGQ1
+    return mixed_BGQK.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K).astype(query_BTHK.dtype)

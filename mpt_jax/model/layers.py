@@ -14,6 +14,7 @@ from mpt_jax.sharding import constrain
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
     "linear": lambda x: x,
 }
 
@@ -49,16 +50,18 @@ def parameter(module: nn.Module, name: str, initializer: Callable, shape: tuple[
 
 
 class Dense(nn.Module):
-    """A matrix product without bias: (..., in) -> (..., features), parameter ``kernel`` (in, features)."""
+    """A matrix product: (..., in) -> (..., features), parameters ``kernel`` (in, features) and, where asked for, ``bias`` (features,)."""
 
     features: int
     dtype: str
     stddev: float  # of the normal initialiser; T5 folds its scalings into the initialiser
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x):
         kernel = self.kernel(x.shape[-1])
-        return bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
+        found = bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
+        return found + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype) if self.use_bias else found
 
     def kernel(self, width: int):
         """The matrix (width, features) that inputs are multiplied with, in the dtype of computation."""
@@ -66,18 +69,21 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm: no mean, no bias, computed in float32. Parameter ``scale`` (D,)."""
+    """Root mean square norm: no mean, no bias, computed in float32. Parameter ``scale`` (D,); ``plus_one``: it multiplies by 1 + scale."""
 
     epsilon: float
     dtype: str
+    plus_one: bool = False
 
     @nn.compact
     def __call__(self, x_BTD):
-        scale_D = parameter(self, "scale", nn.initializers.ones, (x_BTD.shape[-1],))
+        start = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale_D = parameter(self, "scale", start, (x_BTD.shape[-1],))
         x32_BTD = x_BTD.astype(jnp.float32)
         mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
         normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.epsilon)
-        return (normed_BTD * scale_D.astype(jnp.float32)).astype(self.dtype)
+        scale_D = scale_D.astype(jnp.float32) + 1.0 if self.plus_one else scale_D.astype(jnp.float32)
+        return (normed_BTD * scale_D).astype(self.dtype)
 
 
 class Embed(nn.Module):

@@ -1,7 +1,7 @@
 """Where method and network meet: the functions of whichever family a network's shape belongs to (families/family.py)."""
 
 from mpt_jax.model.families import family_of
-from mpt_jax.model.families.family import Network, Outputs, Rows
+from mpt_jax.model.families.family import Decoded, Network, Outputs, Rows
 
 
 def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=None) -> Outputs:
@@ -24,6 +24,6 @@ def decode_step(network: Network, backbone: dict, prefilled, cache, token_B, pos
     return family_of(network.config).decode_step(network, backbone, prefilled, cache, token_B, position)
 
 
-def decode_targets(network: Network, backbone: dict, prefilled, targets_BT):
-    """Logits (B, T, V) of given targets after the prefilled inputs."""
+def decode_targets(network: Network, backbone: dict, prefilled, targets_BT) -> Decoded:
+    """Given targets after the prefilled inputs."""
     return family_of(network.config).decode_targets(network, backbone, prefilled, targets_BT)

@@ -107,7 +107,8 @@ class PromptedModel(models.BaseModel):
         """(greedy answers (B, T) int32, {'scores': their log-probabilities (B,)})."""
         del rng
         answers_BT = self.predict_batch(params, batch)
-        ended_BT = jnp.cumsum(answers_BT == self.output_vocabulary.eos_id, axis=1) - (answers_BT == self.output_vocabulary.eos_id)
+        end_BT = answers_BT == self.output_vocabulary.eos_id
+        ended_BT = jnp.cumsum(end_BT, axis=1) - end_BT
         length_B = jnp.sum((ended_BT == 0) & (answers_BT != self.output_vocabulary.pad_id), axis=1)
         return answers_BT, {"scores": self._score(params, batch, answers_BT, length_B)}
 

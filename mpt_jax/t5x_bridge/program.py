@@ -70,7 +70,7 @@ def trained_model(checkpoint: str, vocabulary: str = "", dtype: str = "float32")
     loaded, _ = _backbone(settings)
     held = prompts.read(checkpoint, width=loaded.config.d_model)
     bank = PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N)
-    network = Network(loaded.config, settings.computation, prompt_method.adapt)
+    network = Network(loaded.config, settings.computation, prompt_method.METHOD.adaptation)
     objective = Objective(network, prompt_method.METHOD, bank.group_N)
     return PromptedModel(objective, bank, held.task_names, seqio_vocabulary(loaded.vocabulary()))
 

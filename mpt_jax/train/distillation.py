@@ -10,18 +10,19 @@ import jax.numpy as jnp
 
 from mpt_jax.config import DistillationSettings
 from mpt_jax.data.teacher_cache import BATCH_NAMES, STATES_NAME
-from mpt_jax.model.families.family import Outputs, Rows
+from mpt_jax.model.families.family import Decoded, Outputs, Rows
 
 
 class Teaching(NamedTuple):
-    """log-probabilities (B, T, A) at the settings' temperature, and the compared layers (B, S, D) of each stack of states.
+    """What is compared of a teacher: its log-probabilities, or the positions that they are made of, and the layers (B, S, D) of each stack.
 
-    ids (B, T, A) int32 and tail (B, T), the log-probability of all other tokens, where not the whole vocabulary is kept. None and {} for
-    what is not compared.
+    logp (B, T, A) at the settings' temperature; ids (B, T, A) int32 and tail (B, T), the log-probability of all other tokens, where not
+    the whole vocabulary is kept. decoded: of a teacher in the step. None and {} for what is not compared.
     """
 
-    logp_BTA: jax.Array | None
     states: dict[str, tuple]
+    decoded: Decoded | None = None
+    logp_BTA: jax.Array | None = None
     ids_BTA: jax.Array | None = None
     tail_BT: jax.Array | None = None
 
@@ -44,23 +45,29 @@ def compared(settings: DistillationSettings, outputs: Outputs, rows: Rows) -> di
 
 def teach(settings: DistillationSettings, outputs: Outputs, rows: Rows) -> Teaching:
     """The teacher's part, of its pass over the same tokens."""
-    logp_BTV = jax.nn.log_softmax(outputs.logits_BTV.astype(jnp.float32) / settings.temperature) if settings.logits else None
-    return Teaching(logp_BTV, {name: layers for name, (layers, _) in compared(settings, outputs, rows).items()})
+    states = {name: jax.lax.stop_gradient(layers) for name, (layers, _) in compared(settings, outputs, rows).items()}
+    return Teaching(states, outputs.decoded if settings.logits else None)
 
 
-def keep(teaching: Teaching, top: int, dtype: str) -> dict[str, jax.Array]:
+def log_probabilities(logits_BTV, temperature: float):
+    """A teacher's log-probabilities, softened by the temperature: (B, T, V) float32."""
+    return jax.nn.log_softmax(logits_BTV.astype(jnp.float32) / temperature)
+
+
+def keep(settings: DistillationSettings, teaching: Teaching, top: int) -> dict[str, jax.Array]:
     """What is written of a teaching, by file of a part: the ``top`` most likely tokens and the tail, 0 = all, and the last states."""
     kept = {}
-    if teaching.logp_BTA is not None and top:
-        values_BTA, ids_BTA = jax.lax.top_k(teaching.logp_BTA, top)
-        rest_BTV = jnp.put_along_axis(teaching.logp_BTA, ids_BTA, -jnp.inf, axis=-1, inplace=False)
-        kept |= {"logp": values_BTA, "ids": ids_BTA, "tail": jax.nn.logsumexp(rest_BTV, axis=-1)}
-    elif teaching.logp_BTA is not None:
-        kept["logp"] = teaching.logp_BTA
-    return kept | {name: layers[-1].astype(dtype) for name, layers in teaching.states.items()}
+    if teaching.decoded is not None:
+        logp_BTV = log_probabilities(teaching.decoded.logits_BTV, settings.temperature)
+        kept = {"logp": logp_BTV}
+        if top:
+            values_BTA, ids_BTA = jax.lax.top_k(logp_BTV, top)
+            rest_BTV = jnp.put_along_axis(logp_BTV, ids_BTA, -jnp.inf, axis=-1, inplace=False)
+            kept = {"logp": values_BTA, "ids": ids_BTA, "tail": jax.nn.logsumexp(rest_BTV, axis=-1)}
+    return kept | {name: layers[-1].astype(settings.cached_dtype) for name, layers in teaching.states.items()}
 
 
 def from_batch(batch: dict, names: tuple[str, ...]) -> Teaching:
     """The teaching that a micro-batch brings (data/teacher_cache.py), with the states of these names."""
     states = {name: (batch[STATES_NAME.format(name)],) for name in names if STATES_NAME.format(name) in batch}
-    return Teaching(batch.get(BATCH_NAMES["logp"]), states, batch.get(BATCH_NAMES["ids"]), batch.get(BATCH_NAMES["tail"]))
+    return Teaching(states, None, *(batch.get(BATCH_NAMES[name]) for name in ("logp", "ids", "tail")))

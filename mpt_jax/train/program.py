@@ -15,10 +15,12 @@ from mpt_jax import sharding
 from mpt_jax.config import Settings
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.frame import Frame
 from mpt_jax.errors import UserError
 from mpt_jax.methods.method import HEAD, TEACHERS, Method, Start, backbone_of, part_of, places_for, split
 from mpt_jax.methods.table import method_of
 from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network
 from mpt_jax.train.optimizer import Optimizer, make_optimizer
 from mpt_jax.train.plan import Plan, draw_few_shot, plan_runs, read_source, teacher_prompts
@@ -68,7 +70,7 @@ def assemble(
     """
     method = method_of(settings.train)
     plan = draw_few_shot(plan_runs(settings, tasks), caches or {}, settings.data)
-    network = Network(backbone.config, settings.computation(), method.adapt)
+    network = Network(backbone.config, settings.computation(), method.adaptation)
     teachers_NPD, source = None, None
     if not shapes_only:
         teachers_NPD, source = teacher_prompts(plan, settings, backbone), read_source(settings, backbone)
@@ -76,7 +78,7 @@ def assemble(
         teachers_NPD = np.zeros((len(plan.runs), settings.prompt.length, backbone.config.d_model), np.float32)
     text_ids = None
     if settings.prompt.init == "text":
-        text_ids = (0,) if shapes_only else backbone.vocabulary().encode(settings.prompt.init_text)
+        text_ids = (0,) if shapes_only else backbone.vocabulary(settings.data.cue).encode(settings.prompt.init_text)
 
     def arrays(flat: Arrays) -> Arrays:
         if method.trains_backbone:
@@ -97,7 +99,7 @@ def assemble(
         settings, backbone, method, plan, places, trainable, frozen if shapes_only else places.put(frozen),
         _objective(settings, network, method, plan, teachers_NPD is not None),
         make_optimizer(settings.optimizer, settings.train.train_steps, plan.num_groups, method.parts, plan.rates()),
-        batch_spec(settings, mesh), teachers_NPD,
+        batch_spec(settings, backbone, mesh, shapes_only), teachers_NPD,
     )  # fmt: skip
 
 
@@ -116,12 +118,14 @@ def _objective(settings: Settings, network: Network, method: Method, plan: Plan,
     return Objective(network, method, plan.group_N, distillation, settings.prompt.length, teaching, train.seed_list[0])
 
 
-def batch_spec(settings: Settings, mesh: Mesh | None) -> BatchSpec:
-    """How rows become micro-batches on a mesh."""
+def batch_spec(settings: Settings, backbone: Backbone, mesh: Mesh | None, shapes_only: bool) -> BatchSpec:
+    """How rows become micro-batches of a backbone's training on a mesh."""
     data = settings.data
     rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
     buckets = tuple(data.input_buckets), tuple(data.target_buckets)
-    return BatchSpec(data.input_length, data.target_length, rows, *buckets, sharding.local_rows(mesh, rows))
+    local, by_task = sharding.local_rows(mesh, rows), family_of(backbone.config).decoder_only
+    frame = Frame() if shapes_only else backbone.vocabulary(data.cue).frame
+    return BatchSpec(data.input_length, data.target_length, rows, *buckets, local, by_task, frame.input_end, frame.target_end)
 
 
 def _teaching_head(width: int, caches: Mapping[str, TokenCache], settings: Settings):

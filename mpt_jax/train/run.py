@@ -77,7 +77,7 @@ def run_train(
 
 def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) -> Caches:
     """The token caches of a run, written first where there are none."""
-    folder, vocabulary, train = cache_folder(settings.data.cache_dir), backbone.vocabulary(), settings.train
+    folder, vocabulary, train = cache_folder(settings.data.cache_dir), backbone.vocabulary(settings.data.cue), settings.train
     with distributed.first_before_others("token caches"):
         rows = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
         dev_rows = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}

@@ -17,14 +17,14 @@ def dev_scores(program: Program, caches: Mapping[str, TokenCache]) -> Callable[[
     spec = inference_spec(settings.data.input_length, settings.data.target_length, BATCH_SIZE)
     runs = [EvalRun(caches[run.task], n, settings.train.eval_rows) for n, run in enumerate(plan.runs)]
     network = dataclasses.replace(program.network, computation=settings.backbone.computation)
-    vocabulary = program.backbone.vocabulary()
+    vocabulary = program.backbone.vocabulary(settings.data.cue)
 
     def evaluate(trainable: dict) -> list[tuple[dict[str, float], float]]:
         parameters = {**program.frozen, **trainable}
         model = Model(
             network, backbone_of(parameters), vocabulary, own_of(parameters), program.method.parts, plan.group_N, program.places.mesh,
         )  # fmt: skip
-        results = evaluate_runs(model, runs, spec)
+        results = evaluate_runs(model, runs, spec, method=settings.train.eval_method)
         return [(result.scores, result.scores[tasks.main_score(result.task)]) for result in results]
 
     return evaluate

@@ -15,8 +15,8 @@ import numpy as np
 
 from mpt_jax import sharding
 from mpt_jax.methods.method import HEAD, TEACHERS, backbone_of, own_of, take
-from mpt_jax.methods.prompt import adapt_given
-from mpt_jax.model.families.family import rows_of
+from mpt_jax.methods.prompt import GIVEN
+from mpt_jax.model.families.family import rows_of, tasks_of
 from mpt_jax.model.network import forward
 from mpt_jax.train import distillation
 from mpt_jax.train.optimizer import Optimizer
@@ -42,17 +42,17 @@ def loss_sums(objective: Objective, trainable: dict, frozen: dict, batch: dict, 
     """Sums (B,) of each term for the examples of a micro-batch."""
     parameters, rows, network = {**frozen, **trainable}, rows_of(batch), objective.network
     backbone = backbone_of(parameters)
-    own = take(own_of(parameters), objective.method.parts, objective.group_N, batch["task_id_B"])
+    own = take(own_of(parameters), objective.method.parts, objective.group_N, tasks_of(batch))
     student = forward(network, backbone, rows, own, dropout_rng)
     teacher, settings = None, objective.distillation
     if settings and settings.teacher == "cached":
         teacher = distillation.from_batch(batch, tuple(student.states))
     elif settings:
         computation = dataclasses.replace(network.computation, dropout_rate=0.0)
-        given = {"prompt": jnp.take(parameters[TEACHERS], batch["task_id_B"], axis=0)}
-        outputs = forward(dataclasses.replace(network, computation=computation, adapt=adapt_given), backbone, rows, given)
-        teacher = jax.lax.stop_gradient(distillation.teach(settings, outputs, rows))
-    passed = Pass(rows, student, teacher, batch, parameters.get(HEAD))
+        given = {"prompt": jnp.take(parameters[TEACHERS], tasks_of(batch), axis=0)}
+        outputs = forward(dataclasses.replace(network, computation=computation, adaptation=GIVEN), backbone, rows, given)
+        teacher = distillation.teach(settings, outputs, rows)
+    passed = Pass(objective, rows, student, teacher, batch, parameters.get(HEAD))
     return {term.name: term.sums(passed) for term in terms(objective)}
 
 
@@ -134,7 +134,7 @@ class TrainStep:
         with sharding.use(mesh):
             sums = self.zeros(state.trainable)
             for index, micro in enumerate(batch.micro):
-                micro = {name: sharding.put_rows(mesh, array) for name, array in micro.items()}
+                micro = sharding.put_micro_batch(mesh, micro)
                 sums = self.accumulate(state.trainable, frozen, sums, micro, totals, state.step, np.int32(index))
         return sums
 

@@ -23,7 +23,7 @@ from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.sampler import Stream, rows_in
 from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher
 from mpt_jax.errors import UserError
-from mpt_jax.methods.prompt import adapt_given
+from mpt_jax.methods.prompt import GIVEN
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families import family_of
@@ -93,7 +93,7 @@ class Wanted(NamedTuple):
 def of_program(program: Program, folder: Path) -> Teachers:
     """The teachers of a source stage; ``folder``: CACHE_DIR."""
     computation = dataclasses.replace(program.network.computation, remat="none", dropout_rate=0.0)
-    network = Network(program.backbone.config, computation, adapt_given)
+    network = Network(program.backbone.config, computation, GIVEN)
     arguments = program.teachers_NPD, network, program.backbone, program.spec, program.places.mesh, folder
     return Teachers(program.settings.distillation, *arguments, program.settings.train.train_steps)
 
@@ -161,14 +161,16 @@ def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, prog
     """(row, padded arrays by file) of each row once; the device works ahead of the reader."""
     size, layout = teachers.spec.micro_batch_size, teachers.layout
     top = 0 if layout.whole else layout.top
-    prompt_BPD = np.broadcast_to(teachers.prompts_NPD[run], (size, *teachers.prompts_NPD.shape[1:]))
-    prompt_BPD = sharding.put_rows(teachers.mesh, np.ascontiguousarray(prompt_BPD, np.float32))
+    # all rows are of one task: one prompt where it serves them all, else one for each
+    prompts_UPD = np.repeat(teachers.prompts_NPD[run][None].astype(np.float32), 1 if teachers.spec.by_task else size, axis=0)
+    name = "prompt_U" if teachers.spec.by_task else "prompt_B"
+    prompts_UPD = sharding.put_micro_batch(teachers.mesh, {name: prompts_UPD})[name]
 
     def outputs():
         for index_B, micro in eval_batches(cache, teachers.spec, subset=rows):
-            tokens = rows_of({name: sharding.put_rows(teachers.mesh, array) for name, array in micro.items()})
+            tokens = rows_of(sharding.put_micro_batch(teachers.mesh, micro))
             with sharding.use(teachers.mesh):
-                yield index_B, _outputs(teachers.network, teachers.settings, top, teachers.backbone.params, prompt_BPD, tokens)
+                yield index_B, _outputs(teachers.network, teachers.settings, top, teachers.backbone.params, prompts_UPD, tokens)
 
     for index_B, kept in in_flight(outputs()):
         kept = {file: np.asarray(array) for file, array in kept.items()}
@@ -177,9 +179,9 @@ def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, prog
         progress.update(progress.done + int(np.sum(index_B >= 0)))
 
 
-def _outputs_fn(network: Network, settings: DistillationSettings, top: int, backbone: dict, prompt_BPD, rows: Rows) -> dict:
-    outputs = forward(network, backbone, rows, {"prompt": prompt_BPD})
-    return sharding.constrain_whole(distillation.keep(distillation.teach(settings, outputs, rows), top, settings.cached_dtype))
+def _outputs_fn(network: Network, settings: DistillationSettings, top: int, backbone: dict, prompts_UPD, rows: Rows) -> dict:
+    outputs = forward(network, backbone, rows, {"prompt": prompts_UPD})
+    return sharding.constrain_whole(distillation.keep(settings, distillation.teach(settings, outputs, rows), top))
 
 
 _outputs = jax.jit(_outputs_fn, static_argnums=(0, 1, 2))

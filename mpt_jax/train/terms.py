@@ -14,9 +14,9 @@ import numpy as np
 from mpt_jax.config import DistillationSettings
 from mpt_jax.methods.method import Method
 from mpt_jax.model.families import family_of
-from mpt_jax.model.families.family import Network, Outputs, Rows
+from mpt_jax.model.families.family import Network, Outputs, Rows, sums_over_positions
 from mpt_jax.train import losses
-from mpt_jax.train.distillation import Teaching, compared
+from mpt_jax.train.distillation import Teaching, compared, log_probabilities
 
 
 class Objective(NamedTuple):
@@ -35,6 +35,7 @@ class Objective(NamedTuple):
 class Pass:
     """A micro-batch after the student's pass and, where there is one, the teacher's."""
 
+    objective: Objective
     rows: Rows
     student: Outputs
     teacher: Teaching | None
@@ -47,9 +48,24 @@ class Pass:
         return self.student.states["decoder"].real_BS
 
     @functools.cached_property
-    def cross_entropy(self) -> tuple[jax.Array, jax.Array]:
-        """(negative log-likelihood (B,), right tokens (B,))."""
-        return losses.cross_entropy(self.student.logits_BTV, self.rows.targets_BT, self.real_BT)
+    def token_sums(self) -> dict[str, jax.Array]:
+        """Sums (B,) over target tokens of what needs logits: negative log-likelihood, right tokens, divergence from the teacher."""
+        settings, teacher = self.objective.distillation, self.teacher
+        kept = (teacher.logp_BTA, teacher.ids_BTA, teacher.tail_BT) if teacher else (None, None, None)
+        beside = teacher.decoded if teacher else None
+
+        def sums(student_BTD, targets_BT, real_BT, teacher_BTD, logp_BTA, ids_BTA, tail_BT):
+            logits_BTV = self.student.decoded.logits_of(student_BTD)
+            found = dict(zip(("loss", "correct"), losses.cross_entropy(logits_BTV, targets_BT, real_BT), strict=True))
+            if settings and settings.logits:
+                if teacher_BTD is not None:
+                    logp_BTA = jax.lax.stop_gradient(log_probabilities(beside.logits_of(teacher_BTD), settings.temperature))
+                found["kl"] = losses.kl_divergence(logp_BTA, logits_BTV, real_BT, settings.temperature, ids_BTA, tail_BT)
+            return found
+
+        states_BTD, vocab_size = self.student.decoded.states_BTD, self.objective.network.config.vocab_size
+        told_BTD = None if beside is None else beside.states_BTD
+        return sums_over_positions(sums, vocab_size, states_BTD, self.rows.targets_BT, self.real_BT, told_BTD, *kept)
 
 
 class Term(NamedTuple):
@@ -69,7 +85,7 @@ def terms(objective: Objective) -> tuple[Term, ...]:
     rows = [Term("loss", _loss, 1.0, _target_tokens), Term("correct", _correct, 0.0, _target_tokens)]
     settings = objective.distillation
     if settings and settings.logits:
-        rows.append(Term("kl", _kl(settings), settings.weight, _target_tokens))
+        rows.append(Term("kl", _kl, settings.weight, _target_tokens))
     if settings and settings.hidden != "none":
         for name in family_of(objective.network.config).states:
             counts = _encoder_positions(settings, objective.prompt_length) if name == "encoder" else _target_tokens
@@ -96,19 +112,15 @@ def _embedded_rows(batch) -> np.ndarray:
 
 
 def _loss(passed: Pass) -> jax.Array:
-    return passed.cross_entropy[0]
+    return passed.token_sums["loss"]
 
 
 def _correct(passed: Pass) -> jax.Array:
-    return passed.cross_entropy[1]
+    return passed.token_sums["correct"]
 
 
-def _kl(settings: DistillationSettings):
-    def sums(passed: Pass) -> jax.Array:
-        teacher, logits_BTV = passed.teacher, passed.student.logits_BTV
-        return losses.kl_divergence(teacher.logp_BTA, logits_BTV, passed.real_BT, settings.temperature, teacher.ids_BTA, teacher.tail_BT)
-
-    return sums
+def _kl(passed: Pass) -> jax.Array:
+    return passed.token_sums["kl"]
 
 
 def _hidden(settings: DistillationSettings, name: str):

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from mpt_jax.model.families import t5
+from mpt_jax.model.families import causal, t5
 from mpt_jax.model.families.family import Family
 
-FAMILIES: dict[type, Family] = {row.config: row for row in (t5.FAMILY,)}
+FAMILIES: dict[type, Family] = {row.config: row for row in (t5.FAMILY, causal.FAMILY)}
 
 
 def register(family: Family) -> None:
@@ -16,3 +16,8 @@ def register(family: Family) -> None:
 def family_of(config: Any) -> Family:
     """The family of a shape."""
     return FAMILIES[type(config)]
+
+
+def family_named(name: str) -> Family | None:
+    """The family of a name; None if there is none."""
+    return next((family for family in FAMILIES.values() if family.name == name), None)

@@ -1,6 +1,7 @@
 """What a model family is, and what every family speaks of: rows of tokens, adapted inputs, outputs.
 
-B examples, L input tokens, P prompt positions, S = P + L, T target tokens, D model width, V vocabulary.
+B examples, U different tasks (runs) among them, L input tokens, P prompt positions, S = P + L, T target tokens, D model width,
+V vocabulary.
 """
 
 import dataclasses
@@ -16,18 +17,25 @@ from mpt_jax.config import Computation
 class Rows(NamedTuple):
     """Tokens of a micro-batch, int32: inputs (B, L) and targets (B, T), of which the first ``..._length_B`` are real, whatever their ids.
 
-    A row that fills a batch up has lengths 0. ``targets_BT`` and its length are None where nothing is scored.
+    A row that fills a batch up has lengths 0. ``targets_BT`` and its length are None where nothing is scored. slot_B: which of the U sets
+    of the method's parameters is a row's; None: each row has its own (U = B).
     """
 
     inputs_BL: jax.Array
     input_length_B: jax.Array
     targets_BT: jax.Array | None = None
     target_length_B: jax.Array | None = None
+    slot_B: jax.Array | None = None
 
 
 def rows_of(batch: Mapping[str, jax.Array]) -> Rows:
     """The tokens of a micro-batch of data/batches.py."""
-    return Rows(batch["inputs_BL"], batch["input_length_B"], batch["targets_BT"], batch["target_length_B"])
+    return Rows(*(batch.get(name) for name in Rows._fields))
+
+
+def tasks_of(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The tasks whose parameters a micro-batch needs: (U,), its different ones, where it names them, else each row's (B,)."""
+    return batch.get("task_U", batch["task_id_B"])
 
 
 def real(length_B, size: int) -> jax.Array:
@@ -36,30 +44,45 @@ def real(length_B, size: int) -> jax.Array:
 
 
 class Adapted(NamedTuple):
-    """What a method makes of the embedded inputs: vectors (B, P, D) that go in front of them, or None, and the inputs (B, L, D)."""
+    """What a method makes of the embedded inputs: vectors (U, P, D) that go in front of them, or None, and the inputs (B, L, D)."""
 
-    prefix_BPD: jax.Array | None
+    prefix_UPD: jax.Array | None
     embedded_BLD: jax.Array
 
 
-# (the method's parameters of each example, embedded inputs (B, L, D), which are real (B, L)) -> Adapted
-Adapt = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], Adapted]
+class Adaptation(NamedTuple):
+    """How a method changes the embedded inputs: adapt(its parameters of each example, inputs (B, L, D), which are real (B, L)) -> Adapted.
+
+    prefix_only: it puts a prefix in front that depends on the task alone, and leaves the inputs: then it is given the parameters of the U
+    different tasks, and what a network computes of a prefix is computed once for each.
+    """
+
+    adapt: Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], Adapted]
+    prefix_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A shape, how it is computed, and the method that adapts it: the static argument of every program.
 
-    config: the shape, whose type names the family; each has ``name``, ``vocab_size`` and ``d_model``. adapt: None runs the backbone alone.
+    config: the shape, whose type names the family; each has ``name``, ``vocab_size`` and ``d_model``. adaptation: None runs the backbone
+    alone.
     """
 
     config: Any
     computation: Computation = Computation()
-    adapt: Adapt | None = None
+    adaptation: Adaptation | None = None
 
-    def adapted(self, own: Mapping[str, jax.Array] | None, embedded_BLD, real_BL) -> Adapted:
-        """The embedded inputs as the method changes them; ``own`` are its parameters of each example."""
-        return Adapted(None, embedded_BLD) if self.adapt is None else self.adapt(own, embedded_BLD, real_BL)
+    def adapted(self, own: Mapping[str, jax.Array] | None, embedded_BLD, real_BL, slot_B=None) -> tuple[Adapted, jax.Array | None]:
+        """(embedded inputs as the method changes them, each row's slot among the prefixes); ``own``: the method's parameters by slot.
+
+        The slots are None where each row has a prefix of its own, or there is none.
+        """
+        if self.adaptation is None:
+            return Adapted(None, embedded_BLD), None
+        if slot_B is not None and not self.adaptation.prefix_only:
+            own, slot_B = {path: jnp.take(array, slot_B, axis=0) for path, array in own.items()}, None
+        return self.adaptation.adapt(own, embedded_BLD, real_BL), slot_B
 
 
 class Stack(NamedTuple):
@@ -70,30 +93,74 @@ class Stack(NamedTuple):
     real_BS: jax.Array
 
 
+class Decoded(NamedTuple):
+    """Final states of target positions (B, T, D), and what turns any of them into logits."""
+
+    states_BTD: jax.Array
+    logits_of: Callable[[jax.Array], jax.Array]
+
+    @property
+    def logits_BTV(self) -> jax.Array:  # noqa: N802
+        """Logits of all positions at once."""
+        return self.logits_of(self.states_BTD)
+
+
 class Outputs(NamedTuple):
-    """A teacher-forced pass: logits (B, T, V), and stacks of states by name.
+    """A teacher-forced pass: targets' final states, and stacks of states by name.
 
     'decoder' is over the targets; T5's 'encoder' over prompt and input.
     """
 
-    logits_BTV: jax.Array
+    decoded: Decoded
     states: dict[str, Stack]
+
+    @property
+    def logits_BTV(self) -> jax.Array:  # noqa: N802
+        """Logits of all positions at once."""
+        return self.decoded.logits_BTV
+
+
+LOGITS_BYTES = 2**29  # of a micro-batch's logits: more are computed in parts of the target positions [ours]
+
+
+def sums_over_positions(function: Callable, vocab_size: int, *arrays_BT: jax.Array | None) -> Any:
+    """function(*arrays) -> a tree of sums (B,) over target positions, in as many parts of them as LOGITS_BYTES asks for.
+
+    The arrays are (B, T, ...), or None. In several parts only the states stay for the backward pass, and logits are made again there.
+    """
+    batch, length = next(array.shape[:2] for array in arrays_BT if array is not None)
+    parts = next((n for n in range(1, length + 1) if length % n == 0 and 4 * batch * length // n * vocab_size <= LOGITS_BYTES), length)
+    if parts == 1:
+        return function(*arrays_BT)
+
+    def part_of(array):
+        return jnp.moveaxis(array.reshape(batch, parts, length // parts, *array.shape[2:]), 1, 0)
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, jax.checkpoint(function)(*part)), None
+
+    split = jax.tree.map(part_of, arrays_BT)
+    first, rest = jax.tree.map(lambda array: array[0], split), jax.tree.map(lambda array: array[1:], split)
+    return jax.lax.scan(add, jax.checkpoint(function)(*first), rest)[0]
 
 
 class Family(NamedTuple):
     """A model family. The functions take (network, backbone weights, …); ``own`` as in Network.adapted.
 
     config: type of its shapes. sizes: published shapes by name. axes: rows (regular expression of a parameter's path, logical axes).
-    states: names of the stacks in Outputs.states.
+    states: names of the stacks in Outputs.states. decoder_only: one stack reads prompt, input and target, so what it computes of
+    a prompt serves all rows of a task, and texts go on instead of ending (data/frame.py).
+    entries(config) -> its arrays (naming.Entry); num_layers(config); words(config): what a message calls it.
     init(config, seed) -> random float32 weights, nested; they hold ``token_embedder/embedding`` (V, D).
     forward(network, backbone, rows, own, dropout_rng) -> Outputs.
     prefill(network, backbone, rows, own, positions) -> what decoding needs of the inputs, a tuple of arrays, ``start_B`` among them: the
     token before the first target. ``positions``: how many target positions will follow, None = unknown.
     empty_cache(network, batch, length) -> the cache of ``length`` target positions.
-    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache); ``token_B`` stands before it.
-    decode_targets(network, backbone, prefilled, targets_BT) -> logits (B, T, V) of targets after the prefilled inputs.
-    prompt_step(network, P, L, T, distilled, textbook) -> floating-point operations an example of a training step needs, by part.
-    weight_gradients(config, S, T) -> what gradients with respect to all weights would add.
+    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache); the token stands before it.
+    decode_targets(network, backbone, prefilled, targets_BT) -> Decoded, of targets after the prefilled inputs.
+    prompt_step(network, P, L, T, distilled, textbook, prompts) -> floating-point operations that an example of a training step needs, by
+    part; textbook: as an implementation without this package's savings would; prompts: different tasks for each row of a micro-batch.
+    weight_gradients(config, P, L, T) -> what gradients with respect to all weights would add.
     """
 
     name: str
@@ -101,6 +168,10 @@ class Family(NamedTuple):
     sizes: Mapping[str, Any]
     axes: tuple[tuple[str, tuple[str, ...]], ...]
     states: tuple[str, ...]
+    decoder_only: bool
+    entries: Callable
+    num_layers: Callable
+    words: Callable
     init: Callable
     forward: Callable
     prefill: Callable

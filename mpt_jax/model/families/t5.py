@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import MASKED, Bias, KeysValues, States
-from mpt_jax.model.families import t5_operations
-from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real
+from mpt_jax.model.families import t5_names, t5_operations
+from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.layers import Dense, Embed, Mlp, RelativePositionBias, RMSNorm
 from mpt_jax.sharding import constrain
@@ -280,7 +280,8 @@ def shift_right(targets_BT):
 def _encode(network: Network, parts, rows: Rows, own) -> Stack:
     embedded_BLD = parts(rows.inputs_BL, method=T5.embed)
     real_BL = real(rows.input_length_B, rows.inputs_BL.shape[1])
-    prefix_BPD, embedded_BLD = network.adapted(own, embedded_BLD, real_BL)
+    (prefix_UPD, embedded_BLD), slot_B = network.adapted(own, embedded_BLD, real_BL, rows.slot_B)
+    prefix_BPD = prefix_UPD if slot_B is None else jnp.take(prefix_UPD, slot_B, axis=0)
     return parts(embedded_BLD, real_BL, prefix_BPD, method=T5.encode)
 
 
@@ -292,7 +293,7 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     cross = parts(encoder.output_BSD, length, method=T5.cross)
     decoded_BTD, layers, _ = parts(shift_right(rows.targets_BT), encoder.real_BS, cross, method=T5.decode)
     decoder = Stack(decoded_BTD, layers, real(rows.target_length_B, length))
-    return Outputs(parts(decoded_BTD, method=T5.logits), {"encoder": encoder, "decoder": decoder})
+    return Outputs(_decoded(parts, decoded_BTD), {"encoder": encoder, "decoder": decoder})
 
 
 def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: int | None = None) -> Prefilled:
@@ -319,11 +320,15 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
     return parts(decoded_B1D, method=T5.logits)[:, 0], cache
 
 
-def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT):
-    """Logits (B, T, V) of teacher-forced targets over a prefilled input."""
+def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT) -> Decoded:
+    """Teacher-forced targets over a prefilled input."""
     parts = _parts(network, backbone)
     decoded_BTD, _, _ = parts(shift_right(targets_BT), prefilled.real_BS, prefilled.cross, method=T5.decode)
-    return parts(decoded_BTD, method=T5.logits)
+    return _decoded(parts, decoded_BTD)
+
+
+def _decoded(parts, states_BTD) -> Decoded:
+    return Decoded(states_BTD, functools.partial(parts, method=T5.logits))
 
 
 def init(config: T5Config, seed: int) -> dict:
@@ -332,7 +337,12 @@ def init(config: T5Config, seed: int) -> dict:
     return T5(config, Computation(attention="einsum")).init(jax.random.PRNGKey(seed), jnp.ones((1, 2), jnp.int32))["params"]
 
 
+def num_layers(config: T5Config) -> int:
+    """Layers of both stacks."""
+    return config.num_encoder_layers + config.num_decoder_layers
+
+
 FAMILY = Family(
-    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), init, forward, prefill, empty_cache, decode_step, decode_targets,
-    t5_operations.prompt_step, t5_operations.weight_gradients,
+    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), False, t5_names.entries, num_layers, t5_names.words,
+    init, forward, prefill, empty_cache, decode_step, decode_targets, t5_operations.prompt_step, t5_operations.weight_gradients,
 )  # fmt: skip

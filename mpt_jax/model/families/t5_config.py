@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mpt_jax.config import check_types
+from mpt_jax.config import check_range, check_types
 from mpt_jax.errors import UserError
 
 
@@ -27,6 +27,13 @@ class T5Config:
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         check_types(self)
+        for name in ("vocab_size", "d_model", "num_heads", "head_dim", "d_ff", "num_encoder_layers", "num_decoder_layers"):
+            check_range(f"T5Config.{name}", getattr(self, name), 1)
+        check_range("T5Config.layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
+        check_range("T5Config.relative_attention_num_buckets", self.relative_attention_num_buckets, 4)
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
+            distance, buckets = self.relative_attention_max_distance, self.relative_attention_num_buckets
+            raise UserError(f"T5Config.relative_attention_max_distance = {distance}; it must be more than half of the {buckets} buckets.")
         if self.mlp_activations not in (("relu",), ("gelu", "linear")):
             raise UserError(f"T5Config.mlp_activations = {self.mlp_activations}; known: ('relu',) and ('gelu', 'linear').")
 

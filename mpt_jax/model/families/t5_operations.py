@@ -1,45 +1,17 @@
-"""Floating-point operations that the matrix products of a T5 step need: 2 for each multiplication and addition.
+"""Operations that the matrix products of a T5 step need (operations.py).
 
-A step of a frozen backbone needs its forward pass and the gradients with respect to activations, none with respect to weights. A product
-with a weight is needed once more for the gradient of its input; a product of two activations (attention) twice more. Nothing before the
-prompt's way through the network is differentiated: of the decoder's first layer neither self-attention nor the queries.
+Nothing before the prompt's way through the network is differentiated: of the decoder's first layer neither self-attention nor the queries.
 ``textbook``: with keys and values of the encoder's output however few the target tokens, which is the yardstick for other implementations.
 B examples, S encoder positions, T target tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary.
 """
 
-from typing import NamedTuple
-
 from mpt_jax.model.families.family import Network
 from mpt_jax.model.families.t5_config import T5Config
+from mpt_jax.model.operations import Products, add, times
 
 # up to K / 4 target positions (16 in every published size) attend to the encoder's output itself: a quarter of the operations that its
 # keys and values take [ours]
 FEW_POSITIONS = 4
-
-
-class Products(NamedTuple):
-    """Operations of one pass for one example: with a weight on one side, with activations on both."""
-
-    weights: float
-    attention: float
-
-    @property
-    def forward(self) -> float:
-        """The pass itself."""
-        return self.weights + self.attention
-
-    @property
-    def gradient(self) -> float:
-        """Gradients with respect to activations."""
-        return self.weights + 2 * self.attention
-
-
-def _add(*parts: Products) -> Products:
-    return Products(*(sum(values) for values in zip(*parts, strict=True)))
-
-
-def _times(number: float, part: Products) -> Products:
-    return Products(number * part.weights, number * part.attention)
 
 
 def _projections(config: T5Config, positions: int, number: int) -> Products:
@@ -57,7 +29,7 @@ def _mlp(config: T5Config, positions: int, matrices: int | None = None) -> Produ
 
 def encoder_layer(config: T5Config, S: int) -> Products:  # noqa: N803
     """One encoder layer."""
-    return _add(_projections(config, S, 4), _attention(config, S, S), _mlp(config, S))
+    return add(_projections(config, S, 4), _attention(config, S, S), _mlp(config, S))
 
 
 def attends_to_states(config: T5Config, T: int) -> bool:  # noqa: N803
@@ -69,32 +41,44 @@ def _cross(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa:
     """Cross-attention of T positions without its query, and without keys and values of the encoder's output."""
     if states:
         # both kernels on the other side: T H D instead of T H K
-        return _add(_projections(config, T, 3), _times(config.d_model / config.head_dim, _attention(config, T, S)))
-    return _add(_projections(config, T, 1), _attention(config, T, S))
+        return add(_projections(config, T, 3), times(config.d_model / config.head_dim, _attention(config, T, S)))
+    return add(_projections(config, T, 1), _attention(config, T, S))
 
 
 def decoder_layer(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa: N803
     """One decoder layer over T positions, without the keys and values of the encoder's output; ``states``: it attends to that itself."""
-    self_attention = _add(_projections(config, T, 4), _attention(config, T, T))
-    return _add(self_attention, _projections(config, T, 1), _cross(config, T, S, states), _mlp(config, T))
+    self_attention = add(_projections(config, T, 4), _attention(config, T, T))
+    return add(self_attention, _projections(config, T, 1), _cross(config, T, S, states), _mlp(config, T))
 
 
 def forward(config: T5Config, S: int, T: int, textbook: bool = False) -> Products:  # noqa: N803
     """Encoder, decoder and logits of one example."""
     states = attends_to_states(config, T) and not textbook
-    encoder = _times(config.num_encoder_layers, encoder_layer(config, S))
+    encoder = times(config.num_encoder_layers, encoder_layer(config, S))
     keys_values = _projections(config, S, 0 if states else 2)
-    decoder = _times(config.num_decoder_layers, _add(decoder_layer(config, T, S, states), keys_values))
-    return _add(encoder, decoder, Products(2.0 * T * config.d_model * config.vocab_size, 0.0))
+    decoder = times(config.num_decoder_layers, add(decoder_layer(config, T, S, states), keys_values))
+    return add(encoder, decoder, Products(2.0 * T * config.d_model * config.vocab_size, 0.0))
 
 
-def prompt_step(network: Network, P: int, L: int, T: int, distilled: bool, textbook: bool = False) -> dict[str, float]:  # noqa: N803
-    """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers."""
+def prompt_step(
+    network: Network,
+    P: int,  # noqa: N803
+    L: int,  # noqa: N803
+    T: int,  # noqa: N803
+    distilled: bool,
+    textbook: bool = False,
+    prompts: float = 1.0,
+) -> dict[str, float]:
+    """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers.
+
+    ``prompts`` makes no difference: the encoder sees prompt and input at once.
+    """
+    del prompts
     config, S = network.config, P + L  # noqa: N806
     states = attends_to_states(config, T) and not textbook
     whole = forward(config, S, T, textbook)
     queries = _projections(config, T, 2 if states else 1)
-    not_differentiated = _add(_projections(config, T, 4), _attention(config, T, T), queries)
+    not_differentiated = add(_projections(config, T, 4), _attention(config, T, T), queries)
     first_queries = _cross(config, T, S, states).attention / 2  # gradient of the first layer's queries
     recomputed = 0.0
     if network.computation.remat == "layers":
@@ -110,6 +94,6 @@ def prompt_step(network: Network, P: int, L: int, T: int, distilled: bool, textb
     }
 
 
-def weight_gradients(config: T5Config, S: int, T: int) -> float:  # noqa: N803
+def weight_gradients(config: T5Config, P: int, L: int, T: int) -> float:  # noqa: N803
     """What gradients with respect to all weights would add."""
-    return forward(config, S, T).weights
+    return forward(config, P + L, T).weights

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.families.t5_config import T5Config
-from mpt_jax.model.formats import huggingface, names, own, t5x
+from mpt_jax.model.formats import gguf_file, huggingface, names, own, t5x
 from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
@@ -23,7 +22,7 @@ BYTES_VOCABULARY = 384  # ids of ByT5
 RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights
 
 
-def read_backbone(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArray], str | None]:
+def read_backbone(path: str | os.PathLike) -> tuple[Any, dict[str, LazyArray], str | None]:
     """(config, arrays by our names in '/' form, vocabulary) of a backbone in any format; no array is read yet.
 
     vocabulary: path of a SentencePiece model or tokenizer.json, 'bytes', or None where the checkpoint has
@@ -39,6 +38,8 @@ def read_backbone(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArra
         folder = Folder(path)
         config, arrays = huggingface.read(folder)
         return config, arrays, huggingface.vocabulary(folder)
+    if kind == "gguf":
+        return gguf_file.read(path)
     if kind == "own":
         folder = Folder(path)
         config, arrays = own.read(folder)
@@ -47,15 +48,15 @@ def read_backbone(path: str | os.PathLike) -> tuple[T5Config, dict[str, LazyArra
     arrays = {name: lazy for name, lazy in held.items() if not t5x.is_prompt(name)}
     config = names.config_from_shapes({name: lazy.shape for name, lazy in arrays.items()}, path)
     around = Folder(os.path.dirname(path) or "." if kind == "t5x_file" else path)
-    return config, names.match(config, arrays, False, path), huggingface.vocabulary(around) or _bytes(config)
+    return config, names.match(config, arrays, names.OURS, path), huggingface.vocabulary(around) or _bytes(config)
 
 
-def _bytes(config: T5Config) -> str | None:
+def _bytes(config: Any) -> str | None:
     return "bytes" if config.vocab_size == BYTES_VOCABULARY else None
 
 
 def write_backbone(
-    kind: str, dest: str, config: T5Config, params: Mapping[str, Any], vocabulary: str | None = None
+    kind: str, dest: str, config: Any, params: Mapping[str, Any], vocabulary: str | None = None
 ) -> None:
     """Writes a backbone folder: kind 'own', 'hf', 't5x' (native) or 'orbax' (T5X on Orbax).
 
@@ -65,7 +66,7 @@ def write_backbone(
     arrays = {
         path: leaf if isinstance(leaf, LazyArray) else in_memory(leaf, path) for path, leaf in flatten(params).items()
     }
-    arrays = names.match(config, arrays, False, "The backbone to write")
+    arrays = names.match(config, arrays, names.OURS, "The backbone to write")
     writers: dict[str, Callable[[str], None]] = {
         "own": lambda folder: own.write(folder, config, arrays, vocabulary),
         "hf": lambda folder: huggingface.write(folder, config, arrays, vocabulary),

@@ -16,9 +16,13 @@ import numpy as np
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import memory
 from mpt_jax.model.formats.files import Folder
+from mpt_jax.regular_files import shown
 
 READERS = max(4, os.cpu_count() or 1)  # arrays read at once, where memory allows
 PARTS = (1, 2, 4, 8)  # in so many an array that is converted is read for its digest, the fewest that memory allows
+MAX_NAMES_IN_MESSAGE = 12
+MOST_NAME, MOST_AXES = 500, 8  # letters of an array's name, axes of an array
+CHECKED_BYTES = 2**18  # looked through at once for NaN: what fits a core's cache
 BLOCK_BYTES = 2**18  # turned or converted at once: what fits a core's cache; 4 MiB took 1.5 times the CPU
 REMOTE_BLOCK_BYTES = 2**24  # asked of a bucket at once
 Index = tuple[slice, ...]
@@ -47,17 +51,60 @@ class LazyArray:
     beside: int = BLOCK_BYTES
 
     def load(self, dtype: Any = None, index: Index | None = None) -> np.ndarray:
-        """The array, or its part `index`, in the wanted dtype."""
+        """The array, or its part `index`, in the wanted dtype. Raises UserError if it holds NaN or infinity then."""
+        out = self.read(dtype, index)
+        check_finite(out, self.source, self.dtype)
+        return out
+
+    def read(self, dtype: Any = None, index: Index | None = None) -> np.ndarray:
+        """As load, whatever the numbers are."""
         index = whole(self.shape) if index is None else index
         index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True))
-        out = memory.empty(tuple(part.stop - part.start for part in index), self.dtype if dtype is None else dtype)
-        self.fill(out, index)
+        shape = tuple(max(part.stop - part.start, 0) for part in index)
+        out = memory.empty(shape, self.dtype if dtype is None else dtype, self.source)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is found by check_finite
+            self.fill(out, index)
         return out
 
     def transposed(self) -> "LazyArray":
         """The same array with its axes reversed."""
-        fill = lambda out, index: self.fill(out.T, index[::-1])  # noqa: E731
+
+        def fill(out: np.ndarray, index: Index) -> None:
+            self.fill(out.T, index[::-1])
+
         return dataclasses.replace(self, shape=self.shape[::-1], fill=fill, place=None)
+
+
+def check_finite(array: np.ndarray, source: str, stored: np.dtype | None = None, row: int = 0) -> None:
+    """UserError naming `source` if an array of floating-point numbers holds NaN or infinity.
+
+    stored: its type in the file; row: where the part that is given starts in the whole array.
+
+    Read as integers, NaN and infinity are the largest of each sign: two maxima of a block in the cache cost a third of
+    np.isfinite for float32, and work for bfloat16, too.
+    """
+    if array.dtype not in FLOAT_TYPES.values():
+        return
+    bits = 8 * array.dtype.itemsize
+    flat = array.reshape(-1)
+    infinity = np.array(np.inf, array.dtype).view(f"i{bits // 8}").item()  # of the negative: with the highest bit set
+    block = CHECKED_BYTES // array.dtype.itemsize
+    for start in range(0, flat.size, block):
+        part = flat[start : start + block]
+        if part.view(f"i{bits // 8}").max() >= infinity or part.view(f"u{bits // 8}").max() >= infinity + (1 << bits - 1):
+            raise _not_finite(array, source, stored or array.dtype, row)
+
+
+def _not_finite(array: np.ndarray, source: str, stored: np.dtype, row: int) -> UserError:
+    wrong = ~np.isfinite(array)
+    first = tuple(int(place[0]) for place in np.nonzero(wrong)) if array.ndim else ()
+    what = "NaN" if np.isnan(array[first]) else "infinity"
+    if what == "infinity" and stored != array.dtype:
+        what = f"infinity, or a {stored} beyond {array.dtype},"
+    at = f" at {(first[0] + row, *first[1:])} (counted from 0)" if first else ""
+    count = int(wrong.sum())
+    message = f"{source} holds {what}{at}; {count:,} of its {array.size:,} numbers are not finite"
+    return UserError(f"{message}. Training that wrote it diverged, or the file is damaged: use another copy or checkpoint.")
 
 
 def whole(shape: tuple[int, ...]) -> Index:
@@ -87,7 +134,7 @@ def raw(folder: Folder, name: str, offset: int, dtype: np.dtype, shape: tuple[in
         if out.dtype == dtype and out.flags.c_contiguous and out.shape[1:] == row_shape:
             folder.read_into(name, offset + rows.start * row_bytes, out)
             return
-        buffer = memory.empty((min(rows_at_once, max(rows.stop - rows.start, 0)), *row_shape), dtype)
+        buffer = memory.empty((min(rows_at_once, max(rows.stop - rows.start, 0)), *row_shape), dtype, source)
         for start in range(rows.start, rows.stop, rows_at_once):
             block = buffer[: min(rows_at_once, rows.stop - start)]
             folder.read_into(name, offset + start * row_bytes, block)
@@ -112,6 +159,28 @@ def check_float(dtype_name: str, source: str) -> np.dtype:
     if dtype_name not in FLOAT_TYPES:
         raise UserError(f"{source} has type {dtype_name}; weights may be {', '.join(FLOAT_TYPES)}.")
     return FLOAT_TYPES[dtype_name]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: the first dozen and how many more."""
+    names = sorted(name if name.isprintable() and len(name) < 200 else shown(name) for name in map(str, names))
+    more = len(names) - MAX_NAMES_IN_MESSAGE
+    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_name(name: Any, where: str) -> str:
+    """The name that a file gives an array. UserError unless it is a short text that can be printed on a line."""
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MOST_NAME:
+        raise UserError(f"{where} names an array {shown(name)}; a name has 1 to {MOST_NAME} letters. The file is damaged.")
+    return name
+
+
+def check_shape(shape: Any, source: str) -> tuple[int, ...]:
+    """The shape that a file gives an array. UserError unless it is a short list of sizes."""
+    right = isinstance(shape, list | tuple) and len(shape) <= MOST_AXES and all(type(size) is int and 0 <= size < 2**40 for size in shape)
+    if not right:
+        raise UserError(f"{source} has the shape {shown(shape)}; at most {MOST_AXES} sizes from 0 on are needed. The file is damaged.")
+    return tuple(shape)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -230,12 +299,14 @@ def _load(path: str, lazy: LazyArray, parts: int, dtype: Any, digests: dict[str,
         array = lazy.load()
         digest.update(array.reshape(-1).view(np.uint8).data)
     else:
-        array = memory.empty(lazy.shape, dtype)
+        array = memory.empty(lazy.shape, dtype, lazy.source)
         rows = -(-lazy.shape[0] // parts) if lazy.shape else 1
         for start in range(0, lazy.shape[0] if lazy.shape else 1, max(rows, 1)):
             index = (slice(start, start + rows), *whole(lazy.shape[1:])) if lazy.shape else ()
-            part = lazy.load(index=index)
+            part = lazy.read(index=index)
             digest.update(part.reshape(-1).view(np.uint8).data)
-            array[index] = part
+            with np.errstate(over="ignore", invalid="ignore"):
+                array[index] = part
+            check_finite(array[index], lazy.source, lazy.dtype, start)
     digests[path] = digest.digest()
     return array

@@ -4,24 +4,27 @@ import os
 
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import own, t5x
+from mpt_jax.model.formats.arrays import listed
 from mpt_jax.model.formats.files import Folder, is_remote
-from mpt_jax.model.formats.huggingface import MODEL_TYPES, read_json
+from mpt_jax.model.formats.huggingface import MODEL_TYPES
+from mpt_jax.regular_files import check_regular
 
-BACKBONES = ("own", "huggingface", "t5x", "t5x_file", "orbax")
+BACKBONES = ("own", "huggingface", "gguf", "t5x", "t5x_file", "orbax")
 PROMPTS = ("run", "peft", "npy", "npz")
 
 
-def detect(path: str) -> tuple[str, str]:
+def detect(path: str, inside: bool = False) -> tuple[str, str]:
     """(format, path) of a source; the path is the checkpoint itself where `path` is the model directory
-    around it.
+    around it. inside: `path` is such a checkpoint already.
 
     Formats are those of BACKBONES and PROMPTS. Raises UserError if there is nothing, something unknown, or
     several checkpoints to choose from.
     """
     path = str(path)
-    if not is_remote(path) and os.path.isfile(path):
+    if not is_remote(path) and os.path.lexists(path) and not os.path.isdir(path):
+        check_regular(path)
         return _file(path), path
-    if path.endswith((".npy", ".npz")):
+    if path.endswith((".npy", ".npz")) and not os.path.isdir(path):
         raise UserError(f"File {path} does not exist.")
     folder = Folder(path)
     if folder.exists("run.json"):
@@ -29,7 +32,7 @@ def detect(path: str) -> tuple[str, str]:
     if folder.exists("adapter_config.json"):
         return "peft", path
     if folder.exists("config.json"):
-        settings = read_json(folder, "config.json")
+        settings = folder.read_json("config.json")
         if own.is_own(settings):
             return "own", path
         if "model_type" in settings:
@@ -41,25 +44,26 @@ def detect(path: str) -> tuple[str, str]:
         return "orbax", path
     if folder.exists(t5x.INDEX):
         return "t5x", path
-    return _model_directory(folder)
+    return _model_directory(folder, [] if inside else t5x.steps(folder))
 
 
 def _file(path: str) -> str:
     if path.endswith((".npy", ".npz")):
         return path[-3:]
+    if path.endswith(".gguf"):
+        return "gguf"
     if path.endswith((".safetensors", ".bin", ".pt")):
         raise UserError(f"{path} is a single weight file; give its folder, which has the config.json.")
     return "t5x_file"
 
 
-def _model_directory(folder: Folder) -> tuple[str, str]:
-    steps = t5x.steps(folder)
+def _model_directory(folder: Folder, steps: list[str]) -> tuple[str, str]:
     if len(steps) > 1:
-        raise UserError(f"{folder.path} holds {len(steps)} checkpoints; give one of them: {', '.join(steps)}.")
+        raise UserError(f"{folder.path} holds {len(steps)} checkpoints; give one of them: {listed(steps)}.")
     if not steps:
-        listing = ", ".join(folder.names()[:12]) or "nothing"
+        listing = listed(folder.names()) or "nothing"
         raise UserError(
             f"{folder.path} holds no checkpoint that is known (config.json, adapter_config.json, run.json, T5X's "
             f"`checkpoint` or Orbax' _METADATA). It holds {listing}."
         )
-    return detect(f"{folder.path}/{steps[0]}")
+    return detect(f"{folder.path}/{steps[0]}", inside=True)

@@ -1,10 +1,19 @@
-"""Folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and never take the place of something."""
 
+import contextlib
 import os
+import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from mpt_jax.errors import UserError
+
+
+def check_free(dest: str) -> None:
+    """UserError if there is something at dest, a link or a device included."""
+    if os.path.lexists(dest):
+        raise UserError(f"{dest} is there already; give another --output or remove it.")
 
 
 def write_folder(dest: str, write: Callable[[str], None]) -> list[str]:
@@ -13,17 +22,68 @@ def write_folder(dest: str, write: Callable[[str], None]) -> list[str]:
     Raises UserError if dest exists and is not an empty folder, or cannot be written.
     """
     dest = os.path.abspath(dest)
-    if os.path.exists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):
-        raise UserError(f"{dest} is there already; give another --output or remove it.")
-    temporary = f"{dest}.tmp-{os.getpid()}"
+    with _named(dest):
+        if os.path.islink(dest) or not os.path.isdir(dest) or os.listdir(dest):
+            check_free(dest)
+        with _temporary(dest) as temporary:
+            write(temporary)
+            if os.path.isdir(dest):
+                os.rmdir(dest)
+            os.rename(temporary, dest)
+    return sorted(os.path.join(root, name) for root, _, files in os.walk(dest) for name in files)
+
+
+def write_files(contents: dict[str, Callable[[BinaryIO], None]]) -> list[str]:
+    """Writes files (path: what writes it) that lie in one folder: all of them, or none. Returns their paths.
+
+    Raises UserError if one of them is there, or cannot be written.
+    """
+    paths = [os.path.abspath(path) for path in contents]
+    with _named(paths[0]):
+        for path in paths:
+            check_free(path)
+        with _temporary(paths[0]) as temporary:
+            for number, write in enumerate(contents.values()):
+                with open(os.path.join(temporary, str(number)), "wb") as file:
+                    write(file)
+            for number, path in enumerate(paths):
+                os.rename(os.path.join(temporary, str(number)), path)
+    return paths
+
+
+@contextlib.contextmanager
+def _temporary(dest: str) -> Iterator[str]:
+    """A new folder beside dest, gone afterwards. What killed processes of this machine left for dest goes, too."""
+    parent, name = os.path.split(dest)
+    os.makedirs(parent, exist_ok=True)
+    mark = f"{name}.tmp-{platform.node()}-"
+    for left in os.listdir(parent):
+        pid = left.removeprefix(mark) if left.startswith(mark) else ""
+        if pid.isascii() and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(os.path.join(parent, left), ignore_errors=True)
+    temporary = os.path.join(parent, f"{mark}{os.getpid()}")
+    os.mkdir(temporary)
     try:
-        os.makedirs(temporary)
-        write(temporary)
-        if os.path.isdir(dest):
-            os.rmdir(dest)
-        os.rename(temporary, dest)
-    except OSError as error:
-        raise UserError(f"{dest} cannot be written: {error.strerror or error}. Give another --output.") from error
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return sorted(os.path.join(root, name) for root, _, files in os.walk(dest) for name in files)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _named(dest: str) -> Iterator[None]:
+    """Turns what a full, read-only or forbidden place says into a UserError that names dest."""
+    try:
+        yield
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{dest} cannot be written: {reason}. Give another --output.") from error

@@ -5,14 +5,25 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mpt_jax.data import tokenizer_files
+from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, load_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.model.families import t5_names
 from mpt_jax.model.families.t5_config import T5Config
-from mpt_jax.model.formats import names, safetensors, torch_file
-from mpt_jax.model.formats.arrays import FLOAT_TYPES, LazyArray
-from mpt_jax.model.formats.files import Folder, copy_file
+from mpt_jax.model.formats import huggingface_keys, names, safetensors, torch_file
+from mpt_jax.model.formats.arrays import FLOAT_TYPES, LazyArray, listed
+from mpt_jax.model.formats.files import Folder, copy_file, is_remote
+from mpt_jax.regular_files import shown
 
 MODEL_TYPES = ("t5", "mt5")  # ByT5 and Flan call themselves t5; umt5 has a relative bias in every layer
 ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
+# T5Config's field: key of config.json
+CONFIG_KEYS = {
+    "vocab_size": "vocab_size", "d_model": "d_model", "num_heads": "num_heads", "head_dim": "d_kv", "d_ff": "d_ff",
+    "num_encoder_layers": "num_layers", "num_decoder_layers": "num_decoder_layers",
+    "relative_attention_num_buckets": "relative_attention_num_buckets", "relative_attention_max_distance": "relative_attention_max_distance",
+}  # fmt: skip
+OPTIONAL = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance")
 COMPARED_BYTES = 2**24  # of two embeddings at once
 WEIGHTS = (
     "model.safetensors",
@@ -25,24 +36,24 @@ WEIGHTS = (
 def read(folder: Folder) -> tuple[T5Config, dict[str, LazyArray]]:
     """Config and arrays by our names; nothing is read yet. Raises UserError naming what is missing, left over
     or unknown."""
-    settings = read_json(folder, "config.json")
+    settings = _settings(folder)
     arrays = _weights(folder)
-    for name in names.UNUSED:
+    for name in t5_names.UNUSED:
         arrays.pop(name, None)
     embedding = _merge_embeddings(folder, arrays)
     config = _config(folder, settings, arrays, embedding)
-    return config, names.match(config, arrays, True, folder.path)
+    return config, names.match(config, arrays, names.HUGGING_FACE, folder.path)
 
 
-def read_json(folder: Folder, name: str) -> dict[str, Any]:
-    """A JSON object of the folder."""
-    try:
-        value = json.loads(folder.read(name))
-    except ValueError as error:
-        raise UserError(f"{folder.where(name)} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{folder.where(name)} holds no JSON object.")
-    return value
+def _settings(folder: Folder) -> dict[str, Any]:
+    """config.json by T5's names; its keys, and those of generation_config.json, are known and mean what is done here."""
+    settings, where = folder.read_json("config.json"), folder.where("config.json")
+    kind = settings.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise UserError(f"{where}: model_type {shown(kind)} is none of {', '.join(MODEL_TYPES)}.")
+    if folder.exists("generation_config.json"):
+        huggingface_keys.check_generation(folder.read_json("generation_config.json"), folder.where("generation_config.json"))
+    return huggingface_keys.check_config(settings, where)
 
 
 def _weights(folder: Folder) -> dict[str, LazyArray]:
@@ -65,24 +76,26 @@ def _file(folder: Folder, name: str) -> dict[str, LazyArray]:
 
 
 def _shards(folder: Folder, index_name: str) -> dict[str, LazyArray]:
-    shard_of = read_json(folder, index_name).get("weight_map", {})
+    shard_of = folder.read_json(index_name).get("weight_map", {})
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
+        raise UserError(f"{folder.where(index_name)}: weight_map is {shown(shard_of)}, not names of files by names of arrays.")
     arrays: dict[str, LazyArray] = {}
     for name in sorted(set(shard_of.values())):
-        if os.path.basename(name) != name:
-            raise UserError(f"{folder.where(index_name)} names the shard {name!r}, which is not in the folder itself.")
+        if os.path.basename(name) != name or not name.isprintable() or not name.endswith((".safetensors", ".bin")):
+            raise UserError(f"{folder.where(index_name)} names the shard {shown(name)}, which is not a weight file in the folder itself.")
         shard = _file(folder, name)
         absent = {key for key, where in shard_of.items() if where == name} - shard.keys()
         if absent:
-            raise UserError(f"{folder.where(name)} lacks {names.listed(absent)}, which {index_name} places there.")
+            raise UserError(f"{folder.where(name)} lacks {listed(absent)}, which {index_name} places there.")
         arrays.update({key: lazy for key, lazy in shard.items() if shard_of.get(key) == name})
     return arrays
 
 
 def _merge_embeddings(folder: Folder, arrays: dict[str, LazyArray]) -> LazyArray:
     """Leaves one shared embedding in `arrays`. Raises UserError if the file has two that differ."""
-    present = [name for name in names.EMBEDDING_ALIASES if name in arrays]
+    present = [name for name in t5_names.EMBEDDING_ALIASES if name in arrays]
     if not present:
-        raise UserError(f"{folder.path} has no shared embedding; looked for {', '.join(names.EMBEDDING_ALIASES)}.")
+        raise UserError(f"{folder.path} has no shared embedding; looked for {', '.join(t5_names.EMBEDDING_ALIASES)}.")
     first = arrays[present[0]]
     for name in present[1:]:
         if not _equal(first, arrays[name]):
@@ -99,9 +112,9 @@ def _equal(first: LazyArray, second: LazyArray) -> bool:
     """Whether two arrays hold the same numbers, compared a block of rows at a time."""
     if first.shape != second.shape:
         return False
-    if first.place is not None and first.place == second.place:
-        return True
-    rows = max(1, COMPARED_BYTES // (first.shape[1] * first.dtype.itemsize))
+    if len(first.shape) != 2 or (first.place is not None and first.place == second.place):
+        return True  # of another number of axes: names.match tells
+    rows = max(1, COMPARED_BYTES // max(1, first.shape[1] * first.dtype.itemsize))
     for start in range(0, first.shape[0], rows):
         index = (slice(start, start + rows), slice(None))
         if first.load(index=index).tobytes() != second.load(first.dtype, index).tobytes():
@@ -117,14 +130,31 @@ def _config(
     transformers 5 says scale_decoder_outputs, earlier ones say it by tie_word_embeddings (which 5 always
     sets). Models with unscaled output and no lm_head of their own use the embedding's transpose as one.
     """
-    where = folder.where("config.json")
-    kind, activation = settings.get("model_type"), settings.get("feed_forward_proj", "relu")
-    if kind not in MODEL_TYPES:
-        raise UserError(f"{where}: model_type {kind!r} is none of {', '.join(MODEL_TYPES)}.")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{where}: feed_forward_proj {activation!r} is none of {', '.join(ACTIVATIONS)}.")
+    where, kind = folder.where("config.json"), settings["model_type"]
+    activation = settings.get("feed_forward_proj", huggingface_keys.DEFAULT_PROJECTION[kind])
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise UserError(f"{where}: feed_forward_proj {shown(activation)} is none of {', '.join(ACTIVATIONS)}.")
     tied = settings.get("tie_word_embeddings", True)
     scaled = kind != "mt5" and settings.get("scale_decoder_outputs", tied is not False)
+    for key, value in (("tie_word_embeddings", tied), ("scale_decoder_outputs", scaled)):
+        if not isinstance(value, bool | None):
+            raise UserError(f"{where}: {key} = {shown(value)}; it takes true or false.")
+    missing = [key for key in CONFIG_KEYS.values() if key not in settings and key not in OPTIONAL]
+    if missing:
+        raise UserError(f"{where} does not say {listed(missing)}.")
+    fields = {field: settings[key] for field, key in CONFIG_KEYS.items() if settings.get(key) is not None or key not in OPTIONAL}
+    fields.setdefault("num_decoder_layers", settings["num_layers"])
+    if "layer_norm_epsilon" in settings:
+        fields["layer_norm_epsilon"] = settings["layer_norm_epsilon"]
+    facts = {"name": "custom", "mlp_activations": ACTIVATIONS[activation], "logits_via_embedding": bool(scaled)}
+    config = names.make_config(T5, fields | facts, where, CONFIG_KEYS)
+    _settle_output(where, arrays, embedding, bool(scaled), bool(tied))
+    names.check_layers(config, arrays, folder.path)
+    return names.named(config)
+
+
+def _settle_output(where: str, arrays: dict[str, LazyArray], embedding: LazyArray, scaled: bool, tied: bool) -> None:
+    """Takes a copy of the embedding out of `arrays`, or puts the embedding there as the output that a model shares unscaled."""
     head = arrays.get("lm_head.weight")
     if scaled and head is not None:
         if not _equal(head, embedding):
@@ -135,26 +165,6 @@ def _config(
         del arrays["lm_head.weight"]
     if not scaled and head is None and tied:
         arrays["lm_head.weight"] = embedding
-    try:
-        layers = settings["num_layers"]
-        config = T5Config(
-            "custom",
-            settings["vocab_size"],
-            settings["d_model"],
-            settings["num_heads"],
-            settings["d_kv"],
-            settings["d_ff"],
-            layers,
-            settings.get("num_decoder_layers") or layers,
-            ACTIVATIONS[activation],
-            bool(scaled),
-            settings.get("relative_attention_num_buckets", 32),
-            settings.get("relative_attention_max_distance", 128),
-            float(settings.get("layer_norm_epsilon", 1e-6)),
-        )
-    except KeyError as error:
-        raise UserError(f"{where} does not say {error}.") from error
-    return names.named(config)
 
 
 def settings_of(config: T5Config, dtype_name: str) -> dict[str, Any]:
@@ -197,14 +207,22 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
     dtype = next(iter(named.values())).dtype.name
     _write_json(folder, "config.json", settings_of(config, dtype))
     _write_json(folder, "generation_config.json", {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
-    if vocabulary == "bytes":
-        _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125})
-    elif vocabulary and os.path.basename(vocabulary) == "tokenizer.json":
-        copy_file(vocabulary, os.path.join(folder, "tokenizer.json"))
-        _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "T5TokenizerFast"})
-    elif vocabulary:
-        copy_file(vocabulary, os.path.join(folder, "spiece.model"))
-        _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": 100})
+    if vocabulary:
+        _write_tokenizer(folder, vocabulary)
+
+
+def _write_tokenizer(folder: str, vocabulary: str) -> None:
+    """Copies a tokenizer and tells transformers how many sentinels it is to add."""
+    if vocabulary == BYTES:
+        return _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": BYTE_SENTINELS})
+    if not is_remote(vocabulary):
+        load_vocabulary(vocabulary)  # what its own folder says beside it
+    converted = os.path.basename(vocabulary) == "tokenizer.json"
+    dest = os.path.join(folder, "tokenizer.json" if converted else "spiece.model")
+    copy_file(vocabulary, dest)
+    sentinels = load_vocabulary(dest).extra_ids
+    settings = {"tokenizer_class": "T5TokenizerFast"} if converted else {"tokenizer_class": "T5Tokenizer", "extra_ids": sentinels}
+    _write_json(folder, "tokenizer_config.json", settings)
 
 
 def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
@@ -216,10 +234,9 @@ def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
 def vocabulary(folder: Folder) -> str | None:
     """Where the tokenizer of a folder is: a SentencePiece model, a tokenizer.json, or 'bytes'; None if it has
     none."""
-    if folder.exists("tokenizer_config.json"):
-        settings = read_json(folder, "tokenizer_config.json")
-        if str(settings.get("tokenizer_class", "")).startswith("ByT5"):
-            return "bytes"
+    if tokenizer_files.is_bytes(folder.read_json("tokenizer_config.json") if folder.exists("tokenizer_config.json") else {}):
+        tokenizer_files.check_bytes(lambda name: folder.read_json(name) if folder.exists(name) else {}, folder.path)
+        return BYTES
     for name in ("spiece.model", "sentencepiece.model", "tokenizer.json"):
         if folder.exists(name):
             return folder.where(name)

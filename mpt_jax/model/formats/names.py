@@ -1,169 +1,65 @@
-"""The table of names: which array of a T5 is called what in which format, and its shape.
-
-Every reader and writer is driven by TABLE. Our own names are those of T5X's minimal T5
-(t5x/examples/t5/network.py), so T5X and Orbax files need no second column; Hugging Face's are those of
-transformers' T5ForConditionalGeneration.
-"""
+"""Matching the arrays of a file to the names of a family, and T5's shapes from its arrays alone."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
-from mpt_jax.model.formats.arrays import LazyArray
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import Family
+from mpt_jax.model.families.naming import Entry
+from mpt_jax.model.families.t5 import FAMILY as T5
+from mpt_jax.model.families.t5_config import T5Config
+from mpt_jax.model.formats.arrays import MAX_NAMES_IN_MESSAGE, LazyArray, listed
+from mpt_jax.regular_files import shown
 
-MAX_NAMES_IN_MESSAGE = 12
+OURS, HUGGING_FACE, GGUF = "ours", "huggingface", "gguf"  # columns of the tables of names
 SCANNED = "encoder/encoder/"  # how T5X's scalable_t5 names layers that it stacked
 
 
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """A row: our name and Hugging Face's, with {i} for the layer; shape in words of `sizes`; when it exists.
-
-    turned: Hugging Face keeps the transpose (torch.nn.Linear stores output x input).
-    """
-
-    ours: str
-    huggingface: str
-    shape: tuple[str, ...]
-    turned: bool = False
-    layers: str = ""  # 'encoder' | 'decoder': one for each layer of it
-    only: str = ""  # 'gated' | 'plain' | 'untied': only in such models
+def entries(config: Any) -> list[Entry]:
+    """All arrays of a model, in the order of its family's table."""
+    return list(family_of(config).entries(config))
 
 
-def _attention(stack: str, ours: str, theirs: str) -> tuple[Name, ...]:
-    letters = (("query", "q"), ("key", "k"), ("value", "v"))
-    return (
-        *(
-            Name(
-                f"{stack}/layers_{{i}}/{ours}/{word}/kernel",
-                f"{stack}.block.{{i}}.layer.{theirs}.{letter}.weight",
-                ("width", "joined"),
-                True,
-                stack,
-            )
-            for word, letter in letters
-        ),
-        Name(
-            f"{stack}/layers_{{i}}/{ours}/out/kernel",
-            f"{stack}.block.{{i}}.layer.{theirs}.o.weight",
-            ("joined", "width"),
-            True,
-            stack,
-        ),
-    )
+def make_config(family: Family, fields: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None) -> Any:
+    """The shape of a file's settings by our names. Raises UserError for what makes none; ``called``: the file's own names."""
+    called, problem = called or {}, None
+    hints = {field.name: field for field in dataclasses.fields(family.config)}
+    for name, value in fields.items():
+        kind = hints[name].type
+        kind = kind if isinstance(kind, type) else {"int": int, "float": float, "tuple": tuple, "bool": bool, "str": str}.get(kind)
+        if kind is int and (type(value) is not int or not 0 <= value < 2**31):
+            problem = f"{shown(value)}; it takes a whole number"
+        elif kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30):
+            problem = f"{shown(value)}; it takes a number"
+        elif kind is tuple and not (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)):
+            problem = f"{shown(value)}; it takes a list of texts"
+        if problem:
+            raise UserError(f"{where}: {called.get(name, name)} = {problem}.")
+    numbers = {name: float(value) for name, value in fields.items() if hints[name].type in (float, "float")}
+    try:
+        return family.config(**{name: tuple(value) if isinstance(value, list) else value for name, value in (fields | numbers).items()})
+    except TypeError as error:
+        raise UserError(f"{where} is not complete: {error}.") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
-def _norm(stack: str, ours: str, sublayer: int) -> Name:
-    return Name(
-        f"{stack}/layers_{{i}}/{ours}/scale",
-        f"{stack}.block.{{i}}.layer.{sublayer}.layer_norm.weight",
-        ("width",),
-        False,
-        stack,
-    )
+def check_layers(config: Any, arrays: Mapping[str, LazyArray], source: str) -> None:
+    """UserError for a config with more layers than the file has arrays: each has several, and none is made up to find that out."""
+    layers = family_of(config).num_layers(config)
+    if layers > len(arrays):
+        raise UserError(f"{source} has {layers:,} layers by its config, but holds only {len(arrays):,} arrays.")
 
 
-def _mlp(stack: str, sublayer: int) -> tuple[Name, ...]:
-    ours, theirs = f"{stack}/layers_{{i}}/mlp", f"{stack}.block.{{i}}.layer.{sublayer}.DenseReluDense"
-    return (
-        Name(f"{ours}/wi/kernel", f"{theirs}.wi.weight", ("width", "mlp"), True, stack, "plain"),
-        Name(f"{ours}/wi_0/kernel", f"{theirs}.wi_0.weight", ("width", "mlp"), True, stack, "gated"),
-        Name(f"{ours}/wi_1/kernel", f"{theirs}.wi_1.weight", ("width", "mlp"), True, stack, "gated"),
-        Name(f"{ours}/wo/kernel", f"{theirs}.wo.weight", ("mlp", "width"), True, stack),
-    )
-
-
-def _relative(stack: str) -> Name:
-    return Name(
-        f"{stack}/relpos_bias/rel_embedding",
-        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-        ("heads", "buckets"),
-        True,
-    )
-
-
-TABLE: tuple[Name, ...] = (
-    Name("token_embedder/embedding", "shared.weight", ("vocabulary", "width")),
-    _relative("encoder"),
-    _norm("encoder", "pre_attention_layer_norm", 0),
-    *_attention("encoder", "attention", "0.SelfAttention"),
-    _norm("encoder", "pre_mlp_layer_norm", 1),
-    *_mlp("encoder", 1),
-    Name("encoder/encoder_norm/scale", "encoder.final_layer_norm.weight", ("width",)),
-    _relative("decoder"),
-    _norm("decoder", "pre_self_attention_layer_norm", 0),
-    *_attention("decoder", "self_attention", "0.SelfAttention"),
-    _norm("decoder", "pre_cross_attention_layer_norm", 1),
-    *_attention("decoder", "encoder_decoder_attention", "1.EncDecAttention"),
-    _norm("decoder", "pre_mlp_layer_norm", 2),
-    *_mlp("decoder", 2),
-    Name("decoder/decoder_norm/scale", "decoder.final_layer_norm.weight", ("width",)),
-    Name("decoder/logits_dense/kernel", "lm_head.weight", ("width", "vocabulary"), True, "", "untied"),
-)
-
-# Other names under which Hugging Face files hold the shared embedding; all of them must be equal.
-EMBEDDING_ALIASES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# An array that the first T5 files hold and no code has ever used.
-UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One array that a T5Config has: both names, our shape, and whether Hugging Face's is the transpose."""
-
-    ours: str
-    huggingface: str
-    shape: tuple[int, ...]
-    turned: bool
-
-
-def sizes(config: T5Config) -> dict[str, int]:
-    """The words of the table's shapes as numbers."""
-    return {
-        "vocabulary": config.vocab_size,
-        "width": config.d_model,
-        "joined": config.num_heads * config.head_dim,
-        "heads": config.num_heads,
-        "mlp": config.d_ff,
-        "buckets": config.relative_attention_num_buckets,
-    }
-
-
-def entries(config: T5Config) -> list[Entry]:
-    """All arrays of a model, in the order of the table, the layers of a stack together."""
-    size = sizes(config)
-    absent = {"plain" if len(config.mlp_activations) == 2 else "gated"}
-    if config.logits_via_embedding:
-        absent.add("untied")
-    layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    return [
-        Entry(
-            name.ours.format(i=i),
-            name.huggingface.format(i=i),
-            tuple(size[word] for word in name.shape),
-            name.turned,
-        )
-        for name in TABLE
-        if name.only not in absent
-        for i in range(layers.get(name.layers, 1))
-    ]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: the first dozen and how many more."""
-    names = sorted(names)
-    more = len(names) - MAX_NAMES_IN_MESSAGE
-    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
-
-
-def match(config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, source: str) -> dict[str, LazyArray]:
+def match(config: Any, arrays: Mapping[str, LazyArray], column: str, source: str) -> dict[str, LazyArray]:
     """The arrays of a file under our names, turned where the table says so, in the table's order.
 
-    arrays: by the file's names (Hugging Face's, or ours). Raises UserError that lists every missing,
+    arrays: by the names of a column (OURS, HUGGING_FACE, GGUF). Raises UserError that lists every missing,
     left-over or wrongly shaped array by the name it has in the file.
     """
-    wanted = {(entry.huggingface if huggingface else entry.ours): entry for entry in entries(config)}
+    wanted = {getattr(entry, column): entry for entry in entries(config)}
     missing, extra = wanted.keys() - arrays.keys(), arrays.keys() - wanted.keys()
     problems = []
     if missing:
@@ -174,36 +70,24 @@ def match(config: T5Config, arrays: Mapping[str, LazyArray], huggingface: bool, 
     for name, entry in wanted.items():
         if name in missing:
             continue
-        lazy = arrays[name].transposed() if huggingface and entry.turned else arrays[name]
+        turned = column != OURS and entry.turned
+        lazy = arrays[name].transposed() if turned else arrays[name]
         if lazy.shape != entry.shape:
-            shape, expected = (
-                arrays[name].shape,
-                entry.shape[::-1] if huggingface and entry.turned else entry.shape,
-            )
-            problems.append(f"{name} has shape {shape}, not {expected}{_vocabulary_hint(config, entry, lazy.shape)}")
+            expected = entry.shape[::-1] if turned else entry.shape
+            problems.append(f"{name} has shape {arrays[name].shape}, not {expected}{_vocabulary_hint(config, entry, lazy.shape)}")
         found[entry.ours] = lazy
     if problems:
-        raise UserError(f"{source} is no {_words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + ".")
+        raise UserError(f"{source} is not a {family_of(config).words(config)}: " + "; ".join(problems[:MAX_NAMES_IN_MESSAGE]) + ".")
     return found
 
 
-def _vocabulary_hint(config: T5Config, entry: Entry, shape: tuple[int, ...]) -> str:
+def _vocabulary_hint(config: Any, entry: Entry, shape: tuple[int, ...]) -> str:
     if config.vocab_size not in entry.shape or len(shape) != 2:
         return ""
     axis = entry.shape.index(config.vocab_size)
     if shape[axis] == config.vocab_size:
         return ""
     return f" (the file has {shape[axis]} vocabulary rows, its config says vocab_size = {config.vocab_size})"
-
-
-def _words(config: T5Config) -> str:
-    kind = "gated (v1.1)" if len(config.mlp_activations) == 2 else "plain (v1.0)"
-    tied = "tied" if config.logits_via_embedding else "untied"
-    return (
-        f"{kind}, {tied} T5 with {config.num_encoder_layers}+{config.num_decoder_layers} layers, width "
-        f"{config.d_model}, {config.num_heads} heads of {config.head_dim}, MLP {config.d_ff}, vocabulary "
-        f"{config.vocab_size}"
-    )
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5Config:
@@ -213,13 +97,16 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
     naming the first array that is needed and not there.
     """
 
-    def shape(path: str) -> tuple[int, ...]:
+    def shape(path: str, axes: int = 2) -> tuple[int, ...]:
         if path not in shapes:
             held = listed(shapes) or "nothing"
             if any(name.startswith(SCANNED) for name in shapes):
                 raise UserError(f"{source} holds stacked layers; save it once from T5X with scan_layers = False.")
-            raise UserError(f"{source} holds no T5: {path} is missing. It holds {held}.")
-        return shapes[path]
+            raise UserError(f"{source} is not a T5: {path} is missing. It holds {held}.")
+        found = shapes[path]
+        if len(found) != axes or 0 in found:
+            raise UserError(f"{source}: {path} has shape {found}; {axes} sizes from 1 on are needed.")
+        return found
 
     vocabulary, width = shape("token_embedder/embedding")
     heads, buckets = shape("encoder/relpos_bias/rel_embedding")
@@ -228,33 +115,38 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
     mlp = shape(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[-1]
     if joined % heads:
         raise UserError(f"{source}: {joined} query columns do not split into {heads} heads.")
-    config = T5Config(
-        "custom",
-        vocabulary,
-        width,
-        heads,
-        joined // heads,
-        mlp,
-        _layers(shapes, "encoder"),
-        _layers(shapes, "decoder"),
-        ("gelu", "linear") if gated else ("relu",),
-        "decoder/logits_dense/kernel" not in shapes,
-        buckets,
-    )
-    return named(config)
+    fields = {
+        "name": "custom",
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "num_heads": heads,
+        "head_dim": joined // heads,
+        "d_ff": mlp,
+        "num_encoder_layers": _layers(shapes, "encoder", source),
+        "num_decoder_layers": _layers(shapes, "decoder", source),
+        "mlp_activations": ("gelu", "linear") if gated else ("relu",),
+        "logits_via_embedding": "decoder/logits_dense/kernel" not in shapes,
+        "relative_attention_num_buckets": buckets,
+    }
+    return named(make_config(T5, fields, source))
 
 
-def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
+def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str, source: str) -> int:
+    """How many layers the names of a stack count, from 0 on without a gap."""
     prefix = f"{stack}/layers_"
-    return 1 + max((int(path[len(prefix) :].split("/")[0]) for path in shapes if path.startswith(prefix)), default=-1)
+    found = {path[len(prefix) :].split("/")[0] for path in shapes if path.startswith(prefix)}
+    wanted = {str(i) for i in range(len(found))}
+    if found != wanted:
+        raise UserError(f"{source}: {stack} has the layers {listed(found)}; {listed(wanted - found)} of {len(found)} are missing.")
+    return len(found)
 
 
-def named(config: T5Config) -> T5Config:
-    """The config with the name of the row of the size table that has its shapes ('custom' if none has).
+def named(config: Any) -> Any:
+    """The config with the name of the row of its family's sizes that has its shapes ('custom' if none has).
 
     LM-adapted and Flan models have the shapes of v1.1 and get its name.
     """
-    for name, row in T5_SIZES.items():
-        if entries(row) == entries(config):
+    for name, row in family_of(config).sizes.items():
+        if dataclasses.replace(row, name=config.name) == config:
             return dataclasses.replace(config, name=name)
     return dataclasses.replace(config, name="custom")

@@ -1,9 +1,11 @@
 """Prompt files out: PEFT adapters (multitask, or one for each task), npz and npy, each with a model card."""
 
+import io
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.model.formats import safetensors
 from mpt_jax.model.formats.arrays import in_memory
 from mpt_jax.model.formats.card import card
-from mpt_jax.model.formats.folder_writer import write_folder
+from mpt_jax.model.formats.folder_writer import write_files, write_folder
 from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SINGLE, PromptFile
 
 FORMATS = ("peft", "peft_single", "npz", "npy")
@@ -33,47 +35,57 @@ def write(kind: str, dest: str, prompts: PromptFile) -> list[str]:
         return _write_file(dest, ".npz", prompts, _npz)
     one = len(prompts.task_names) == 1
     if kind == "npy" and one:
-        return _write_file(dest, ".npy", prompts, lambda file, it: np.save(file, it.compose()[0]))
+        return _write_file(dest, ".npy", prompts, _npy)
     if kind == "peft_single" and one:
         return write_folder(dest, lambda folder: _single(folder, prompts))
     return write_folder(dest, lambda folder: _each(kind, folder, prompts))
 
 
 def _each(kind: str, folder: str, prompts: PromptFile) -> None:
-    """One file or sub-folder for each task."""
+    """One file or sub-folder for each task. Raises UserError if two tasks would get the same one."""
+    taken: dict[str, str] = {}
+    for label in prompts.task_names:
+        other = taken.setdefault(file_name(label).casefold(), label)
+        if other != label:
+            raise UserError(f"The tasks {other!r} and {label!r} would both be written to {file_name(label)!r}; write them one by one with --task.")
     for n, label in enumerate(prompts.task_names):
         write(kind, os.path.join(folder, file_name(label)), prompts.select([n]))
 
 
 def file_name(task: str) -> str:
-    """A task's name as a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in task)
+    """A task's name as a file name: what a file name cannot hold becomes _, and so does a dot at its start."""
+    name = "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in task)
+    return "_" + name[1:] if name.startswith(".") else name
 
 
-def _write_file(dest: str, suffix: str, prompts: PromptFile, save) -> list[str]:
-    """Writes DEST (with its suffix) and the card beside it, by way of temporary files."""
-    path = os.path.abspath(dest if dest.endswith(suffix) else dest + suffix)
-    card_path = path[: -len(suffix)] + ".md"
-    for taken in (path, card_path):
-        if os.path.exists(taken):
-            raise UserError(f"{taken} is there already; give another --output or remove it.")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
-    with open(temporary, "wb") as file:
-        save(file, prompts)
-    with open(card_path, "w", encoding="utf-8") as file:
-        file.write(card(suffix[1:], prompts))
-    os.replace(temporary, path)
-    return [path, card_path]
+def _write_file(dest: str, suffix: str, prompts: PromptFile, save: Callable[[BinaryIO, PromptFile], None]) -> list[str]:
+    """Writes DEST (with its suffix) and the card beside it."""
+    path = dest if dest.endswith(suffix) else dest + suffix
+    text = card(suffix[1:], prompts).encode()
+    return write_files({path: lambda file: save(file, prompts), f"{path}.md": lambda file: file.write(text)})
 
 
-def _npz(file: Any, prompts: PromptFile) -> None:
-    """Each task's composed prompt (P, D) under its name, then the bank that they come from under ``bank/``."""
+def _npy(file: BinaryIO, prompts: PromptFile) -> None:
+    np.save(file, prompts.compose()[0])
+
+
+def _npz(file: BinaryIO, prompts: PromptFile) -> None:
+    """Each task's composed prompt (P, D) under its name, then the bank that they come from under ``bank/``.
+
+    As np.savez does, which cannot take a task called `file`.
+    """
     arrays = dict(zip(prompts.task_names, prompts.compose(), strict=True))
+    reserved = [name for name in arrays if name.startswith("bank/")]
+    if reserved:
+        raise UserError(f"The task {reserved[0]!r} has the name of a part of the bank (bank/...); give it another, or use --to npy.")
     bank = {"shared_GPD": prompts.shared_GPD, "cols_NPR": prompts.cols_NPR, "rows_NRD": prompts.rows_NRD, "group_N": prompts.group_N}
     bank |= {"task_names": np.array(prompts.task_names), "metadata": np.array(json.dumps(prompts.metadata))}
     arrays |= {f"bank/{name}": array for name, array in bank.items() if array is not None}
-    np.savez(file, **arrays)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", content.getvalue())
 
 
 def _factors(prompts: PromptFile) -> tuple[np.ndarray, np.ndarray]:

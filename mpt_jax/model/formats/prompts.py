@@ -5,26 +5,25 @@ N tasks, G groups that share a prompt, P prompt positions, D model width, R rank
 
 import collections
 import dataclasses
-import io
-import json
+import math
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats import names, safetensors, t5x, torch_file
-from mpt_jax.model.formats.arrays import LazyArray
+from mpt_jax.model.formats import npy_file, safetensors, t5x, torch_file
+from mpt_jax.model.formats.arrays import LazyArray, check_finite, check_name, listed
 from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
-from mpt_jax.model.formats.huggingface import read_json
+from mpt_jax.regular_files import parse_json, shown
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 METADATA = "mpt_jax"  # entry of a safetensors file's metadata: JSON with what is known of the prompts
 SINGLE, MULTITASK = "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"
 ENCODER_PROMPT = "encoder/prompt/prompt/prompt"  # prompt_tuning/scripts/extract_variable.py
+FACTORS = ("prefix_task_cols", "prefix_task_rows")
 BANK_ARRAYS = ("shared_GPD", "cols_NPR", "rows_NRD", "group_N")
 
 
@@ -45,24 +44,31 @@ class PromptFile:
     metadata: dict[str, Any]
 
     def __post_init__(self):
-        num_tasks, num_groups = len(self.group_N), self.shared_GPD.shape[0]
-        if self.shared_GPD.ndim != 3 or len(self.task_names) != num_tasks or num_tasks == 0:
+        where = str(self.metadata.get("source", "The bank"))
+        num_tasks, num_groups = len(self.group_N), self.shared_GPD.shape[0] if self.shared_GPD.ndim else 0
+        if self.shared_GPD.ndim != 3 or len(self.task_names) != num_tasks or 0 in (num_tasks, *self.shared_GPD.shape):
             raise UserError(
-                f"A bank of shape {self.shared_GPD.shape} with {len(self.task_names)} task names and {num_tasks} "
-                "groups is no set of prompts."
+                f"{where}: a bank of shape {self.shared_GPD.shape} with {len(self.task_names)} task names and {num_tasks} "
+                "groups is not a set of prompts."
             )
+        twice = [name for name, count in collections.Counter(self.task_names).items() if count > 1]
+        if twice:
+            raise UserError(f"{where} has several prompts called {listed(map(shown, twice))}; give each task another name.")
         if min(self.group_N) < 0 or max(self.group_N) >= num_groups:
-            raise UserError(f"Tasks use the groups {sorted(set(self.group_N))}; there are {num_groups}.")
+            raise UserError(f"{where}: tasks use the groups {shown(sorted({int(g) for g in self.group_N}))}; there are {num_groups}.")
         if (self.cols_NPR is None) != (self.rows_NRD is None):
-            raise UserError("A bank has both factors, cols and rows, or neither.")
+            raise UserError(f"{where}: a bank has both factors, cols and rows, or neither.")
         if self.cols_NPR is not None and self.rows_NRD is not None:
-            rank, (_, length, width) = self.cols_NPR.shape[-1], self.shared_GPD.shape
+            rank, (_, length, width) = self.cols_NPR.shape[-1] if self.cols_NPR.ndim else 0, self.shared_GPD.shape
             wanted = (num_tasks, length, rank), (num_tasks, rank, width)
-            if (self.cols_NPR.shape, self.rows_NRD.shape) != wanted:
+            if (self.cols_NPR.shape, self.rows_NRD.shape) != wanted or not rank:
                 raise UserError(
-                    f"Factors have shapes {self.cols_NPR.shape} and {self.rows_NRD.shape}, not {wanted[0]} and "
+                    f"{where}: factors have shapes {self.cols_NPR.shape} and {self.rows_NRD.shape}, not {wanted[0]} and "
                     f"{wanted[1]} (tasks, prompt length, rank, width)."
                 )
+        for name in ("shared_GPD", "cols_NPR", "rows_NRD"):
+            if getattr(self, name) is not None:
+                check_finite(getattr(self, name), f"{where}: {name}")
 
     @property
     def width(self) -> int:
@@ -76,7 +82,10 @@ class PromptFile:
         if self.cols_NPR is None or self.rows_NRD is None:
             return shared_NPD
         ranks = range(self.cols_NPR.shape[2])
-        return shared_NPD * sum(self.cols_NPR[:, :, r, None] * self.rows_NRD[:, None, r, :] for r in ranks)
+        with np.errstate(over="ignore", invalid="ignore"):
+            prompt_NPD = shared_NPD * sum(self.cols_NPR[:, :, r, None] * self.rows_NRD[:, None, r, :] for r in ranks)
+        check_finite(prompt_NPD, f"{self.metadata.get('source', 'The bank')}: the composed prompts (tasks, length, width)")
+        return prompt_NPD
 
     def select(self, tasks: Sequence[int]) -> "PromptFile":
         """The prompts of some tasks alone, with the groups they use."""
@@ -102,9 +111,13 @@ def plain(prompts_NPD: np.ndarray, task_names: Sequence[str], metadata: Mapping[
 
 
 def _float32(array: np.ndarray, where: str) -> np.ndarray:
+    """The prompt numbers of a file in float32. Raises UserError for other types and for what float32 cannot hold."""
     if not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
         raise UserError(f"{where} holds numbers of type {array.dtype}; prompts are floating point.")
-    return np.ascontiguousarray(array.astype(np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = np.ascontiguousarray(array.astype(np.float32))
+    check_finite(numbers, where, array.dtype)
+    return numbers
 
 
 def read(path: str | os.PathLike, width: int | None = None, drop_decoder_half: bool = False) -> PromptFile:
@@ -137,24 +150,10 @@ def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def _load(path: str) -> Any:
-    """np.load without object arrays. Raises UserError for anything it cannot read."""
-    folder, name = os.path.split(os.path.abspath(path))
-    Folder(folder).start(name, 64)
-    try:
-        with open(path, "rb") as file:
-            loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        return {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no {path[-4:]} file of numbers, or truncated: {error}") from error
-
-
 def _read_npy(path: str) -> PromptFile:
-    array = _load(path)
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
-        raise UserError(f"{path} holds an array of shape {np.shape(array)}; a prompt is (length, width).")
+    array = npy_file.read_npy(path)
+    if array.ndim not in (2, 3):
+        raise UserError(f"{path} holds an array of shape {array.shape}; a prompt is (length, width).")
     if array.ndim == 2:
         return plain(array[None], [_stem(path)], {"source": path})
     return plain(array, [f"{_stem(path)}_{n}" for n in range(len(array))], {"source": path})
@@ -162,41 +161,81 @@ def _read_npy(path: str) -> PromptFile:
 
 def _read_npz(path: str) -> PromptFile:
     """A bank as written here, or one prompt (P, D) for each name."""
-    held = _load(path)
+    held = npy_file.read_npz(path)
     arrays = {name.removeprefix("bank/"): array for name, array in held.items() if name.startswith("bank/")}
     if "shared_GPD" in arrays:
-        missing = {"group_N", "task_names"} - arrays.keys()
-        if missing:
-            raise UserError(f"{path} lacks {names.listed(missing)}.")
-        factors = [arrays.get(name) for name in ("cols_NPR", "rows_NRD")]
-        try:
-            metadata = json.loads(str(arrays.get("metadata", "{}")))
-        except ValueError as error:
-            raise UserError(f"{path}: its metadata is no JSON ({error}).") from error
-        return PromptFile(
-            _float32(arrays["shared_GPD"], path),
-            *(None if array is None else _float32(array, path) for array in factors),
-            arrays["group_N"].astype(np.int32),
-            tuple(str(name) for name in arrays["task_names"]),
-            metadata,
-        )
-    arrays = held
-    prompts = {name: array for name, array in arrays.items() if array.ndim == 2}
+        return _npz_bank(arrays, path)
+    prompts = {name: array for name, array in held.items() if array.ndim == 2}
     if not prompts or len({array.shape for array in prompts.values()}) > 1:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        shapes = listed(f"{name} {array.shape}" for name, array in held.items())
         raise UserError(f"{path} must hold prompts (length, width) of one shape; it has {shapes or 'nothing'}.")
+    for name, array in prompts.items():
+        _float32(array, f"{path}: {name}")
     return plain(np.stack(list(prompts.values())), list(prompts), {"source": path})
 
 
+def _npz_bank(arrays: Mapping[str, np.ndarray], path: str) -> PromptFile:
+    """The bank of a file written here. Raises UserError for what is missing or of another type."""
+    missing = {"group_N", "task_names"} - arrays.keys()
+    if missing:
+        raise UserError(f"{path} lacks {listed(f'bank/{name}' for name in missing)}.")
+    group_N, task_names, metadata = arrays["group_N"], arrays["task_names"], arrays.get("metadata", np.array("{}"))
+    if group_N.ndim != 1 or group_N.dtype.kind not in "iu" or (len(group_N) and not 0 <= group_N.min() <= group_N.max() < 2**31):
+        raise UserError(f"{path}: bank/group_N is {shown(group_N.tolist())} of type {group_N.dtype}; it takes the number of each task's shared prompt.")
+    if task_names.ndim != 1 or task_names.dtype.kind != "U" or metadata.ndim or metadata.dtype.kind != "U":
+        raise UserError(f"{path}: bank/task_names and bank/metadata must be texts, one for each task and one in all.")
+    factors = [arrays.get(name) for name in ("cols_NPR", "rows_NRD")]
+    return PromptFile(
+        _float32(arrays["shared_GPD"], f"{path}: bank/shared_GPD"),
+        *(None if array is None else _float32(array, f"{path}: bank/{name}") for name, array in zip(BANK_ARRAYS[1:3], factors, strict=True)),
+        group_N.astype(np.int32),
+        _task_names(_texts(task_names, path), f"{path}: bank/task_names"),
+        _metadata("".join(_texts(metadata.reshape(1), path)), f"{path}: bank/metadata"),
+    )
+
+
+def _texts(array: np.ndarray, path: str) -> list[str]:
+    """The texts of an array. Its bytes may be no letters at all."""
+    try:
+        return [str(text) for text in array]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: a text in it is not Unicode ({error}).") from error
+
+
+def _metadata(text: str, where: str) -> dict[str, Any]:
+    """What the JSON in a file written here tells of its prompts. Raises UserError where that is not what is written here."""
+    told = parse_json(text, where)
+    told = told if isinstance(told, dict) else {"runs": None}
+    runs, backbone = told.get("runs", []), told.get("backbone", {})
+    right = isinstance(runs, list) and all(isinstance(run, dict) and isinstance(run.get("scores", {}), dict) for run in runs)
+    right = right and all(isinstance(score, int | float) for run in runs for score in run.get("scores", {}).values())
+    right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key, ""), str) for key in ("name", "fingerprint"))
+    if not right or not isinstance(told.get("source", ""), str):
+        raise UserError(f"{where} is damaged: its runs or its backbone are not described as mpt_jax does.")
+    return told
+
+
+def _task_names(names: Any, where: str) -> tuple[str, ...]:
+    """Names of tasks. Raises UserError unless they are short texts."""
+    if not isinstance(names, list | tuple):
+        raise UserError(f"{where} is {shown(names)}, not a list of names.")
+    return tuple(check_name(name, where) for name in names)
+
+
 def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
-    settings = read_json(folder, "adapter_config.json")
+    settings = folder.read_json("adapter_config.json")
     where, kind = folder.where("adapter_config.json"), settings.get("peft_type")
     if kind not in (SINGLE, MULTITASK):
-        raise UserError(f"{where}: peft_type {kind!r} is no prompt; {SINGLE} and {MULTITASK} are.")
+        raise UserError(f"{where}: peft_type {shown(kind)} is not a prompt; {SINGLE} and {MULTITASK} are.")
     weights, told = _adapter_weights(folder)
+    unknown = weights.keys() - {"prompt_embeddings", *(FACTORS if kind == MULTITASK else ())}
+    if unknown:
+        raise UserError(f"{folder.path} also holds {listed(unknown)}, weights that a prompt alone does not have (modules_to_save?).")
     shared_PD = _tensor(weights, "prompt_embeddings", folder)
-    length, width = settings.get("num_virtual_tokens"), settings.get("token_dim") or shared_PD.shape[-1]
-    parts = settings.get("num_transformer_submodules") or (2 if settings.get("task_type") == "SEQ_2_SEQ_LM" else 1)
+    if shared_PD.ndim != 2:
+        raise UserError(f"{folder.path}: prompt_embeddings has shape {shared_PD.shape}; a prompt is (length, width).")
+    length, width = _whole(settings, "num_virtual_tokens", where), _whole(settings, "token_dim", where) or shared_PD.shape[-1]
+    parts = _whole(settings, "num_transformer_submodules", where) or (2 if settings.get("task_type") == "SEQ_2_SEQ_LM" else 1)
     length = length or len(shared_PD) // parts
     if shared_PD.shape != (length * parts, width):
         raise UserError(
@@ -204,21 +243,34 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
             f"{(length * parts, width)} (num_virtual_tokens x num_transformer_submodules, token_dim)."
         )
     base = settings.get("base_model_name_or_path")
-    metadata = {**({"base_model_name_or_path": base} if base else {}), **told, "source": folder.path}
-    listed = settings.get("task_names") or metadata.pop("task_names", None)
+    metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **told, "source": folder.path}
+    names = settings.get("task_names") or metadata.pop("task_names", None)
     metadata.pop("task_names", None)
     if kind == SINGLE:  # PEFT's forward and generate both use the encoder's part alone
-        return plain(shared_PD[None, :length], listed or [os.path.basename(folder.path)], metadata)
+        return plain(shared_PD[None, :length], _task_names(names or [os.path.basename(folder.path) or "prompt"], where), metadata)
     if parts != 1 and not drop_decoder_half:
         raise UserError(
             f"{where}: num_transformer_submodules = {parts}, so the adapter also holds a prompt for the decoder, "
             "which PEFT uses in training but not in `generate`. Train it with num_transformer_submodules=1, or "
             "read it with drop_decoder_half=True to keep what `generate` uses."
         )
-    cols, rows = _tensor(weights, "prefix_task_cols", folder), _tensor(weights, "prefix_task_rows", folder)
-    task_names = tuple(listed or (f"task_{n}" for n in range(len(cols))))
+    cols, rows = (_tensor(weights, name, folder) for name in FACTORS)
+    if cols.ndim != 3 or rows.ndim != 3 or cols.shape[1] != length * parts:
+        raise UserError(f"{folder.path}: {FACTORS[0]} has shape {cols.shape}, {FACTORS[1]} {rows.shape}, for a prompt of {shared_PD.shape}.")
+    for key, size in (("num_tasks", len(cols)), ("num_ranks", cols.shape[2])):
+        if _whole(settings, key, where) not in (None, size):
+            raise UserError(f"{where}: {key} = {settings[key]}, but {FACTORS[0]} has shape {cols.shape} (tasks, length, rank).")
+    task_names = _task_names(names or [f"task_{n}" for n in range(len(cols))], where)
     group_N = np.zeros(len(cols), np.int32)
     return PromptFile(shared_PD[None, :length], cols[:, :length], rows, group_N, task_names, metadata)
+
+
+def _whole(settings: Mapping[str, Any], key: str, where: str) -> int | None:
+    """A setting that is a size, or None where it is not set."""
+    value = settings.get(key)
+    if value is not None and (type(value) is not int or not 1 <= value < 2**31):
+        raise UserError(f"{where}: {key} = {shown(value)}; it takes a whole number from 1 on, or null.")
+    return value
 
 
 def _adapter_weights(folder: Folder) -> tuple[dict[str, LazyArray], dict[str, Any]]:
@@ -226,11 +278,7 @@ def _adapter_weights(folder: Folder) -> tuple[dict[str, LazyArray], dict[str, An
     safe, torch = ADAPTER_WEIGHTS
     if folder.exists(safe):
         weights, metadata = safetensors.read(folder, safe)
-        try:
-            told = json.loads(metadata.get(METADATA, "{}"))
-        except ValueError as error:
-            raise UserError(f"{folder.where(safe)}: its metadata {METADATA} is no JSON ({error}).") from error
-        return weights, told
+        return weights, _metadata(metadata.get(METADATA, "{}"), f"{folder.where(safe)}: its metadata {METADATA}")
     if folder.exists(torch):
         return torch_file.read(folder, torch), {}
     raise UserError(f"{folder.path} has an adapter_config.json but no weights; looked for {safe} and {torch}.")
@@ -238,8 +286,16 @@ def _adapter_weights(folder: Folder) -> tuple[dict[str, LazyArray], dict[str, An
 
 def _tensor(weights: Mapping[str, LazyArray], name: str, folder: Folder) -> np.ndarray:
     if name not in weights:
-        raise UserError(f"{folder.path} lacks {name}; its weights are {names.listed(weights) or 'none'}.")
-    return _float32(weights[name].load(), f"{folder.path}: {name}")
+        raise UserError(f"{folder.path} lacks {name}; its weights are {listed(weights) or 'none'}.")
+    return _loaded(weights[name], f"{folder.path}: {name}")
+
+
+def _loaded(lazy: LazyArray, where: str) -> np.ndarray:
+    """A prompt array in float32. Raises UserError if it is larger than prompts are."""
+    size = math.prod(lazy.shape) * lazy.dtype.itemsize
+    if size > npy_file.MOST_BYTES:
+        raise UserError(f"{where} has {size:,} bytes; prompts have at most {npy_file.MOST_BYTES:,}.")
+    return _float32(lazy.load(), where)
 
 
 def _read_t5x(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
@@ -252,11 +308,11 @@ def _read_t5x(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
     unknown = found.keys() - {ENCODER_PROMPT}
     if unknown:
         raise UserError(
-            f"{path} holds the prompt variables {names.listed(found)}; only {ENCODER_PROMPT} is known. Decoder "
+            f"{path} holds the prompt variables {listed(found)}; only {ENCODER_PROMPT} is known. Decoder "
             "prompts have no place here, and how prompt-tuning's shared_prompt and task_prompts combine is not in "
             "a checkpoint."
         )
-    array = found[ENCODER_PROMPT].load()
+    array = _loaded(found[ENCODER_PROMPT], f"{path}: {ENCODER_PROMPT}")
     if array.ndim != 2:
         raise UserError(f"{path}: {ENCODER_PROMPT} has shape {array.shape}; a prompt is (length, width).")
     return plain(array[None], ["prompt"], {"source": path})
@@ -268,15 +324,18 @@ def _read_t5x_bank(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
     Without that file labels are numbers from 1, and tasks share prompts evenly in their order.
     """
     shared_GPD, cols_NPR, rows_NRD = (
-        _float32(arrays[t5x.BANK + name].load(), path) if t5x.BANK + name in arrays else None for name in ("shared", "cols", "rows")
+        _loaded(arrays[t5x.BANK + name], f"{path}: {t5x.BANK}{name}") if t5x.BANK + name in arrays else None for name in ("shared", "cols", "rows")
     )
     around = Folder(os.path.dirname(path.rstrip("/")) or ".")
     if around.exists("run.json"):
-        run = read_json(around, "run.json")
-        group_N, labels = np.array([row["group"] for row in run["runs"]], np.int32), task_labels(run["runs"])
-        return PromptFile(shared_GPD, cols_NPR, rows_NRD, group_N, labels, run_metadata(run, path))
+        run = around.read_json("run.json")
+        metadata = run_metadata(run, path)
+        group_N = [row.get("group") for row in metadata["runs"]]
+        if not all(type(group) is int and 0 <= group < 2**31 for group in group_N):
+            raise UserError(f"{around.where('run.json')} is damaged: its runs have the groups {shown(group_N)}.")
+        return PromptFile(shared_GPD, cols_NPR, rows_NRD, np.array(group_N, np.int32), task_labels(metadata["runs"]), metadata)
     num_groups, num_tasks = len(shared_GPD), len(shared_GPD if cols_NPR is None else cols_NPR)
-    if num_tasks % num_groups:
+    if not num_groups or num_tasks % num_groups:
         raise UserError(f"{path} holds {num_tasks} tasks over {num_groups} shared prompts, and no run.json beside it says which share one.")
     group_N = np.repeat(np.arange(num_groups, dtype=np.int32), num_tasks // num_groups)
     return PromptFile(shared_GPD, cols_NPR, rows_NRD, group_N, tuple(f"task_{n + 1}" for n in range(num_tasks)), {"source": path})
@@ -289,7 +348,10 @@ def task_labels(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def run_metadata(run: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a run.json tells of its prompts."""
-    rows = [{key: value for key, value in row.items() if key != "few_shot"} for row in run["runs"]]
+    """What a run.json tells of its prompts. Raises UserError if that is not what a run writes."""
+    rows = run.get("runs")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and isinstance(row.get("task"), str) for row in rows):
+        raise UserError(f"The run.json of {source} is damaged: its runs are {shown(rows)}, not a list with a task each.")
+    rows = [{key: value for key, value in row.items() if key != "few_shot"} for row in rows]
     kept = ("stage", "backbone", "vocabulary", "settings", "parameters", "versions")
     return {"source": os.path.basename(os.path.abspath(source)), "runs": rows, **{key: run[key] for key in kept if key in run}}

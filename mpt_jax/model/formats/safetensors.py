@@ -7,15 +7,17 @@ writes the same format (8 bytes header length, JSON header, row-major data) with
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats.arrays import LazyArray, raw
+from mpt_jax.model.formats.arrays import LazyArray, check_name, check_shape, raw
 from mpt_jax.model.formats.files import Folder
+from mpt_jax.regular_files import parse_json, shown
 
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
+MAX_HEADER = 16 * 2**20  # bytes, for 100,000 arrays; the safetensors package allows 100 MB, which parsed would take 2 GB
 TYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -29,56 +31,64 @@ NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 def read_header(folder: Folder, name: str) -> tuple[dict, int]:
     """The JSON header of a safetensors file and the byte at which its data starts."""
+    where = folder.where(name)
     start = folder.start(name, 24)[:8]
     length = int.from_bytes(start, "little")
     if len(start) < 8 or not 2 <= length <= MAX_HEADER:
-        raise UserError(f"{folder.where(name)} is no safetensors file: it starts with {start!r}.")
-    try:
-        header = json.loads(folder.read(name, 8, 8 + length))
-    except ValueError as error:
-        raise UserError(f"{folder.where(name)} is no safetensors file: its header is not JSON ({error}).") from error
+        raise UserError(f"{where} is not a safetensors file: it starts with {start!r}.")
+    header = parse_json(folder.read(name, 8, 8 + length), f"{where} is not a safetensors file: its header")
     if not isinstance(header, dict):
-        raise UserError(f"{folder.where(name)} is no safetensors file: its header is no JSON object.")
+        raise UserError(f"{where} is not a safetensors file: its header is a JSON {type(header).__name__}, not an object.")
     return header, 8 + length
 
 
 def read(folder: Folder, name: str) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """The arrays of a safetensors file by name, not read yet, and its metadata. Raises UserError if it is cut
-    short."""
+    """The arrays of a safetensors file by name, not read yet, and its metadata. Raises UserError if it is damaged
+    or cut short."""
     header, data = read_header(folder, name)
+    where = folder.where(name)
     metadata = header.pop("__metadata__", None) or {}
-    arrays, last = {}, data
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise UserError(f"{where}: its metadata is {shown(metadata)}, not texts by name; the header is damaged.")
+    arrays, places = {}, []
     for key, row in header.items():
-        source = f"{folder.where(name)}: {key}"
-        try:
-            kind, shape, (start, stop) = (
-                row["dtype"],
-                tuple(int(size) for size in row["shape"]),
-                row["data_offsets"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{source}: its header entry {row!r} is damaged.") from error
-        if kind not in TYPES:
-            raise UserError(f"{source} has type {kind}; known types: {', '.join(TYPES)}.")
-        if min(shape, default=0) < 0 or start < 0 or stop - start != math.prod(shape) * TYPES[kind].itemsize:
-            raise UserError(
-                f"{source}: shape {shape} of {kind} does not fill bytes {start} to {stop}; the header is damaged."
-            )
+        source = f"{where}: {check_name(key, where)}"
+        kind, shape, start, stop = _entry(row, source)
         arrays[key] = raw(folder, name, data + start, TYPES[kind], shape, source)
-        last = max(last, data + stop)
-    if last > data:
-        _check_end(folder, name, last)
+        places.append((start, stop, source))
+    end = 0
+    for start, stop, source in sorted(places):  # the format allows neither gaps nor arrays that share bytes
+        if start != end:
+            raise UserError(f"{source} starts at byte {start} of the data, the array before it ends at {end}; the header is damaged.")
+        end = stop
+    _check_end(folder, name, data + end)
     return arrays, metadata
 
 
-def _check_end(folder: Folder, name: str, end: int) -> None:
-    """Raises UserError unless the file has its last byte: found before the first array is read."""
-    try:
-        folder.read(name, end - 1, end)
-    except UserError as error:
+def _entry(row: Any, source: str) -> tuple[str, tuple[int, ...], int, int]:
+    """(type, shape, first byte, byte after the last) of a header's entry."""
+    row = row if isinstance(row, dict) else {}
+    kind, offsets = row.get("dtype"), row.get("data_offsets")
+    if not isinstance(kind, str) or not isinstance(offsets, list) or [type(place) for place in offsets] != [int, int]:
+        raise UserError(f"{source}: its header entry {shown(row)} is damaged.")
+    if kind not in TYPES:
+        raise UserError(f"{source} has type {shown(kind)}; known types: {', '.join(TYPES)}.")
+    shape, (start, stop) = check_shape(row.get("shape"), source), offsets
+    if not 0 <= start <= stop < 2**62 or stop - start != math.prod(shape) * TYPES[kind].itemsize:
         raise UserError(
-            f"{folder.where(name)} is truncated: its header promises {end} bytes. Copy or download it again."
-        ) from error
+            f"{source}: shape {shape} of {kind} does not fill bytes {shown(start)} to {shown(stop)}; the header is damaged."
+        )
+    return kind, shape, start, stop
+
+
+def _check_end(folder: Folder, name: str, end: int) -> None:
+    """Raises UserError unless the file ends where its header says: found before the first array is read."""
+    if folder.remote:
+        folder.read(name, end - 1, end)
+    elif folder.size(name) != end:
+        what = "truncated" if folder.size(name) < end else "damaged"
+        message = f"its header promises {end} bytes, it has {folder.size(name)}"
+        raise UserError(f"{folder.where(name)} is {what}: {message}. Copy or download it again.")
 
 
 def write(path: str, arrays: Mapping[str, LazyArray], metadata: Mapping[str, str] | None = None) -> None:
@@ -87,7 +97,7 @@ def write(path: str, arrays: Mapping[str, LazyArray], metadata: Mapping[str, str
     offset = 0
     for name, lazy in arrays.items():
         if lazy.dtype not in NAMES:
-            raise UserError(f"{name} has type {lazy.dtype}; safetensors files written here hold {', '.join(TYPES)}.")
+            raise UserError(f"{lazy.source} ({name}) has type {lazy.dtype}; safetensors files written here hold {', '.join(TYPES)}.")
         stop = offset + math.prod(lazy.shape) * lazy.dtype.itemsize
         header[name] = {"dtype": NAMES[lazy.dtype], "shape": list(lazy.shape), "data_offsets": [offset, stop]}
         offset = stop

@@ -5,17 +5,18 @@ is never read. Layouts: t5x/checkpoints.py, Checkpointer (VERSION 3) and OrbaxCh
 """
 
 import ast
-import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import msgpack_file, zarr
-from mpt_jax.model.formats.arrays import LazyArray, unflatten
+from mpt_jax.model.formats.arrays import LazyArray, listed, unflatten
 from mpt_jax.model.formats.files import Folder
+from mpt_jax.regular_files import shown
 
 INDEX = "checkpoint"  # name of the msgpack index in a native checkpoint's folder
 VERSION = 3  # t5x/checkpoints.py; version 2 wrote bfloat16 as uint16
@@ -23,6 +24,7 @@ ORBAX_MARKS = ("_METADATA", "manifest.ocdbt")
 ORBAX_ITEMS = ("state", "default", "params")  # T5X's item, Orbax' unnamed one, our runs'
 ROOTS = ("optimizer/target/", "target/", "params/params/", "params/")
 BANK = "bank/"  # where mpt_jax/t5x_bridge keeps the prompt bank in a T5X run's parameters
+MOST_KEY = 1000  # letters of a path in Orbax' _METADATA
 OLD_PLACEHOLDER = "PLACEHOLDER://"  # Orbax before its _METADATA file
 
 
@@ -53,45 +55,60 @@ def read_file(path: str) -> dict[str, LazyArray]:
 
 def _from_index(folder: Folder, index: Mapping[str, Any]) -> dict[str, LazyArray]:
     version = index.get("version", VERSION)
-    if version != VERSION:
+    if version != VERSION or isinstance(version, bool):
         raise UserError(
-            f"{folder.path} is a T5X checkpoint of version {version}; version {VERSION} (since June 2021) is read. "
+            f"{folder.path} is a T5X checkpoint of version {shown(version)}; version {VERSION} (since June 2021) is read. "
             "Restore and save it once with a current T5X."
         )
-    target = index.get("optimizer", index)
-    target = target.get("target", target.get("params", target))
+    target: Any = index.get("optimizer", index)
+    if isinstance(target, Mapping):
+        target = target.get("target", target.get("params", target))
     if not isinstance(target, Mapping) or not target:
-        raise UserError(f"{folder.path} holds no optimizer/target; it has {', '.join(index)}.")
-    arrays: dict[str, LazyArray] = {}
-    _collect(folder, target, "", arrays)
-    return arrays
+        raise UserError(f"{folder.path} holds no optimizer/target; it has {listed(index) or 'nothing'}.")
+    found: dict[str, LazyArray | str] = {}
+    for path, value in _leaves(target):
+        if path in found:
+            raise UserError(f"{folder.path}: the index names {path} twice; it is damaged.")
+        found[path] = _indexed(folder, path, value)
+    stored = zarr.read(folder.path, {name for name in found.values() if isinstance(name, str)})
+    return {path: stored[value] if isinstance(value, str) else value for path, value in found.items()}
 
 
-def _collect(folder: Folder, node: Mapping[str, Any], prefix: str, arrays: dict[str, LazyArray]) -> None:
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, what the index says of it) of each array; msgpack_file.py bounds how deep an index is."""
     for key, value in node.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and isinstance(value.get("driver"), str):
-            name = _array_name(folder, path, value)
-            arrays[path] = zarr.lazy(zarr.spec(folder.path, name), f"{folder.path}/{name}")
-        elif isinstance(value, Mapping):
-            _collect(folder, value, path + "/", arrays)
-        elif isinstance(value, LazyArray):
-            arrays[path] = value
-        elif isinstance(value, str) and value.startswith(OLD_PLACEHOLDER):
-            name = value[len(OLD_PLACEHOLDER) :]
-            arrays[path] = zarr.lazy(zarr.spec(folder.path, name), f"{folder.path}/{name}")
+        if isinstance(value, Mapping) and not isinstance(value.get("driver"), str):
+            yield from _leaves(value, f"{prefix}{key}/")
         elif value is not None:
-            raise UserError(f"{folder.path}: {path} is {value!r}, not an array.")
+            yield f"{prefix}{key}", value
+
+
+def _indexed(folder: Folder, path: str, value: Any) -> LazyArray | str:
+    """The array of a leaf, where it is in the index itself, or the name of its zarr folder."""
+    if isinstance(value, LazyArray):
+        return value
+    if isinstance(value, Mapping):
+        return _array_name(folder, path, value)
+    if isinstance(value, str) and value.startswith(OLD_PLACEHOLDER):
+        return _checked_name(folder, path, value[len(OLD_PLACEHOLDER) :])
+    raise UserError(f"{folder.path}: {path} is {shown(value)}, not an array.")
 
 
 def _array_name(folder: Folder, path: str, row: Mapping[str, Any]) -> str:
     """Folder name of an array. The index of a checkpoint written to a bucket names another store: only the
     last part counts."""
-    if row["driver"] == "cast":
-        row = row["base"]
-    name = str(row["kvstore"].get("path") or row.get("path", "")).rstrip("/").split("/")[-1]
-    if row["driver"] != "zarr" or not name or name.startswith("."):
-        raise UserError(f"{folder.path}: the index describes {path} by {dict(row)!r}; a zarr array's name is needed.")
+    inner = row.get("base") if row["driver"] == "cast" else row
+    store = inner.get("kvstore") if isinstance(inner, Mapping) else None
+    if not isinstance(store, Mapping) or inner.get("driver") != "zarr":
+        raise UserError(f"{folder.path}: the index describes {path} by {shown(dict(row))}; a zarr array's name is needed.")
+    name = store.get("path") or inner.get("path", "")
+    return _checked_name(folder, path, name.rstrip("/").split("/")[-1] if isinstance(name, str) else name)
+
+
+def _checked_name(folder: Folder, path: str, name: Any) -> str:
+    """The name of an array's folder inside the checkpoint. UserError for what is none, or leads outside."""
+    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise UserError(f"{folder.path}: {path} lies in {shown(name)}, which is not the name of a folder of the checkpoint.")
     return name
 
 
@@ -111,26 +128,35 @@ def read_orbax(folder: Folder) -> dict[str, LazyArray]:
     inner = orbax_folder(folder)
     if inner is None or not inner.exists("_METADATA"):
         raise UserError(f"{folder.path} is no Orbax checkpoint of a tree: it has no _METADATA file.")
-    try:
-        metadata = json.loads(inner.read("_METADATA"))
-        rows = {"/".join(ast.literal_eval(key)): row for key, row in metadata["tree_metadata"].items()}
-    except (ValueError, KeyError, TypeError, SyntaxError) as error:
-        raise UserError(f"{inner.where('_METADATA')} is damaged: {error}") from error
+    metadata = inner.read_json("_METADATA")
+    rows = _orbax_rows(inner, metadata.get("tree_metadata"))
     root = next((root for root in ROOTS if any(path.startswith(root) for path in rows)), "")
-    ocdbt = inner.exists("manifest.ocdbt")
-    arrays = {}
+    names = {}
     for path, row in rows.items():
-        if not path.startswith(root) or row.get("value_metadata", {}).get("skip_deserialize"):
-            continue
-        name = path.replace("/", ".")
-        spec = zarr.spec(inner.path, name, ocdbt, bool(metadata.get("use_zarr3")))
-        arrays[path[len(root) :]] = zarr.lazy(spec, f"{inner.path}/{name}")
-    return arrays
+        told = row.get("value_metadata")
+        if path.startswith(root) and not (isinstance(told, Mapping) and told.get("skip_deserialize")):
+            names[path[len(root) :]] = _checked_name(inner, path, path.replace("/", "."))
+    stored = zarr.read(inner.path, set(names.values()), inner.exists("manifest.ocdbt"), bool(metadata.get("use_zarr3")))
+    return {path: stored[name] for path, name in names.items()}
+
+
+def _orbax_rows(folder: Folder, tree: Any) -> dict[str, Mapping[str, Any]]:
+    """The rows of a _METADATA file by path; its keys are tuples as Python writes them."""
+    rows = {}
+    try:
+        for key, row in tree.items():
+            parts = ast.literal_eval(key) if len(key) < MOST_KEY else ()
+            if not isinstance(parts, tuple) or not parts or not isinstance(row, Mapping):
+                raise ValueError(f"{shown(key)} is not the place of an array")
+            rows["/".join(parts)] = row
+    except (ValueError, TypeError, AttributeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise UserError(f"{folder.where('_METADATA')} is damaged: {error}.") from error
+    return rows
 
 
 def steps(folder: Folder) -> list[str]:
     """Names of the checkpoints in a T5X model directory (checkpoint_3, ...), the latest last."""
-    names = [name for name in folder.names() if name.startswith("checkpoint_") and name[len("checkpoint_") :].isdigit()]
+    names = [name for name in folder.names() if re.fullmatch(r"checkpoint_[0-9]{1,18}", name)]
     return sorted(names, key=lambda name: int(name[len("checkpoint_") :]))
 
 
@@ -165,5 +191,8 @@ def write_orbax(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) -> 
 
     target = unflatten((path, lazy.load()) for path, lazy in arrays.items())
     tree = {"target": target, "state": {"step": np.asarray(step, np.int32)}}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
-        checkpointer.save(os.path.join(os.path.abspath(folder), "state"), args=ocp.args.PyTreeSave(tree))
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+            checkpointer.save(os.path.join(os.path.abspath(folder), "state"), args=ocp.args.PyTreeSave(tree))
+    except zarr.ERRORS as error:
+        raise UserError(f"{folder} cannot be written: {zarr.line(error)}") from error

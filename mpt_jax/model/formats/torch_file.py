@@ -3,21 +3,27 @@
 Such a file describes its tensors by a stack program. Python's own reader of that program imports and calls
 what the file names. Here `pickletools.genops` only splits it into opcodes (it executes nothing), and a small
 machine knows just the opcodes and the few names that a dict of tensors needs. Anything else raises UserError.
+
+A small program can describe a huge value: a tuple of twice the same tuple, thirty times over. So no value is ever walked, hashed
+or printed as a whole: keys are texts, what is not needed is dropped, and a program has at most MAX_OPCODES steps.
 """
 
 import dataclasses
 import io
 import math
-import os
 import pickletools
+import threading
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats.arrays import FLOAT_TYPES, LazyArray, raw
+from mpt_jax.model.formats.archive import Archive
+from mpt_jax.model.formats.arrays import FLOAT_TYPES, Index, LazyArray, check_name, check_shape, raw
 from mpt_jax.model.formats.files import Folder
+from mpt_jax.regular_files import shown
 
 STORAGES = {
     "DoubleStorage": FLOAT_TYPES["float64"],
@@ -34,31 +40,41 @@ ALLOWED = {
     *(f"torch {name}" for name in STORAGES),
 }
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # first number of files before torch 1.6
-MAX_OPCODES = 5_000_000
+MAX_OPCODES = 300_000  # a tensor takes 30; T5-11B has 1,400 tensors
+MAX_TABLE = 16 * 2**20  # bytes of the program
+SUMMED_BYTES = 2**20  # read at once to check a storage
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Global:
     """A name that the file asks for; never imported."""
 
     name: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Storage:
     """Numbers of one type under a key of the file."""
 
     dtype: np.dtype
     key: str
-    count: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Tensor:
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a storage lies in the file; its check sum where the file has one."""
+
+    start: int
+    length: int
+    crc: int | None = None
 
 
 _MARK = _Global("mark")
@@ -84,25 +100,26 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 class _Machine:
     """Works out the value that the stack program describes: dicts, lists, tuples, numbers, text and tensors
-    only."""
+    only. `storages`: the types of the storages that it names, by key."""
 
     def __init__(self, where: str):
         self.where = where
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, np.dtype] = {}
 
-    def run(self, stream: io.BufferedIOBase) -> Any:
+    def run(self, stream: io.BytesIO) -> Any:
         """Reads one program from the stream, up to and with its STOP."""
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 if count > MAX_OPCODES:
-                    raise UserError(f"{self.where} has more than {MAX_OPCODES} opcodes: it is no file of weights.")
+                    raise UserError(f"{self.where} has more than {MAX_OPCODES} opcodes: it is not a file of weights.")
                 self._step(opcode.name, argument)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{self.where} is damaged: its table of tensors cannot be read ({error}).") from error
         raise UserError(f"{self.where} is damaged: its table of tensors does not end.")
 
@@ -136,36 +153,49 @@ class _Machine:
     def _build(self, name: str) -> None:
         stack = self.stack
         if name == "BINPERSID":
-            stack.append(_storage(stack.pop(), self.where))
+            stack.append(self._storage(stack.pop()))
         elif name == "REDUCE":
             function, arguments = self._pop(2)
             stack.append(self._call(function, arguments))
         elif name == "SETITEM":
-            key, value = self._pop(2)
-            stack[-1][key] = value
+            self._set(self._pop(2))
         elif name == "SETITEMS":
-            items = self._to_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            self._set(self._to_mark())
         elif name == "APPEND":
-            value = stack.pop()
-            stack[-1].append(value)
+            self._extend([stack.pop()])
         elif name == "APPENDS":
-            values = self._to_mark()
-            stack[-1].extend(values)
+            self._extend(self._to_mark())
         elif name == "BUILD":  # attributes of an OrderedDict, as state_dict()'s _metadata: not wanted
             state = stack.pop()
-            if not isinstance(stack[-1], dict) or not isinstance(state, dict):
+            if type(stack[-1]) is not dict or type(state) is not dict:
                 raise UserError(f"{self.where} sets the state of an object; refused. Save it as safetensors.")
         else:
             raise UserError(f"{self.where} uses the opcode {name}, which no file of weights needs; refused.")
 
+    def _set(self, items: list[Any]) -> None:
+        """Puts keys and values, in turns, into the dict on top of the stack; keys that are neither text nor number are refused."""
+        if type(self.stack[-1]) is not dict or len(items) % 2 or any(type(key) not in (str, int) for key in items[::2]):
+            raise UserError(f"{self.where} is damaged, or not a file of weights: a dict there has other keys than texts.")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def _extend(self, values: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise UserError(f"{self.where} is damaged: it appends to a {type(self.stack[-1]).__name__}.")
+        self.stack[-1].extend(values)
+
     def _pop(self, count: int) -> list[Any]:
         values = self.stack[-count:]
+        if len(values) < count:
+            raise IndexError("the stack is empty")
         del self.stack[-count:]
         return values
 
     def _to_mark(self) -> list[Any]:
-        place = len(self.stack) - 1 - next(i for i, value in enumerate(reversed(self.stack)) if value is _MARK)
+        place = len(self.stack) - 1
+        while place >= 0 and self.stack[place] is not _MARK:
+            place -= 1
+        if place < 0:
+            raise IndexError("no mark on the stack")
         values = self.stack[place + 1 :]
         del self.stack[place:]
         return values
@@ -173,126 +203,157 @@ class _Machine:
     def _global(self, name: str) -> _Global:
         if name not in ALLOWED:
             raise UserError(
-                f"{self.where} asks to run {name.replace(' ', '.')}; refused, nothing was run. A file of weights "
+                f"{self.where} asks to run {shown(name.replace(' ', '.'))[1:-1]}; refused, nothing was run. A file of weights "
                 "needs only tensors: save it as safetensors where you trust it."
             )
         return _Global(name)
 
-    def _call(self, function: Any, arguments: tuple) -> Any:
-        match function:
-            case _Global("collections OrderedDict"):
-                return dict(*arguments)
-            case _Global("torch._utils _rebuild_parameter") if isinstance(arguments[0], _Tensor):
+    def _call(self, function: Any, arguments: Any) -> Any:
+        name = function.name if isinstance(function, _Global) else type(function).__name__
+        if type(arguments) is tuple:
+            if name == "collections OrderedDict" and not arguments:
+                return {}
+            if name == "torch._utils _rebuild_parameter" and arguments and isinstance(arguments[0], _Tensor):
                 return arguments[0]
-            case _Global("torch._utils _rebuild_tensor_v2") if isinstance(arguments[0], _Storage):
-                storage, offset, shape, strides = arguments[:4]
-                return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
-        raise UserError(f"{self.where} calls {function!r} with {type(arguments).__name__}; refused.")
+            if name == "torch._utils _rebuild_tensor_v2" and len(arguments) >= 4 and isinstance(arguments[0], _Storage):
+                return self._tensor(*arguments[:4])
+        raise UserError(f"{self.where} calls {name} with something else than torch does; refused.")
 
+    def _tensor(self, storage: _Storage, offset: Any, shape: Any, strides: Any) -> _Tensor:
+        sizes, steps = check_shape(shape, self.where), check_shape(strides, self.where)
+        if type(offset) is not int or not 0 <= offset < 2**62 or len(sizes) != len(steps):
+            raise UserError(f"{self.where} is damaged: a tensor starts at {shown(offset)} of its storage, with strides {steps} for {sizes}.")
+        return _Tensor(storage, offset, sizes, steps)
 
-def _storage(identity: Any, where: str) -> _Storage:
-    kind, storage, key, _, count = identity[:5]
-    if kind != "storage" or not isinstance(storage, _Global) or not storage.name.startswith("torch "):
-        raise UserError(f"{where} refers to {identity!r}, which is no tensor storage; refused.")
-    return _Storage(STORAGES[storage.name.split()[1]], str(key), int(count))
+    def _storage(self, identity: Any) -> _Storage:
+        right = type(identity) is tuple and len(identity) in (5, 6) and type(identity[0]) is str and isinstance(identity[1], _Global)
+        right = right and identity[0] == "storage" and (len(identity) == 5 or identity[5] is None)  # 6: a view, before torch 0.4
+        kind = identity[1].name.removeprefix("torch ") if right else ""
+        key = identity[2] if right else None
+        if kind not in STORAGES or type(key) not in (str, int):
+            raise UserError(f"{self.where} refers to {shown(kind or type(identity).__name__)}, which is not a tensor storage; refused.")
+        dtype, key = STORAGES[kind], check_name(str(key), self.where)
+        if self.storages.setdefault(key, dtype) != dtype:
+            raise UserError(f"{self.where} is damaged: it gives storage {key} two types.")
+        return _Storage(dtype, key)
 
 
 def read(folder: Folder, name: str) -> dict[str, LazyArray]:
     """The tensors of a torch file by name, not read yet. Raises UserError for anything that is more than
     tensors."""
     where = folder.where(name)
-    if folder.path.startswith("gs://"):
+    if folder.remote:
         raise UserError(f"{where}: torch files are read from local folders only. Copy the folder here first.")
     start = folder.start(name, 64)
-    table, offsets = _read_zip(folder, name) if start[:2] == b"PK" else _read_old(folder, name)
-    if isinstance(table, dict) and isinstance(table.get("state_dict"), dict):
+    table, places = _read_zip(where) if start[:2] == b"PK" else _read_old(folder, name)
+    if type(table) is dict and type(table.get("state_dict")) is dict:
         table = table["state_dict"]
-    if not isinstance(table, dict):
+    if type(table) is not dict:
         raise UserError(f"{where} holds a {type(table).__name__}, not a dict of tensors.")
     tensors = {key: value for key, value in table.items() if isinstance(value, _Tensor)}
     if not tensors:
         raise UserError(f"{where} holds no tensors.")
-    return {key: _lazy(folder, name, key, tensor, offsets) for key, tensor in tensors.items()}
+    sums = _Sums(folder, name)
+    return {check_name(key, where): _lazy(folder, name, key, tensor, places, sums) for key, tensor in tensors.items()}
 
 
-def _read_zip(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The table of a zip file, and where each storage lies: key -> (first byte, bytes)."""
-    where = folder.where(name)
-    try:
-        with zipfile.ZipFile(where) as archive:
-            infos = archive.infolist()
-            tables = [info for info in infos if info.filename.endswith("/data.pkl") or info.filename == "data.pkl"]
-            if len(tables) != 1:
-                raise UserError(f"{where} is a zip file with {len(tables)} data.pkl; a torch file has one.")
-            root = tables[0].filename[: -len("data.pkl")]
-            if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-                raise UserError(f"{where} was written on a big-endian machine; save it again on a little-endian one.")
-            table = _Machine(where).run(io.BytesIO(archive.read(tables[0])))
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{where} is truncated or damaged ({error}). Copy or download it again.") from error
-    offsets = {}
-    with open(where, "rb") as file:
-        for info in infos:
-            if info.filename.startswith(root + "data/"):
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise UserError(f"{where}: {info.filename} is compressed; torch never writes that.")
-                file.seek(info.header_offset + 26)  # lengths of name and extra field in the local header
-                lengths = file.read(4)
-                skip = 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-                offsets[info.filename[len(root + "data/") :]] = (info.header_offset + skip, info.file_size)
-    return table, offsets
+def _read_zip(where: str) -> tuple[Any, dict[str, _Place]]:
+    """The table of a zip file, and where each storage lies."""
+    with Archive(where, (zipfile.ZIP_STORED,)) as archive:
+        tables = [member for member in archive.members if member.endswith("/data.pkl") or member == "data.pkl"]
+        if len(tables) != 1:
+            raise UserError(f"{where} is a zip file with {len(tables)} data.pkl; a torch file has one.")
+        root = tables[0][: -len("data.pkl")]
+        if f"{root}byteorder" in archive.members and archive.read(f"{root}byteorder", 16) != b"little":
+            raise UserError(f"{where} was written on a big-endian machine; save it again on a little-endian one.")
+        machine = _Machine(where)
+        table = machine.run(io.BytesIO(archive.read(tables[0], MAX_TABLE)))
+        places = {}
+        for key in machine.storages:
+            info = archive.members.get(f"{root}data/{key}")
+            if info is not None:
+                places[key] = _Place(archive.start(info.filename), info.file_size, info.CRC)
+    return table, places
 
 
-def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, _Place]]:
     """The table and storages of a file older than torch 1.6: magic, version, system, table, keys, then the
     numbers."""
-    where = folder.where(name)
-    with open(where, "rb") as file:
-        if file.read(1) != b"\x80":
-            raise UserError(f"{where} is no torch file.")
-        file.seek(0)
-        if _Machine(where).run(file) != OLD_MAGIC:
-            raise UserError(f"{where} is no torch file: its first number is another.")
-        _Machine(where).run(file)
-        _Machine(where).run(file)
-        table = _Machine(where).run(file)
-        keys = _Machine(where).run(file)
-        itemsizes = {value.storage.key: value.storage.dtype.itemsize for value in _tensors(table)}
-        offsets, end = {}, os.path.getsize(where)
-        for key in keys:
-            count = int.from_bytes(file.read(8), "little")
-            start, length = file.tell(), count * itemsizes.get(str(key), 4)
-            if start + length > end:
-                raise UserError(f"{where} is truncated: storage {key} ends at byte {start + length} of {end}.")
-            offsets[str(key)] = (start, length)
+    where, size = folder.where(name), folder.size(name)
+    with folder.open(name) as file:
+        head = io.BytesIO(file.read(min(size, MAX_TABLE)))
+        if head.getvalue()[:1] != b"\x80" or _Machine(where).run(head) != OLD_MAGIC:
+            raise UserError(f"{where} is not a torch file: its first number is another.")
+        _Machine(where).run(head)
+        _Machine(where).run(head)
+        machine = _Machine(where)
+        table, keys = machine.run(head), _Machine(where).run(head)
+        if type(keys) is not list or any(type(key) not in (str, int) for key in keys):
+            raise UserError(f"{where} is damaged: it does not list its storages.")
+        places: dict[str, _Place] = {}
+        file.seek(head.tell())
+        for key in map(str, keys):
+            count, start = int.from_bytes(file.read(8), "little"), file.tell()
+            length = count * machine.storages[key].itemsize if key in machine.storages else size
+            if start + length > size:
+                raise UserError(f"{where} is truncated: storage {shown(key)} ends at byte {start + length} of {size}.")
+            places[key] = _Place(start, length)
             file.seek(start + length)
-    return table, offsets
+    return table, places
 
 
-def _tensors(value: Any):
-    if isinstance(value, _Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
+class _Sums:
+    """Checks each storage of a file against its check sum, once."""
+
+    def __init__(self, folder: Folder, name: str):
+        self.folder, self.name = folder, name
+        self.lock, self.locks, self.checked = threading.Lock(), {}, set()
+
+    def check(self, key: str, place: _Place) -> None:
+        """UserError if the storage's bytes are not those that were written."""
+        with self.lock:
+            lock = self.locks.setdefault(key, threading.Lock())
+        with lock:
+            if place.crc is None or key in self.checked:
+                return
+            if self._sum(place) != place.crc:
+                raise UserError(
+                    f"{self.folder.where(self.name)} is damaged: storage {key} is not what was written (another check sum). Copy or download "
+                    "it again; where it was saved with torch.serialization.set_crc32_options(False), save it without that."
+                )
+            self.checked.add(key)
+
+    def _sum(self, place: _Place) -> int:
+        buffer, total = np.empty(SUMMED_BYTES, np.uint8), 0
+        for start in range(place.start, place.start + place.length, SUMMED_BYTES):
+            part = buffer[: min(SUMMED_BYTES, place.start + place.length - start)]
+            self.folder.read_into(self.name, start, part)
+            total = zlib.crc32(part, total)
+        return total
 
 
-def _lazy(folder: Folder, name: str, key: str, tensor: _Tensor, offsets: dict[str, tuple[int, int]]) -> LazyArray:
+def _lazy(folder: Folder, name: str, key: str, tensor: _Tensor, places: dict[str, _Place], sums: _Sums) -> LazyArray:
     """A tensor as a LazyArray; row-major or transposed (as converted from Flax), the only layouts weights
     have."""
     source = f"{folder.where(name)}: {key}"
-    if tensor.storage.key not in offsets:
-        raise UserError(f"{source}: its storage {tensor.storage.key} is missing from the file.")
-    start, length = offsets[tensor.storage.key]
-    itemsize = tensor.storage.dtype.itemsize
-    if (tensor.offset + math.prod(tensor.shape)) * itemsize > length:
-        raise UserError(f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {length // itemsize}.")
-    offset = start + tensor.offset * itemsize
-    if _same_layout(tensor.shape, tensor.strides):
-        return raw(folder, name, offset, tensor.storage.dtype, tensor.shape, source)
-    if _same_layout(tensor.shape[::-1], tensor.strides[::-1]):
-        return raw(folder, name, offset, tensor.storage.dtype, tensor.shape[::-1], source).transposed()
-    raise UserError(f"{source} has strides {tensor.strides} for shape {tensor.shape}; save it with .contiguous().")
+    storage = tensor.storage
+    if storage.key not in places:
+        raise UserError(f"{source}: its storage {storage.key} is missing from the file.")
+    place, itemsize = places[storage.key], storage.dtype.itemsize
+    if (tensor.offset + math.prod(tensor.shape)) * itemsize > place.length:
+        raise UserError(f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {place.length // itemsize}.")
+    turned = not _same_layout(tensor.shape, tensor.strides)
+    shape, strides = (tensor.shape[::-1], tensor.strides[::-1]) if turned else (tensor.shape, tensor.strides)
+    if not _same_layout(shape, strides):
+        raise UserError(f"{source} has strides {tensor.strides} for shape {tensor.shape}; save it with .contiguous().")
+    plain = raw(folder, name, place.start + tensor.offset * itemsize, storage.dtype, shape, source)
+
+    def fill(out: np.ndarray, index: Index) -> None:
+        sums.check(storage.key, place)
+        plain.fill(out, index)
+
+    checked = dataclasses.replace(plain, fill=fill)
+    return checked.transposed() if turned else checked
 
 
 def _same_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
