@@ -9,13 +9,13 @@ from tiny_model import rows_of, tiny, weights
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.methods.bank import PromptBank, select
 from mpt_jax.methods.method import take
-from mpt_jax.methods.prompt import METHOD, adapt, paths_of
+from mpt_jax.methods.prompt import METHOD, paths_of
 from mpt_jax.model.families.family import Network, Rows
 from mpt_jax.model.network import forward
 
 CONFIG = tiny(vocab_size=40, num_decoder_layers=2)
 STEPS, EOS = 6, 1
-WITH_PROMPTS, ALONE = Network(CONFIG, adapt=adapt), Network(CONFIG)
+WITH_PROMPTS, ALONE = Network(CONFIG, adaptation=METHOD.adaptation), Network(CONFIG)
 run_forward = jax.jit(forward, static_argnums=0)
 
 

@@ -25,7 +25,7 @@ from mpt_jax.model.network import decode_targets, prefill
 
 SPEC = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(24,), target_buckets=(12,))
 BUCKETED = BatchSpec(input_length=24, target_length=12, micro_batch_size=4, input_buckets=(16,), target_buckets=(8,))
-NETWORK = Network(CONFIG, adapt=METHOD.adapt)
+NETWORK = Network(CONFIG, adaptation=METHOD.adaptation)
 VOCABULARY = byte_vocabulary()
 
 

@@ -66,7 +66,7 @@ def test_every_stage_has_a_method():
 def test_fine_tuning_trains_every_weight_and_the_head_and_leaves_the_network_as_it_is():
     trainable, frozen = split(dict.fromkeys((*PATHS[3:], HEAD)), weights.METHOD.parts)
     assert sorted(trainable) == sorted((*PATHS[3:], HEAD)) and not frozen
-    assert weights.METHOD.adapt is None and weights.METHOD.init(None) == {}
+    assert weights.METHOD.adaptation is None and weights.METHOD.init(None) == {}
 
 
 def test_methods_are_found_by_name_and_a_user_may_add_one():

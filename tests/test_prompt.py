@@ -16,10 +16,10 @@ def test_each_example_has_its_composed_prompt_in_front_of_its_unchanged_input():
     task_id_B, embedded_BLD = np.array([5, 0, 3]), np.ones((3, 7, 5), np.float32)
     own = take(prompt.paths_of(bank), prompt.METHOD.parts, bank.group_N, task_id_B)
     adapted = prompt.adapt(own, embedded_BLD, np.ones((3, 7), bool))
-    np.testing.assert_array_equal(adapted.prefix_BPD, np.asarray(compose_all(bank))[task_id_B])
+    np.testing.assert_array_equal(adapted.prefix_UPD, np.asarray(compose_all(bank))[task_id_B])
     assert adapted.embedded_BLD is embedded_BLD
-    given = prompt.adapt_given({"prompt": adapted.prefix_BPD}, embedded_BLD, None)
-    assert given.prefix_BPD is adapted.prefix_BPD and given.embedded_BLD is embedded_BLD
+    given = prompt.GIVEN.adapt({"prompt": adapted.prefix_UPD}, embedded_BLD, None)
+    assert given.prefix_UPD is adapted.prefix_UPD and given.embedded_BLD is embedded_BLD
 
 
 def test_the_bank_among_arrays_by_path():

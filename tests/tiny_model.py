@@ -44,7 +44,7 @@ def tiny_backbone(fingerprint: str = "f" * 16) -> Backbone:
 
 def given(config: T5Config, **computation) -> Network:
     """A network whose examples bring their prompts, ``own(prompt_BPD)``."""
-    return Network(config, Computation(**computation), prompt.adapt_given)
+    return Network(config, Computation(**computation), prompt.GIVEN)
 
 
 def own(prompt_BPD) -> dict:
@@ -80,7 +80,7 @@ def new_bank(groups: int, tasks_each: int, rank: int = 1) -> PromptBank:
 
 def objective_of(bank: PromptBank, distillation: DistillationSettings | None = None) -> Objective:
     """What a bank trains for."""
-    return Objective(Network(CONFIG, adapt=prompt.adapt), prompt.METHOD, bank.group_N, distillation, LENGTH)
+    return Objective(Network(CONFIG, adaptation=prompt.METHOD.adaptation), prompt.METHOD, bank.group_N, distillation, LENGTH)
 
 
 def make_step(
