@@ -1,4 +1,5 @@
-"""Prompts in and out: nothing changes on the way, labels and scores travel along, wrong requests are named."""
+"""Prompts in and out (prompts.py, prompt_writers.py, card.py, convert.py): nothing changes on the way, labels and scores travel along,
+wrong requests are named."""
 
 import dataclasses
 import json

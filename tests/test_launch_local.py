@@ -53,7 +53,10 @@ def test_environment_of_processes(monkeypatch):
     from launch.__main__ import parse
 
     monkeypatch.setenv("XLA_FLAGS", "--xla_some_flag")
-    parsed = lambda *more: parse(["--target", "local", "--processes", "2", "--devices_per_process", "4", *more, "--", "tasks"])[0]  # noqa: E731
+
+    def parsed(*more):
+        return parse(["--target", "local", "--processes", "2", "--devices_per_process", "4", *more, "--", "tasks"])[0]
+
     first = environment(parsed(), 1, 99)
     assert first["XLA_FLAGS"] == "--xla_some_flag --xla_force_host_platform_device_count=4" and first["JAX_PLATFORMS"] == "cpu"
     assert first["JAX_COORDINATOR_ADDRESS"] == "127.0.0.1:99" and first["JAX_NUM_PROCESSES"] == "2" and first["JAX_PROCESS_ID"] == "1"
@@ -158,9 +161,11 @@ def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_p
     command = arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "two"), **steps, **mesh)
     launcher = ["-m", "launch", "--target", "local", "--processes", "2", "--devices_per_process", "4", "--grace_s", "60", "--", *command]
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    start = lambda: subprocess.Popen(  # noqa: E731
-        [sys.executable, *launcher], cwd=ROOT, env={**os.environ, **compiled}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+
+    def start():
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, *launcher], cwd=ROOT, env={**os.environ, **compiled}, text=True, **pipes)
+
     process, deadline = start(), time.monotonic() + 120
     checkpoints = tmp_path / "two" / "checkpoints"
     while not any(path.name.isdigit() for path in checkpoints.glob("*")):

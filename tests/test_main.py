@@ -1,4 +1,4 @@
-"""The command: bad input, each with its message, and every command over what the one before left."""
+"""The command: bad input, each with its message (errors.py), and every command over what the one before left (infer/commands.py)."""
 
 import json
 import subprocess

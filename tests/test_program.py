@@ -1,4 +1,4 @@
-"""The one assembly of a training program: what trains, what is frozen, where it starts, and the same from shapes alone."""
+"""The one assembly (train/program.py): what trains, what is frozen, where it starts, and the same from shapes alone."""
 
 import jax
 import numpy as np

@@ -104,8 +104,10 @@ def compile_one(name: str, mesh: Mesh, function, *arguments: Any, **more: Any) -
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     seconds = time.monotonic() - start
-    counted = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
-    return Compiled(name, memory, *counted, compiled.as_text(), lowered.as_text(), seconds, compiled, arguments)
+    return Compiled(
+        name, memory, flops=float(cost.get("flops", 0.0)), bytes_accessed=float(cost.get("bytes accessed", 0.0)),
+        hlo=compiled.as_text(), stablehlo=lowered.as_text(), seconds=seconds, executable=compiled, arguments=arguments,
+    )  # fmt: skip
 
 
 def _placed(places: sharding.Places, tree: Any) -> Any:

@@ -94,8 +94,10 @@ def of_program(program: Program, folder: Path) -> Teachers:
     """The teachers of a source stage; ``folder``: CACHE_DIR."""
     computation = dataclasses.replace(program.network.computation, remat="none", dropout_rate=0.0)
     network = Network(program.backbone.config, computation, adapt_given)
-    arguments = program.teachers_NPD, network, program.backbone, program.spec, program.places.mesh, folder
-    return Teachers(program.settings.distillation, *arguments, program.settings.train.train_steps)
+    return Teachers(
+        settings=program.settings.distillation, prompts_NPD=program.teachers_NPD, network=network, backbone=program.backbone,
+        spec=program.spec, mesh=program.places.mesh, folder=folder, steps=program.settings.train.train_steps,
+    )  # fmt: skip
 
 
 def teach_streams(teachers: Teachers, streams: Sequence[Stream]) -> list[Stream]:

@@ -56,7 +56,10 @@ class LazyArray:
 
     def transposed(self) -> "LazyArray":
         """The same array with its axes reversed."""
-        fill = lambda out, index: self.fill(out.T, index[::-1])  # noqa: E731
+
+        def fill(out: np.ndarray, index: Index) -> None:
+            self.fill(out.T, index[::-1])
+
         return dataclasses.replace(self, shape=self.shape[::-1], fill=fill, place=None)
 
 
