@@ -13,7 +13,9 @@ from typing import NamedTuple
 from mpt_jax.errors import UserError
 
 ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
-STAGES = ("teacher", "source", "target", "fewshot", "finetune", "pretrain")
+WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
+STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
+MIXINGS = ("stochastic", "proportional", "equal")  # data/sampler.py
 # EvalSettings.method: how a task's rows are answered
 ANSWERS = {
     "decode": "greedily, token by token; an answer that is no label is wrong",
@@ -195,7 +197,7 @@ class DataSettings:
 
     def __post_init__(self):
         check_types(self)
-        check_choice("DataSettings.mixing", self.mixing, ("stochastic", "proportional", "equal"))
+        check_choice("DataSettings.mixing", self.mixing, MIXINGS)
         if set(self.feature_lengths) != {"inputs", "targets"}:
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
@@ -291,7 +293,7 @@ class TrainSettings:
     @property
     def trains_backbone(self) -> bool:
         """Whether all weights are trained, and no prompt."""
-        return self.stage in ("finetune", "pretrain")
+        return self.stage in WEIGHT_STAGES
 
     @property
     def steps_between_scores(self) -> int:

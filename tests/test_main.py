@@ -81,6 +81,18 @@ def test_gin_values(capsys, world, folder, changes, message):
     fails(capsys, train(world, folder, **changes), message)
 
 
+def test_defaults_of_the_gin_files_are_those_of_the_settings():
+    """Each default is told twice, for `--help` and for code: the same."""
+    parse_gin(["base.gin"], [], [])
+    try:
+        classes = (TaskSettings, BackboneSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings, EvalSettings)
+        for found, expected in (*((configured(cls), cls()) for cls in classes), (configured(TrainSettings, stage="target"), TrainSettings("target"))):
+            pairs = zip(dataclasses.asdict(found).items(), dataclasses.asdict(expected).items(), strict=True)
+            assert not [(ours, theirs) for ours, theirs in pairs if ours != theirs and not ours[1] == list(theirs[1])]
+    finally:
+        gin.clear_config()
+
+
 def test_backbone_that_is_not_there(capsys, world, folder):
     fails(capsys, train(world, folder, BACKBONE="t5_bsae"), "BACKBONE = 't5_bsae' is neither a shipped backbone")
 

@@ -114,7 +114,7 @@ def test_arrows_lead_downwards():
         ("mpt_jax.model", ("mpt_jax.train", "mpt_jax.infer", "mpt_jax.methods", "mpt_jax.checkpoint", "tasks")),
         ("mpt_jax.methods", ("mpt_jax.train", "mpt_jax.infer", "mpt_jax.data", "tasks")),
         ("mpt_jax.infer", ("mpt_jax.train",)),
-        ("mpt_jax.data", ("mpt_jax.model", "mpt_jax.methods", "mpt_jax.config")),
+        ("mpt_jax.data", ("mpt_jax.model", "mpt_jax.methods")),
         ("launch", ("mpt_jax.main", "mpt_jax.train", "mpt_jax.model", "tasks")),
         ("tasks", ("launch",)),
     ],

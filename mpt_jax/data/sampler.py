@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mpt_jax.config import MIXINGS
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.errors import UserError
 
-MIXINGS = ("proportional", "stochastic", "equal")
 CHUNK = 256  # steps whose counts are drawn together: 100,000 steps are 391 draws
 _COUNTS, _ORDER, _FEW_SHOT = 1, 2, 3  # purposes of random numbers, so that no two draws share a key
 
@@ -115,11 +115,6 @@ def rows_in(stream: Stream, steps: int) -> list[np.ndarray]:
     count_N = np.minimum(first_N, stream.sizes)
     empty = np.zeros(0, np.int64)
     return [np.sort(_rows(stream, task, 0, int(count))) if count else empty for task, count in enumerate(count_N)]
-
-
-def epoch_steps(stream: Stream) -> int:
-    """Steps of one epoch: all rows in use / batch size, rounded down (as MPT counts), at least 1."""
-    return max(1, int(stream.sizes.sum()) // stream.batch_size)
 
 
 def few_shot_rows(cache: TokenCache, k: int, seed: int, per_class: bool = False) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mpt_jax.checkpoint import load_trainable
-from mpt_jax.config import DataSettings, Settings
+from mpt_jax.config import WEIGHT_STAGES, DataSettings, Settings
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
 from mpt_jax.errors import UserError
@@ -19,7 +19,7 @@ from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import bank_of
 from mpt_jax.model.backbone import Backbone
 
-TOGETHER = ("source", "finetune", "pretrain")  # stages whose tasks are trained together
+TOGETHER = ("source", *WEIGHT_STAGES)  # stages whose tasks are trained together
 
 
 @dataclasses.dataclass(frozen=True)
