@@ -133,7 +133,7 @@ def train_programs(stage: Stage) -> list[Compiled]:
     B, L, T = program.spec.micro_batch_size, data.input_length, data.target_length  # noqa: N806
     batch = {"inputs_BL": _rows(mesh, jnp.int32, B, L), "targets_BT": _rows(mesh, jnp.int32, B, T)}
     batch |= {name: _rows(mesh, jnp.int32, B) for name in ("input_length_B", "target_length_B", "task_id_B")}
-    if objective.distillation and objective.distillation.teacher == "cached":
+    if objective.distillation and objective.distillation.teacher_mode == "cached":
         layout = layout_of(objective.distillation, program.backbone.config, stage.settings.prompt.length)
         batch |= {name: _rows(mesh, dtype, *shape) for name, (shape, dtype) in layout.shapes(B, L, T).items()}
     rows = terms(objective)

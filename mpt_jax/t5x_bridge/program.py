@@ -44,8 +44,8 @@ def training_model(
     """
     if train.stage not in STAGES:
         raise UserError(f"TrainSettings.stage = {train.stage!r}: under T5X's trainer there are {', '.join(STAGES)}.")
-    if distillation.teacher != "beside":
-        raise UserError(f"DistillationSettings.teacher = {distillation.teacher!r}: T5X's trainer takes 'beside' alone.")
+    if distillation.teacher_mode != "beside":
+        raise UserError(f"DistillationSettings.teacher_mode = {distillation.teacher_mode!r}: T5X's trainer takes 'beside' alone.")
     loaded, arrays = _backbone(backbone)
     # only the embedding is read here: T5X restores the weights
     embedding = {"token_embedder": {"embedding": arrays["token_embedder/embedding"].load()}}

@@ -86,7 +86,7 @@ def assemble(
         flat = flat | {path: jnp.asarray(array) for path, array in method.init(start).items()}
         if settings.train.stage == "pretrain" and settings.train.encoder_teaching:
             flat[HEAD] = _teaching_head(backbone.config.d_model, caches or {}, settings)
-        beside = teachers_NPD is not None and settings.distillation.teacher == "beside"
+        beside = teachers_NPD is not None and settings.distillation.teacher_mode == "beside"
         return flat | {TEACHERS: jnp.asarray(teachers_NPD)} if beside else flat
 
     parameters = jax.eval_shape(arrays, backbone.flat()) if shapes_only else arrays(backbone.flat())

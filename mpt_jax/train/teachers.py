@@ -1,4 +1,4 @@
-"""Runs the teachers once over the rows that training will draw, and keeps what they say (DistillationSettings.teacher = 'cached').
+"""Runs the teachers once over the rows that training will draw, and keeps what they say (DistillationSettings.teacher_mode = 'cached').
 
 B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks (runs) in the bank.
 """
@@ -137,8 +137,8 @@ def _check_space(teachers: Teachers, wanted: Sequence[Wanted]) -> None:
     free = shutil.disk_usage(teachers.folder).free
     told = f"outputs of teachers for {count:,} rows take {size / 1e9:.2f} GB in {str(teachers.folder)!r}"
     if size > free:
-        advice = "name another CACHE_DIR, set DistillationSettings.hidden to 'none', or teacher to 'beside'"
-        raise UserError(f"DistillationSettings.teacher = 'cached': {told}, where {free / 1e9:.2f} GB are free; {advice}.")
+        advice = "name another CACHE_DIR, set DistillationSettings.hidden to 'none', or teacher_mode to 'beside'"
+        raise UserError(f"DistillationSettings.teacher_mode = 'cached': {told}, where {free / 1e9:.2f} GB are free; {advice}.")
     distributed.say(told)
 
 
