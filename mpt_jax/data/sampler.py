@@ -139,8 +139,8 @@ def few_shot_rows(cache: TokenCache, k: int, seed: int, per_class: bool = False)
     rank = np.concatenate([np.arange(len(rows)) for rows in shuffled])
     order = np.concatenate(
         [
-            np.full(len(rows), place)
-            for rows, place in zip(shuffled, random.permutation(len(shuffled)), strict=True)
+            np.full(len(rows), number)
+            for rows, number in zip(shuffled, random.permutation(len(shuffled)), strict=True)
         ]
     )
     return np.sort(np.concatenate(shuffled)[np.lexsort((order, rank))[:k]])
@@ -181,8 +181,8 @@ def _chunk_counts(stream: Stream, chunk: int) -> np.ndarray:
     lucky_M = random.integers(0, drawn_M)
     step_M = np.arange(CHUNK)
     counts_MN = np.zeros((CHUNK, tasks), np.int64)
-    for place in range(tasks):
-        counts_MN[step_M, task_MN[:, place]] += np.where(place < drawn_M, each_M, 0)
+    for number in range(tasks):
+        counts_MN[step_M, task_MN[:, number]] += np.where(number < drawn_M, each_M, 0)
     counts_MN[step_M, task_MN[step_M, lucky_M]] += rest_M
     return counts_MN
 

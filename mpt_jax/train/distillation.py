@@ -48,7 +48,7 @@ def teach(settings: DistillationSettings, outputs: Outputs, rows: Rows) -> Teach
     return Teaching(logp_BTV, {name: layers for name, (layers, _) in compared(settings, outputs, rows).items()})
 
 
-def keep(teaching: Teaching, top: int, dtype: str) -> dict[str, jax.Array]:
+def reduced(teaching: Teaching, top: int, dtype: str) -> dict[str, jax.Array]:
     """What is written of a teaching, by file of a part: the ``top`` most likely tokens and the tail, 0 = all, and the last states."""
     kept = {}
     if teaching.logp_BTA is not None and top:

@@ -75,9 +75,9 @@ def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
     together = train.stage in TOGETHER or settings.prompt.shared_over_targets
     rates = _as_list(optimizer.learning_rate), _as_list(optimizer.factor_learning_rate)
     runs = []
-    for place, (seed, rate, factor_rate) in enumerate(itertools.product(train.seed_list, *rates)):
+    for combination, (seed, rate, factor_rate) in enumerate(itertools.product(train.seed_list, *rates)):
         for number, task in enumerate(tasks):
-            group = place if together else place * len(tasks) + number
+            group = combination if together else combination * len(tasks) + number
             runs.append(Run(task, int(seed), group, float(rate), float(factor_rate)))
     return Plan(tuple(runs))
 

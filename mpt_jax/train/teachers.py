@@ -181,7 +181,7 @@ def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, prog
 
 def _outputs_fn(network: Network, settings: DistillationSettings, top: int, backbone: dict, prompt_BPD, rows: Rows) -> dict:
     outputs = forward(network, backbone, rows, {"prompt": prompt_BPD})
-    return sharding.constrain_whole(distillation.keep(distillation.teach(settings, outputs, rows), top, settings.cached_dtype))
+    return sharding.constrain_whole(distillation.reduced(distillation.teach(settings, outputs, rows), top, settings.cached_dtype))
 
 
 _outputs = jax.jit(_outputs_fn, static_argnums=(0, 1, 2))
