@@ -25,13 +25,15 @@ def status(field):
 if kind == "transformers":
     import torch, transformers
     transformers.T5ForConditionalGeneration(transformers.T5Config(num_layers=1, d_model=8, d_ff=8, vocab_size=8))
-    load = lambda: transformers.T5ForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+    def load():
+        return transformers.T5ForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
 else:
     import jax, jax.numpy as jnp, numpy as np
     from mpt_jax.model import formats
     jnp.zeros(1).block_until_ready()
     digests = {} if kind == "ours+fingerprint" else None
-    load = lambda: formats.restore(formats.read_backbone(folder)[1], jnp.dtype(dtype), lambda _, a: jax.device_put(a), digests=digests)
+    def load():
+        return formats.restore(formats.read_backbone(folder)[1], jnp.dtype(dtype), lambda _, a: jax.device_put(a), digests=digests)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
 start, cpu = time.perf_counter(), time.process_time()
@@ -42,8 +44,8 @@ if kind == "transformers":  # it maps the file and has read nothing yet: touch e
         leaf.detach().reshape(-1)[::512].sum().item()
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 peak = status("VmHWM") - before
-size = lambda leaf: leaf.nbytes
-print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "model": sum(map(size, leaves)), "largest": max(map(size, leaves))}))
+sizes = [leaf.nbytes for leaf in leaves]
+print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "model": sum(sizes), "largest": max(sizes)}))
 """
 
 

@@ -30,7 +30,7 @@ def make_program(arguments: argparse.Namespace, names: list[str], teacher: str, 
         given |= {"micro_batch_size": micro}
     chosen = BackboneSettings(arguments.backbone, "bytes", arguments.dtype)
     backbone = load_backbone(chosen)
-    distillation = DistillationSettings(weight=0.0) if teacher == "none" else DistillationSettings(teacher=teacher)
+    distillation = DistillationSettings(weight=0.0) if teacher == "none" else DistillationSettings(teacher_mode=teacher)
     folder = "" if teacher == "none" else write_teachers(Path(arguments.folder), names, arguments, backbone)
     settings = Settings(
         TrainSettings("source", teacher_dir=folder, seeds=0), chosen, PromptSettings(length=arguments.prompt), distillation,

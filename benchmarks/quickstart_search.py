@@ -12,7 +12,6 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from mpt_jax.infer.selection import make_evaluate
 
 from mpt_jax import quickstart
 from mpt_jax.infer.history import dev_curves

@@ -40,8 +40,8 @@ def text_of(row: dict) -> str:
 def split_rows(data_dir: Path) -> None:
     """Writes the three files of every task; rows whose text stands in dev or test are left out of train."""
     for name in SOURCES + TARGETS:
-        read = lambda split, name=name: [json.loads(line) for line in (data_dir / name / f"{split}.jsonl").read_text().splitlines()]  # noqa: E731
-        train, test = read("train"), read(TEST_FILES.get(name, "validation"))
+        splits = ("train", TEST_FILES.get(name, "validation"))
+        train, test = ([json.loads(line) for line in (data_dir / name / f"{split}.jsonl").open()] for split in splits)
         tested = {text_of(row) for row in test}
         train = sorted((row for row in train if text_of(row) not in tested), key=lambda row: hashlib.sha256(text_of(row).encode()).digest())
         dev = train[: min(DEV_ROWS, int(len(train) * DEV_SHARE))]
@@ -118,7 +118,10 @@ def most_frequent(name: str) -> float:
 
 def table() -> str:
     """Sources and targets as Markdown: mean ± population standard deviation over seeds."""
-    cell = lambda values: f"{np.mean(values):.1f} ± {np.std(values):.1f}"  # noqa: E731
+
+    def cell(values):
+        return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
+
     lines = ["| source task | most frequent label | teacher | source stage (MPT) |", "|---|---:|---:|---:|"]
     for name in SOURCES:
         teacher, source = (test_scores(run, name)[0] for run in ("teachers", "source"))

@@ -23,7 +23,6 @@ from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTE
 PORT = 8476  # of the coordinator
 GRACE_S = 120  # between SIGTERM and SIGKILL: time to save
 DELETIONS = 5
-RESTARTED = (EXIT_PREEMPTED, EXIT_PEER_LOST, 134)  # 134: SIGABRT, with which JAX's heartbeat ends a process whose peer is silent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mpt_jax import distributed
+from mpt_jax.config import WEIGHT_STAGES
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import t5x
 from mpt_jax.model.formats.detect import detect
@@ -185,7 +186,7 @@ def _of_today(run: dict) -> dict:
     names = {"backbone": "path", "vocabulary": "vocabulary", "dtype": "dtype", "remat": "remat", "attention": "attention"}
     if "backbone" not in settings and "backbone" in train:
         settings["backbone"] = {new: train.pop(old) for old, new in names.items() if old in train}
-    trains_backbone = run.get("stage") in ("finetune", "pretrain")
+    trains_backbone = run.get("stage") in WEIGHT_STAGES
     return {"method": "weights" if trains_backbone else "prompt", **run}
 
 

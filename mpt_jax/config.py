@@ -13,7 +13,9 @@ from typing import NamedTuple
 from mpt_jax.errors import UserError
 
 ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
-STAGES = ("teacher", "source", "target", "fewshot", "finetune", "pretrain")
+WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
+STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
+MIXINGS = ("stochastic", "proportional", "equal")  # data/sampler.py
 # EvalSettings.method: how a task's rows are answered
 ANSWERS = {
     "decode": "greedily, token by token; an answer that is no label is wrong",
@@ -131,18 +133,18 @@ class DistillationSettings:
     hidden: str = "last"  # 'none' | 'last' (encoder and decoder outputs) | 'all' (every layer) [MPT: both halves; which layers: ours]
     hidden_positions: str = "inputs"  # 'inputs' | 'all' encoder positions, prompt included [ours]
     # 'beside' runs the teacher in every step, exactly | 'cached' once for each row, before training, and keeps its outputs on disk
-    teacher: str = "beside"
+    teacher_mode: str = "beside"
     cached_top: int = 64  # 'cached': most likely tokens of a target position that are kept, all others as one; 0 keeps all [ours]
     cached_dtype: str = "float16"  # 'cached': of the hidden states kept, 'float16' | 'float32' [ours]
 
     def __post_init__(self):
         check_types(self)
-        check_choice("DistillationSettings.teacher", self.teacher, ("beside", "cached"))
+        check_choice("DistillationSettings.teacher_mode", self.teacher_mode, ("beside", "cached"))
         check_choice("DistillationSettings.cached_dtype", self.cached_dtype, ("float16", "float32"))
         check_range("DistillationSettings.cached_top", self.cached_top, 0)
-        if self.teacher == "cached" and self.hidden == "all":
-            message = "DistillationSettings.teacher = 'cached' keeps the last hidden states only, DistillationSettings.hidden = 'all'"
-            raise UserError(f"{message} compares every layer's: set hidden to 'last', or teacher to 'beside'.")
+        if self.teacher_mode == "cached" and self.hidden == "all":
+            message = "DistillationSettings.teacher_mode = 'cached' keeps the last hidden states only, DistillationSettings.hidden = 'all'"
+            raise UserError(f"{message} compares every layer's: set hidden to 'last', or teacher_mode to 'beside'.")
         check_range("DistillationSettings.weight", self.weight, 0.0)
         check_range("DistillationSettings.temperature", self.temperature, 1e-3)
         check_choice("DistillationSettings.hidden", self.hidden, ("none", "last", "all"))
@@ -196,7 +198,7 @@ class DataSettings:
 
     def __post_init__(self):
         check_types(self)
-        check_choice("DataSettings.mixing", self.mixing, ("stochastic", "proportional", "equal"))
+        check_choice("DataSettings.mixing", self.mixing, MIXINGS)
         if set(self.feature_lengths) != {"inputs", "targets"}:
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
@@ -294,7 +296,7 @@ class TrainSettings:
     @property
     def trains_backbone(self) -> bool:
         """Whether all weights are trained, and no prompt."""
-        return self.stage in ("finetune", "pretrain")
+        return self.stage in WEIGHT_STAGES
 
     @property
     def steps_between_scores(self) -> int:

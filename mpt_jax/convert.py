@@ -74,8 +74,7 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
         "runs": rows,
         "backbone": {**known, "name": os.path.abspath(os.path.join(output, "checkpoint_0")), "fingerprint": fingerprint},
     }
-    bank = {"shared": held.shared_GPD, "cols": held.cols_NPR, "rows": held.rows_NRD}
-    bank = {f"{t5x.BANK}{key}": formats.in_memory(array) for key, array in bank.items() if array is not None}
+    bank = {f"{t5x.BANK}{name}": formats.in_memory(array) for name, array in held.bank.trainable().items()}
 
     def write(folder: str) -> None:
         os.makedirs(os.path.join(folder, "checkpoint_0"))

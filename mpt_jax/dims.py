@@ -17,8 +17,11 @@ R       rank of the task factors
 N       tasks (runs) in the prompt bank
 G       groups of tasks that share one prompt ``P*``
 E       width of a sentence vector (teaching an encoder in pretraining)
+C       labels of a task, or other candidates that are compared
+M       steps of a chunk that the sampler draws at once
+X       width of all heads together, X = H * K
 A       log-probabilities kept of a teacher's distribution over the vocabulary
 ======  =====================================================================
 """
 
-LETTERS = "BLPSTDHKFVRNGEA"
+LETTERS = "BLPSTDHKFVRNGECMXA"

@@ -95,7 +95,10 @@ def first_before_others(name: str) -> Iterator[None]:
 
     ``name`` must be another one each time within a command.
     """
-    wait = lambda: ocp.multihost.sync_global_processes(name, timeout=WAIT_S, processes=set(range(jax.process_count())))  # noqa: E731
+
+    def wait() -> None:
+        ocp.multihost.sync_global_processes(name, timeout=WAIT_S, processes=set(range(jax.process_count())))
+
     together = jax.distributed.is_initialized() and jax.process_count() > 1
     if together and not is_first():
         wait()

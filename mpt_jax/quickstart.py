@@ -74,7 +74,7 @@ def settings_of(stage: Stage, model_dir: Path, backbone: str) -> Settings:
 
 def test_scores(run_dir: Path, split: str) -> dict[str, list[float]]:
     """Selecting score of each task on a split with the run's best prompts, a number for each seed."""
-    predictor = load(run_dir, batch_size=64)
+    predictor = load(run_dir)
     caches = {name: open_cache(name, split, predictor.vocabulary, cache_folder()) for name in predictor.tasks}
     runs = [EvalRun(caches[row["task"]], n) for n, row in enumerate(predictor.run["runs"])]
     scores: dict[str, list[float]] = {}

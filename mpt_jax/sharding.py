@@ -169,7 +169,7 @@ class Places:
     def _leaf_spec(self, sizes: dict[str, int], keys: Sequence[Any], shape: Sequence[int]) -> PartitionSpec:
         """Spec of a leaf; those that no path leads to are replicated.
 
-        Moments of a method's array (N, ...) have groups in front, (G, M, ...): then the groups are split.
+        Moments of a method's array (N, ...) have groups in front, (G, N / G, ...): then the groups are split.
         """
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
         path = next((name for name in (*names, "/".join(names)) if self.axes_of(name) is not None), None)  # flat, or nested

@@ -1,4 +1,4 @@
-"""The token cache: what SeqIO gives is what is read, nothing half-written or damaged is ever used."""
+"""The token cache (cache.py, cache_writer.py): what SeqIO gives is what is read, nothing half-written or damaged is ever used."""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""``mpt-jax compile``: what the products need, what programs say, which mesh fits, and the command for devices that are not there."""
+"""``mpt-jax compile`` (compiling/): what the products need (t5_operations.py), what programs say (programs.py, hlo.py), data sheets
+(chips.py), which mesh fits (fitting.py), running it (measure.py), and the command for devices that are not there (compiling/command.py,
+compiling/report.py)."""
 
 import dataclasses
 import importlib.util
@@ -218,7 +220,7 @@ def test_the_command_for_pretend_devices(tmp_path):
 
 
 def test_teachers_that_ran_before_are_no_part_of_the_step(tmp_path):
-    report, _ = compiled(tmp_path, "cpu:2", CONFIG, "--gin.DistillationSettings.teacher='cached'", "--train_only", "--measure", "1")
+    report, _ = compiled(tmp_path, "cpu:2", CONFIG, "--gin.DistillationSettings.teacher_mode='cached'", "--train_only", "--measure", "1")
     parts = report["train"]["need"]["flops"]
     assert parts["teacher"] == 0 < parts["forward"] and report["train"]["measured"]["seconds"] > 0
 

@@ -9,7 +9,7 @@ from tiny_model import LENGTH, given, own, rows_of, tiny, weights
 from mpt_jax.config import DistillationSettings
 from mpt_jax.data.teacher_cache import BATCH_NAMES, STATES_NAME
 from mpt_jax.model.network import forward
-from mpt_jax.train.distillation import compared, from_batch, keep, teach
+from mpt_jax.train.distillation import compared, from_batch, reduced, teach
 
 CONFIG = tiny(num_encoder_layers=3, num_decoder_layers=2)
 ROWS = rows_of(np.array([[5, 6, 7, 1], [5, 1, 0, 0], [0, 0, 0, 0]], np.int32), np.array([[8, 9, 1], [8, 1, 0], [0, 0, 0]], np.int32))
@@ -48,19 +48,19 @@ def test_log_probabilities_are_softened(outputs):
 
 def test_the_most_likely_tokens_and_all_others_as_one(outputs):
     told = teach(DistillationSettings(), outputs, ROWS)
-    kept = keep(told, 5, "float16")
+    kept = reduced(told, 5, "float16")
     assert kept["encoder"].dtype == kept["decoder"].dtype == jnp.float16
     order_BTV = np.argsort(-np.asarray(told.logp_BTA), axis=-1, kind="stable")
     np.testing.assert_array_equal(kept["ids"], order_BTV[..., :5])
     rest_BTV = np.take_along_axis(np.asarray(told.logp_BTA, np.float64), order_BTV[..., 5:], axis=-1)
     np.testing.assert_allclose(kept["tail"], np.log(np.exp(rest_BTV).sum(axis=-1)), atol=1e-5)
-    whole = keep(told, 0, "float32")
+    whole = reduced(told, 0, "float32")
     assert whole.keys() == {"logp", "encoder", "decoder"} and whole["logp"] is told.logp_BTA
 
 
 def test_what_is_kept_comes_back_from_a_micro_batch(outputs):
     told = teach(DistillationSettings(), outputs, ROWS)
-    kept = keep(told, 5, "float32")
+    kept = reduced(told, 5, "float32")
     batch = {BATCH_NAMES.get(file, STATES_NAME.format(file)): array for file, array in kept.items()}
     found = from_batch(batch, ("encoder", "decoder"))
     for name, array in (("logp_BTA", kept["logp"]), ("ids_BTA", kept["ids"]), ("tail_BT", kept["tail"])):

@@ -65,7 +65,10 @@ def test_sigterm_is_told_once_and_then_ends():
 
 def test_a_preempted_run_ends_with_its_code_and_continues_bit_for_bit(tmp_path, monkeypatch, capsys, table):
     macros = write_world(tmp_path) | {"TASKS": ["vowel"], "TRAIN_STEPS": 5, "TrainSettings.score_tasks": False}
-    command = lambda name: arguments("train", "teacher.gin", macros, MODEL_DIR=str(tmp_path / name))  # noqa: E731
+
+    def command(name):
+        return arguments("train", "teacher.gin", macros, MODEL_DIR=str(tmp_path / name))
+
     assert main(command("whole")) == 0
     with monkeypatch.context() as patch:
         patch.setattr(distributed.Preemption, "reached", lambda self, step: step == 2)
@@ -112,7 +115,10 @@ def world(tmp_path_factory):
     assert main(arguments("train", "teacher.gin", macros, MODEL_DIR=str(folder / "teachers"))) == 0
     changes = {"TEACHER_DIR": str(folder / "teachers"), "TRAIN_STEPS": 40, "TrainSettings__checkpoint_steps": 4}
     changes["TrainSettings__eval_steps"] = 20
-    command = lambda name: arguments("train", "source.gin", macros, MODEL_DIR=str(folder / name), **changes)  # noqa: E731
+
+    def command(name):
+        return arguments("train", "source.gin", macros, MODEL_DIR=str(folder / name), **changes)
+
     assert main(command("alone")) == 0
     codes, said = end_of(start_two(command("whole"), folder), folder)
     assert codes == [0, 0], said

@@ -1,5 +1,6 @@
 """The quickstart's tasks: known facts, splits without overlap, same rows in every process, balance."""
 
+import hashlib
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ import tasks
 from tasks import TABLE
 from tasks.embedded import SOURCES, TARGETS, splitting
 from tasks.embedded.materials import is_plain, package_folder
+from tasks.embedded.prose import shuffled_words, turned_inner
 from tasks.errors import TaskError
 
 SPLITS = ("train", "validation", "test")
@@ -177,8 +179,6 @@ def test_word_order_changes_nothing_but_order():
 
 def test_disturbances():
     words = "a sentence of six plain words".split()
-    from tasks.embedded.prose import shuffled_words, turned_inner
-
     assert sorted(shuffled_words(words)) == sorted(words) and shuffled_words(words) != words
     assert turned_inner(words) == "a plain six of sentence words".split()
 
@@ -190,8 +190,6 @@ def test_summary_is_a_plain_sentence():
 
 def test_digests_are_fixed():
     """Splits must never move: these numbers are sha256's, computed apart from this code."""
-    import hashlib
-
     expected = int.from_bytes(hashlib.sha256(b"split\x1fwalk").digest()[:8], "big")
     assert splitting.digest("split", "walk") == expected
     assert [splitting.half(number) for number in range(8)] == [

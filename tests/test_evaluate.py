@@ -1,4 +1,4 @@
-"""Evaluation: every row once whatever the batch size, tasks and runs in shared batches, the files written."""
+"""Evaluation (evaluate.py) and requests in shared batches (requests.py): every row once whatever the batch size, the files written."""
 
 import dataclasses
 import json

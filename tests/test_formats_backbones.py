@@ -1,4 +1,7 @@
-"""Backbones in and out: fixtures of other programs load, round trips keep every bit, arrays are restored one by one."""
+"""Backbones in and out: fixtures of other programs load, round trips keep every bit, arrays are restored one by one.
+
+Covers own.py, huggingface.py, names.py, arrays.py, memory.py, folder_writer.py, detect.py, safetensors.py, torch_file.py, msgpack_file.py,
+zarr.py and t5x.py."""
 
 import dataclasses
 import json
@@ -13,7 +16,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore as ts
 from fixture_folders import CHECKPOINTS, TINY, TINY_V1_0, data_folder, random_params
+from flax import serialization
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
 
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
@@ -80,9 +87,6 @@ def test_hugging_face_files_come_back_under_their_own_names(tmp_path):
 
 def test_t5x_reads_what_is_written(tmp_path):
     """The index in the words of T5X (checkpoints.py, load_t5x_checkpoint), followed by hand with flax and TensorStore."""
-    import tensorstore as ts
-    from flax import serialization
-
     params = random_params(TINY)
     formats.write_backbone("t5x", tmp_path / "checkpoint_7", TINY, params)
     index = serialization.msgpack_restore((tmp_path / "checkpoint_7" / "checkpoint").read_bytes())
@@ -188,8 +192,6 @@ def test_an_array_that_is_converted_is_read_in_parts_where_it_does_not_fit():
 
 
 def test_restores_to_a_mesh(tmp_path):
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
     formats.write_backbone("hf", tmp_path / "x", TINY, random_params(TINY))
     _, arrays, _ = formats.read_backbone(tmp_path / "x")
     mesh = Mesh(np.array(jax.devices()[:1]), ("model",))
@@ -223,8 +225,6 @@ def test_sharded_hugging_face_files(config, tmp_path):
 
 
 def test_the_safetensors_package_reads_our_files_and_we_its(tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     arrays = {
         "a": np.arange(12, dtype=np.float32).reshape(3, 4),
         "b": np.float16([1.5]),

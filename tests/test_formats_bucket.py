@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket: TensorStore against a server on this machine that answers like Cloud Storage."""
+"""Checkpoints in a bucket (files.py): TensorStore against a server on this machine that answers like Cloud Storage."""
 
 import http.server
 import json

@@ -13,7 +13,7 @@ from tiny_world import arguments, write_world
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.main import main
-from mpt_jax.methods.bank import PromptBank, compose
+from mpt_jax.methods.bank import compose
 from mpt_jax.model import formats
 from mpt_jax.model.families.family import Network
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
@@ -107,8 +107,7 @@ def bank_of(config: T5Config, rank: int = 2) -> PromptFile:
 
 def our_outputs(config, params, held: PromptFile, task: int, inputs_BL, targets_BT, steps: int = 7):
     """(logits, greedily decoded tokens) of one task's prompt."""
-    bank = PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N)
-    prompt_BPD = compose(bank, jnp.full(len(inputs_BL), task))
+    prompt_BPD = compose(held.bank, jnp.full(len(inputs_BL), task))
     logits_BTV = run_forward(given(config), params, rows_of(inputs_BL, targets_BT), own(prompt_BPD)).logits_BTV
     tokens_BT = greedy_decode(given(config), params, own(prompt_BPD), rows_of(inputs_BL), steps, ends=(1,))
     return np.asarray(logits_BTV), np.asarray(tokens_BT)

@@ -1,4 +1,5 @@
-"""Prompts in and out: nothing changes on the way, labels and scores travel along, wrong requests are named."""
+"""Prompts in and out (prompts.py, prompt_writers.py, card.py, convert.py): nothing changes on the way, labels and scores travel along,
+wrong requests are named."""
 
 import dataclasses
 import json
@@ -11,7 +12,7 @@ from tiny_run import row, write_run
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
-from mpt_jax.methods.bank import PromptBank, compose_all
+from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import bank_of, read_prompt_array
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import fingerprint_of
@@ -46,10 +47,19 @@ def same(ours: PromptFile, theirs: PromptFile) -> None:
     assert ours.task_names == theirs.task_names
 
 
-def test_compose_is_that_of_the_model():
+def test_prompts_are_the_products_of_their_factors():
     held = bank(2)
-    model = compose_all(PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N))
-    np.testing.assert_allclose(held.compose(), model, rtol=1e-6)
+    expected = [held.shared_GPD[g] * (held.cols_NPR[n] @ held.rows_NRD[n]) for n, g in enumerate(held.group_N)]
+    np.testing.assert_allclose(held.compose(), expected, rtol=1e-5)
+    assert held.compose().dtype == np.float32 and isinstance(held.compose(), np.ndarray)
+
+
+def test_some_tasks_keep_their_prompts_groups_and_runs():
+    held = bank(3)
+    chosen = held.select([2, 0])
+    np.testing.assert_array_equal(chosen.compose(), held.compose()[[2, 0]])
+    assert chosen.task_names == ("c", "a") and chosen.group_N.tolist() == [1, 0] and len(chosen.shared_GPD) == 2
+    assert [run["task"] for run in chosen.metadata["runs"]] == ["c", "a"] and isinstance(chosen.shared_GPD, np.ndarray)
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -10,6 +10,7 @@ from tiny_model import CONFIG, weights
 import tasks
 from mpt_jax import main
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TaskSettings, TrainSettings
+from mpt_jax.errors import UserError
 from mpt_jax.model import formats
 from tasks.paper import location, reading
 
@@ -74,8 +75,6 @@ def test_settings_choose_variants_and_the_data_folder(monkeypatch, tmp_path):
 
 
 def test_an_unknown_file_is_told_with_the_known_ones():
-    from mpt_jax.errors import UserError
-
     with pytest.raises(UserError, match=r"paper/glew\.gin: no such file.*paper/glue\.gin"):
         main.parse_gin(["paper/glew.gin"], [], [])
 

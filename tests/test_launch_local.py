@@ -9,8 +9,13 @@ import time
 import numpy as np
 import pytest
 from stand_ins import ROOT
+from tiny_world import arguments, write_world
 
+from launch.__main__ import main as launch
+from launch.__main__ import parse
 from launch.local import environment
+from mpt_jax.checkpoint import load_trainable
+from mpt_jax.main import main
 
 # takes the place of mpt_jax in the processes: its own folder is first on their path
 PACKAGE = """
@@ -50,10 +55,11 @@ def ready(folder, processes: int = 2) -> None:
 
 
 def test_environment_of_processes(monkeypatch):
-    from launch.__main__ import parse
-
     monkeypatch.setenv("XLA_FLAGS", "--xla_some_flag")
-    parsed = lambda *more: parse(["--target", "local", "--processes", "2", "--devices_per_process", "4", *more, "--", "tasks"])[0]  # noqa: E731
+
+    def parsed(*more):
+        return parse(["--target", "local", "--processes", "2", "--devices_per_process", "4", *more, "--", "tasks"])[0]
+
     first = environment(parsed(), 1, 99)
     assert first["XLA_FLAGS"] == "--xla_some_flag --xla_force_host_platform_device_count=4" and first["JAX_PLATFORMS"] == "cpu"
     assert first["JAX_COORDINATOR_ADDRESS"] == "127.0.0.1:99" and first["JAX_NUM_PROCESSES"] == "2" and first["JAX_PROCESS_ID"] == "1"
@@ -124,9 +130,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
 
 
 def test_no_command_and_bad_numbers(capsys):
-    from launch.__main__ import main
-
-    assert main(["--target", "local"]) == 2 and main(["--target", "local", "--processes", "0", "--", "tasks"]) == 2
+    assert launch(["--target", "local"]) == 2 and launch(["--target", "local", "--processes", "0", "--", "tasks"]) == 2
     said = capsys.readouterr().err
     assert "no command; give it after --" in said and "--processes 0" in said
 
@@ -146,11 +150,6 @@ def test_the_real_command_in_two_processes():
 @pytest.mark.slow
 def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_path, table):
     """The launcher passes SIGTERM on, both processes save, the launcher ends with 83; started again it finishes: 1e-5, float32."""
-    from tiny_world import arguments, write_world
-
-    from mpt_jax.checkpoint import load_trainable
-    from mpt_jax.main import main
-
     world = write_world(tmp_path) | {"TASKS": ["vowel"], "LEARNING_RATE": 0.02, "TrainSettings.score_tasks": False}
     steps = {"TRAIN_STEPS": 60, "TrainSettings__checkpoint_steps": 4}
     assert main(arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "alone"), **steps)) == 0
@@ -158,9 +157,11 @@ def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_p
     command = arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "two"), **steps, **mesh)
     launcher = ["-m", "launch", "--target", "local", "--processes", "2", "--devices_per_process", "4", "--grace_s", "60", "--", *command]
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    start = lambda: subprocess.Popen(  # noqa: E731
-        [sys.executable, *launcher], cwd=ROOT, env={**os.environ, **compiled}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+
+    def start():
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, *launcher], cwd=ROOT, env={**os.environ, **compiled}, text=True, **pipes)
+
     process, deadline = start(), time.monotonic() + 120
     checkpoints = tmp_path / "two" / "checkpoints"
     while not any(path.name.isdigit() for path in checkpoints.glob("*")):

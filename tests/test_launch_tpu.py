@@ -40,10 +40,14 @@ def test_success_makes_exactly_these_calls(tmp_path):
     stand_in = gcloud(tmp_path)
     code, output, said = stand_in.run(*arguments(tmp_path))
     assert code == 0 and "[worker-0] step 1" in output
-    queued = lambda verb, *more: ["gcloud", "compute", "tpus", "queued-resources", verb, "run", *WHERE, *more]  # noqa: E731
-    ssh = lambda script: [  # noqa: E731
-        *["gcloud", "compute", "tpus", "tpu-vm", "ssh", "run"], *WHERE, "--worker=all", f"--command=bash mpt_jax_run/{script}",
-    ]  # fmt: skip
+
+    def queued(verb, *more):
+        return ["gcloud", "compute", "tpus", "queued-resources", verb, "run", *WHERE, *more]
+
+    def ssh(script):
+        command = f"--command=bash mpt_jax_run/{script}"
+        return ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "run", *WHERE, "--worker=all", command]
+
     described = queued("describe", "--format=json")
     copied = stand_in.calls[4]
     assert copied[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse"] and copied[6].endswith("/mpt_jax_run")
@@ -185,9 +189,11 @@ def test_the_workers_script_starts_once_and_follows(tmp_path, code):
     for name, text in tpu.scripts(options, command, "mpt.whl").items():
         (work / name).write_text(text)
         assert subprocess.run(["bash", "-n", str(work / name)], check=False).returncode == 0
-    start = lambda: subprocess.Popen(  # noqa: E731
-        ["bash", str(work / "run.sh")], env={**os.environ, "HOME": str(tmp_path)}, stdout=subprocess.PIPE, text=True
-    )
+
+    def start():
+        home = {**os.environ, "HOME": str(tmp_path)}
+        return subprocess.Popen(["bash", str(work / "run.sh")], env=home, stdout=subprocess.PIPE, text=True)
+
     for process in [start(), start()]:
         output = process.communicate(timeout=30)[0]
         assert process.returncode == code

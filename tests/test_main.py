@@ -1,5 +1,6 @@
-"""The command: bad input, each with its message, and every command over what the one before left."""
+"""The command: bad input, each with its message (errors.py), and every command over what the one before left (infer/commands.py)."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,10 +11,22 @@ from tiny_data import shared_vocabulary_file
 from tiny_model import tiny, weights
 from tiny_world import arguments, write_world
 
+import gin
 import mpt_jax
 import tasks
 from mpt_jax.checkpoint import load_trainable
-from mpt_jax.main import main
+from mpt_jax.config import (
+    BackboneSettings,
+    DataSettings,
+    DistillationSettings,
+    EvalSettings,
+    MeshSettings,
+    OptimizerSettings,
+    PromptSettings,
+    TaskSettings,
+    TrainSettings,
+)  # fmt: skip
+from mpt_jax.main import configured, main, parse_gin
 from mpt_jax.model import formats
 
 
@@ -79,6 +92,22 @@ def test_unknown_gin_names(capsys, world, folder):
 )
 def test_gin_values(capsys, world, folder, changes, message):
     fails(capsys, train(world, folder, **changes), message)
+
+
+@pytest.mark.parametrize("cls", [
+    TaskSettings, BackboneSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings, EvalSettings,
+    TrainSettings,
+])  # fmt: skip
+def test_defaults_of_the_gin_files_are_those_of_the_settings(cls):
+    """Each default is told twice, for `--help` and for code: the same."""
+    fixed = {"stage": "target"} if cls is TrainSettings else {}
+    try:
+        parse_gin(["base.gin"], [], [])
+        found = dataclasses.asdict(configured(cls, **fixed))
+    finally:
+        gin.clear_config()
+    for name, default in dataclasses.asdict(cls(**fixed)).items():
+        assert found[name] == (list(default) if isinstance(found[name], list) else default), name
 
 
 def test_backbone_that_is_not_there(capsys, world, folder):

@@ -1,4 +1,4 @@
-"""Optimisers: groups are independent, schedules by hand, parameters that diverge are held."""
+"""Optimisers (train/optimizer.py): groups are independent, schedules by hand, parameters that diverge are held."""
 
 import jax
 import jax.numpy as jnp

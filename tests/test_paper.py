@@ -1,8 +1,10 @@
 """The paper's tasks: golden rows, splits, variants, mixtures, what is said where data is missing."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -200,8 +202,6 @@ def test_generation_has_one_row_an_input_in_evaluation(data):
 
 
 def test_yelp_is_capped(data, monkeypatch):
-    import dataclasses
-
     row = dataclasses.replace(sets.SETS["yelp_polarity"], cap=3)
     assert len(list(reading.generate(row, "train"))) == len(list(reading.generate(row, "train", published=True))) == 3
 
@@ -334,8 +334,6 @@ def test_missing_data_is_told_at_once(tmp_path):
     ],
 )
 def test_bad_files(folder, tmp_path, monkeypatch, file, text, name, message):
-    import shutil
-
     top = file.split("/")[0]
     shutil.copytree(folder / top, tmp_path / top)
     (tmp_path / file).write_text(text)

@@ -1,4 +1,4 @@
-"""A run folder loaded for prediction, and rows in and out."""
+"""A run folder loaded for prediction, and rows in and out (rows.py)."""
 
 import json
 import shutil

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tasks
 from tasks import TABLE, TaskError
 from tasks import pretraining as nano
+from tasks.embedded import SOURCES, TARGETS
 from tasks.nano import embedded_rows, labelled, spans, text, text_rows, wordnet, wordnet_rows
+from tasks.nano.registration import register
 
 DATA = Path(os.environ.get("MPT_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "tasks").is_dir(), reason=f"no data folder at {DATA}: set MPT_DATA_DIR")
@@ -146,8 +149,6 @@ def test_clauses_find_a_definition_in_its_longer_form():
 
 
 def test_no_embedded_target_has_a_recipe():
-    from tasks.embedded import SOURCES, TARGETS
-
     names = {recipe.name.removeprefix("nano_") for recipe in nano.all_recipes()}
     assert not names & set(TARGETS)
     assert set(SOURCES) <= names
@@ -185,8 +186,6 @@ def test_registered_rows_bring_their_vectors(tmp_path, monkeypatch):
     facts = {"rows": {"train": digest[0]}, "sha256": digest[1], "embedding_size": 2, "tokens": False, "description": "tiny"}
     (tmp_path / "index.json").write_text(json.dumps({"tasks": {"nano_tiny": facts}}))
     monkeypatch.setenv("NANO_DATA", str(tmp_path))
-    import tasks
-
     tasks.import_module("tasks.pretraining_tasks")
     try:
         rows = list(tasks.rows("nano_tiny", "train"))
@@ -197,7 +196,5 @@ def test_registered_rows_bring_their_vectors(tmp_path, monkeypatch):
 
 
 def test_missing_pretraining_data_is_named(tmp_path):
-    from tasks.nano.registration import register
-
     with pytest.raises(TaskError, match="python -m tasks.pretraining"):
         register(tmp_path)

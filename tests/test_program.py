@@ -1,4 +1,4 @@
-"""The one assembly of a training program: what trains, what is frozen, where it starts, and the same from shapes alone."""
+"""The one assembly (train/program.py): what trains, what is frozen, where it starts, and the same from shapes alone."""
 
 import jax
 import numpy as np
@@ -78,7 +78,7 @@ def test_what_the_source_stage_distils(teachers):
     np.testing.assert_array_equal(program.teachers_NPD, expected)
     np.testing.assert_array_equal(program.frozen[TEACHERS], expected)
     assert program.objective.distillation == DistillationSettings() and program.objective.prompt_length == LENGTH
-    cached = settings("source", teacher_dir=folder, distillation=DistillationSettings(teacher="cached"))
+    cached = settings("source", teacher_dir=folder, distillation=DistillationSettings(teacher_mode="cached"))
     program = assemble(cached, TASKS, tiny_backbone())
     assert TEACHERS not in program.frozen and program.teachers_NPD.shape == (2, LENGTH, CONFIG.d_model)
     alone = assemble(settings("source", distillation=DistillationSettings(weight=0.0)), TASKS, tiny_backbone())

@@ -5,12 +5,11 @@ import json
 
 import pytest
 
+import tasks
 from mpt_jax import quickstart
 
 
 def test_the_tasks_cover_four_kinds_and_do_not_meet():
-    import tasks
-
     assert len(quickstart.SOURCES) >= 6 and len(quickstart.TARGETS) >= 6 and not set(quickstart.SOURCES) & set(quickstart.TARGETS)
     groups = {name: tasks.TABLE[name].group for name in quickstart.SOURCES + quickstart.TARGETS}
     assert groups == {**dict.fromkeys(quickstart.SOURCES, "source"), **dict.fromkeys(quickstart.TARGETS, "target")}

@@ -23,11 +23,14 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "published"
 
 
+def read(name, split):
+    return [json.loads(line) for line in (real_small.FOLDER / name / f"{split}.jsonl").open()]
+
+
 def test_splits_share_no_text_and_lose_none(data):
     real_small.split_rows(data)
     for name in real_small.SOURCES + real_small.TARGETS:
-        read = lambda split, name=name: [json.loads(line) for line in (real_small.FOLDER / name / f"{split}.jsonl").open()]  # noqa: E731
-        texts = {split: [real_small.text_of(row) for row in read(split)] for split in ("train", "validation", "test")}
+        texts = {split: [real_small.text_of(row) for row in read(name, split)] for split in ("train", "validation", "test")}
         assert [len(rows) for rows in texts.values()] == [35, 3, 2]
         assert len(set().union(*texts.values())) == 40
     assert real_small.most_frequent("sst2") == 50.0 and real_small.most_frequent("cola") == 0.0

@@ -1,4 +1,5 @@
-"""Reports: what tables say, pictures and pages are written, curves are averaged right."""
+"""Reports (infer/report.py, comparison.py, published.py, figures.py, history.py): what tables say, pictures and pages are written, curves
+are averaged right."""
 
 import html.parser
 import json

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_data import sized_cache, token_cache
 
-from mpt_jax.data.sampler import Stream, draw, epoch_steps, few_shot_rows
+from mpt_jax.data.sampler import Stream, draw, few_shot_rows
 from mpt_jax.errors import UserError
 
 SIZES = (50, 20, 5, 300)
@@ -134,11 +134,6 @@ def test_many_threads_draw_the_same(caches):
         thread.join()
     quiet = stream(caches)
     assert len(found) == 1200 and all(same(found[step], draw(quiet, step)) for step in range(1200))
-
-
-def test_epoch_steps(caches):
-    assert epoch_steps(stream(caches, batch_size=32)) == 375 // 32
-    assert epoch_steps(stream(caches[2:3], batch_size=32)) == 1
 
 
 def test_few_shot_in_total_and_per_class(tmp_path):

@@ -128,7 +128,10 @@ def test_scores_agree_with_torchmetrics():
     """Random answers, scored by another implementation."""
     text = pytest.importorskip("torchmetrics.functional.text")
     draw, words = random.Random(0), ["the", "a", "cat", "sat", "on", "U.S.", "mat,", "42", "Mats"]
-    some = lambda: " ".join(draw.choices(words, k=draw.randint(1, 8)))  # noqa: E731
+
+    def some():
+        return " ".join(draw.choices(words, k=draw.randint(1, 8)))
+
     golds, predictions = [[some() for _ in range(3)] for _ in range(60)], [some() for _ in range(60)]
     answers = [{"answers": {"answer_start": [0] * 3, "text": right}, "id": str(n)} for n, right in enumerate(golds)]
     given = [{"prediction_text": prediction, "id": str(n)} for n, prediction in enumerate(predictions)]

@@ -1,7 +1,7 @@
 """The bridge to T5X. What needs the real T5X is marked slow and skips, saying how to get it, where it is missing (docs/t5x.md).
 
-With T5X: the nano backbone and real tasks through all three stages under T5X's trainer, its evaluator and its inference.
-"""
+With T5X: the nano backbone and real tasks through all three stages under T5X's trainer, its evaluator and its inference. Covers cached.py,
+features.py, mixtures.py, t5x_bridge/model.py, t5x_bridge/optimizer.py, t5x_bridge/program.py and restore.py."""
 
 import ast
 import json

@@ -16,7 +16,7 @@ from mpt_jax.train import teachers
 from mpt_jax.train.program import assemble
 from mpt_jax.train.teachers import Teachers, layout_of, teach_streams
 
-EXACT = DistillationSettings(teacher="cached", cached_top=0, cached_dtype="float32", temperature=2.0)
+EXACT = DistillationSettings(teacher_mode="cached", cached_top=0, cached_dtype="float32", temperature=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches,
     settings = dataclasses.replace(EXACT, hidden=hidden, hidden_positions=positions)
     stream_list = streams(caches, 2)
     cached, cached_terms = train(settings, teach_streams(teachers_of(tmp_path, settings, steps=4), stream_list))
-    beside, beside_terms = train(dataclasses.replace(settings, teacher="beside"), stream_list)
+    beside, beside_terms = train(dataclasses.replace(settings, teacher_mode="beside"), stream_list)
     for path, array in beside.items():
         np.testing.assert_allclose(cached[path], array, atol=1e-5)
     for name, sums in beside_terms.items():
@@ -58,7 +58,7 @@ def test_a_few_tokens_and_half_precision_come_near(caches, tmp_path):
     stream_list = streams(caches, 2)
     near = dataclasses.replace(EXACT, cached_top=64, cached_dtype="float16")
     _, cached = train(near, teach_streams(teachers_of(tmp_path, near, steps=1), stream_list), steps=1)
-    _, beside = train(dataclasses.replace(EXACT, teacher="beside"), stream_list, steps=1)
+    _, beside = train(dataclasses.replace(EXACT, teacher_mode="beside"), stream_list, steps=1)
     for name in ("hidden_encoder", "hidden_decoder"):
         np.testing.assert_allclose(cached[name], beside[name], rtol=2e-3)
     assert np.all(cached["kl"] <= beside["kl"] * (1 + 1e-5)) and np.all(cached["kl"] >= 0.2 * beside["kl"]) and cached["kl"].any()
@@ -137,5 +137,5 @@ def test_the_teachers_of_a_program(tmp_path):
 
 
 def test_every_layer_cannot_be_cached():
-    with pytest.raises(UserError, match="set hidden to 'last', or teacher to 'beside'"):
-        DistillationSettings(teacher="cached", hidden="all")
+    with pytest.raises(UserError, match="set hidden to 'last', or teacher_mode to 'beside'"):
+        DistillationSettings(teacher_mode="cached", hidden="all")

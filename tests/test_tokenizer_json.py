@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fixture_folders import data_folder
+from sentencepiece import sentencepiece_model_pb2
 from tiny_data import SENTENCES, piece_file, shared_vocabulary_file
 
 from mpt_jax.data.vocabulary import load_vocabulary
@@ -23,8 +24,6 @@ TEXTS = (
 
 def convert(model_file: str, folder: Path, sentinels: int, **changes) -> Path:
     """The tokenizer.json of a SentencePiece model, laid out as transformers' converter does."""
-    from sentencepiece import sentencepiece_model_pb2
-
     model = sentencepiece_model_pb2.ModelProto.FromString(Path(model_file).read_bytes())
     vocabulary = [[piece.piece, piece.score] for piece in model.pieces]
     vocabulary += [[f"<extra_id_{i}>", 0.0] for i in reversed(range(sentinels))]

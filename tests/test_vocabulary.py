@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import sentencepiece
 from tiny_data import SENTENCES, byte_vocabulary, piece_file, shared_vocabulary_file
 
 from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
@@ -89,8 +90,6 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_special_ids_must_be_those_of_t5(tmp_path):
-    import sentencepiece
-
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=2,
         hard_vocab_limit=False,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from mpt_jax.data import cache_writer
 from mpt_jax.data.cache import TokenCache, read_cache
@@ -26,8 +27,6 @@ SENTENCES = (
 @functools.cache
 def piece_file(normalisation: str = "nmt_nfkc") -> str:
     """A SentencePiece model of some 90 pieces, trained in a moment; normalisation 'nmt_nfkc_cf' lowers all letters."""
-    import sentencepiece
-
     prefix = Path(tempfile.mkdtemp(prefix="pieces-")) / "tiny"
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 5), model_prefix=str(prefix), vocab_size=120,

@@ -88,7 +88,7 @@ def make_step(
 ):
     """(train step, state, frozen arrays) for a bank alone."""
     parameters = tiny_backbone().flat() | {path: jnp.array(array, copy=True) for path, array in prompt.paths_of(bank).items()}
-    if distillation and distillation.teacher == "beside":
+    if distillation and distillation.teacher_mode == "beside":
         parameters[TEACHERS] = jnp.asarray(teachers_NPD)
     parts = prompt.METHOD.parts
     trainable, frozen = split(parameters, parts)

@@ -104,8 +104,10 @@ def compile_one(name: str, mesh: Mesh, function, *arguments: Any, **more: Any) -
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     seconds = time.monotonic() - start
-    counted = float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0))
-    return Compiled(name, memory, *counted, compiled.as_text(), lowered.as_text(), seconds, compiled, arguments)
+    return Compiled(
+        name, memory, flops=float(cost.get("flops", 0.0)), bytes_accessed=float(cost.get("bytes accessed", 0.0)),
+        hlo=compiled.as_text(), stablehlo=lowered.as_text(), seconds=seconds, executable=compiled, arguments=arguments,
+    )  # fmt: skip
 
 
 def _placed(places: sharding.Places, tree: Any) -> Any:
@@ -131,7 +133,7 @@ def train_programs(stage: Stage) -> list[Compiled]:
     B, L, T = program.spec.micro_batch_size, data.input_length, data.target_length  # noqa: N806
     batch = {"inputs_BL": _rows(mesh, jnp.int32, B, L), "targets_BT": _rows(mesh, jnp.int32, B, T)}
     batch |= {name: _rows(mesh, jnp.int32, B) for name in ("input_length_B", "target_length_B", "task_id_B")}
-    if objective.distillation and objective.distillation.teacher == "cached":
+    if objective.distillation and objective.distillation.teacher_mode == "cached":
         layout = layout_of(objective.distillation, program.backbone.config, stage.settings.prompt.length)
         batch |= {name: _rows(mesh, dtype, *shape) for name, (shape, dtype) in layout.shapes(B, L, T).items()}
     rows = terms(objective)

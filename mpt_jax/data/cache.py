@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,13 +24,19 @@ import tasks
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from mpt_jax.data.teacher_cache import TeacherOutputs
-
 FORMAT = 1  # raise when files or their meaning change: older caches are then written anew
 ARRAYS = ("inputs", "input_offsets", "targets", "target_offsets", "extra_offsets")
 Progress = Callable[[int], None]
 log = logging.getLogger(__name__)
+
+
+class Extras(Protocol):
+    """What else is known of rows, for the arrays of a micro-batch."""
+
+    layout: Any  # whose shapes(B, L, T) gives shape and dtype of each array by name
+
+    def fill(self, micro: dict[str, np.ndarray], place: int, row: int) -> None:
+        """Writes what is known of a row into line ``place`` of a micro-batch's arrays."""
 
 
 class TokenCache:
@@ -43,7 +49,7 @@ class TokenCache:
         self.rows: int = meta["rows"]
         self.fingerprint: str = meta["fingerprint"]
         self.embedding: np.ndarray | None = arrays.get("embedding")
-        self.teacher: TeacherOutputs | None = None  # what a teacher made of the rows (data/teacher_cache.py)
+        self.teacher: Extras | None = None  # what a teacher made of the rows (data/teacher_cache.py)
         self._arrays, self._extra = arrays, extra
         self.input_lengths = np.diff(arrays["input_offsets"]).astype(np.int32)
         self.target_lengths = np.diff(arrays["target_offsets"]).astype(np.int32)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mpt_jax.config import MIXINGS
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.errors import UserError
 
-MIXINGS = ("proportional", "stochastic", "equal")
 CHUNK = 256  # steps whose counts are drawn together: 100,000 steps are 391 draws
 _COUNTS, _ORDER, _FEW_SHOT = 1, 2, 3  # purposes of random numbers, so that no two draws share a key
 
@@ -117,11 +117,6 @@ def rows_in(stream: Stream, steps: int) -> list[np.ndarray]:
     return [np.sort(_rows(stream, task, 0, int(count))) if count else empty for task, count in enumerate(count_N)]
 
 
-def epoch_steps(stream: Stream) -> int:
-    """Steps of one epoch: all rows in use / batch size, rounded down (as MPT counts), at least 1."""
-    return max(1, int(stream.sizes.sum()) // stream.batch_size)
-
-
 def few_shot_rows(cache: TokenCache, k: int, seed: int, per_class: bool = False) -> np.ndarray:
     """Sorted row numbers int64 of a class-balanced few-shot sample; rows with equal targets are a class.
 
@@ -144,8 +139,8 @@ def few_shot_rows(cache: TokenCache, k: int, seed: int, per_class: bool = False)
     rank = np.concatenate([np.arange(len(rows)) for rows in shuffled])
     order = np.concatenate(
         [
-            np.full(len(rows), place)
-            for rows, place in zip(shuffled, random.permutation(len(shuffled)), strict=True)
+            np.full(len(rows), number)
+            for rows, number in zip(shuffled, random.permutation(len(shuffled)), strict=True)
         ]
     )
     return np.sort(np.concatenate(shuffled)[np.lexsort((order, rank))[:k]])
@@ -168,8 +163,8 @@ def _position(stream: Stream, step: int) -> tuple[np.ndarray, np.ndarray]:
         while len(starts) <= chunk:
             starts.append(starts[-1] + _chunk_counts(stream, len(starts) - 1).sum(axis=0))
         before = starts[chunk]
-    counts_CN = memo.get(("counts", chunk), _memo_limit(stream), lambda: _chunk_counts(stream, chunk))
-    return before + counts_CN[:offset].sum(axis=0), counts_CN[offset]
+    counts_MN = memo.get(("counts", chunk), _memo_limit(stream), lambda: _chunk_counts(stream, chunk))
+    return before + counts_MN[:offset].sum(axis=0), counts_MN[offset]
 
 
 def _chunk_counts(stream: Stream, chunk: int) -> np.ndarray:
@@ -179,17 +174,17 @@ def _chunk_counts(stream: Stream, chunk: int) -> np.ndarray:
     tasks = len(share_N)
     if stream.mixing != "stochastic" or tasks == 1:
         return random.multinomial(batch, share_N, size=CHUNK)
-    # MPT: K tasks drawn with replacement, floor(B/K) rows each, the remainder to one of them.
-    drawn_C = np.minimum(random.integers(2, tasks + 1, size=CHUNK), batch)
-    task_CK = random.choice(tasks, size=(CHUNK, tasks), p=share_N)
-    each_C, rest_C = batch // drawn_C, batch % drawn_C
-    lucky_C = random.integers(0, drawn_C)
-    steps_C = np.arange(CHUNK)
-    counts_CN = np.zeros((CHUNK, tasks), np.int64)
-    for place in range(tasks):
-        counts_CN[steps_C, task_CK[:, place]] += np.where(place < drawn_C, each_C, 0)
-    counts_CN[steps_C, task_CK[steps_C, lucky_C]] += rest_C
-    return counts_CN
+    # MPT: some tasks drawn with replacement, their equal share of rows each (rounded down), the remainder to one of them.
+    drawn_M = np.minimum(random.integers(2, tasks + 1, size=CHUNK), batch)
+    task_MN = random.choice(tasks, size=(CHUNK, tasks), p=share_N)
+    each_M, rest_M = batch // drawn_M, batch % drawn_M
+    lucky_M = random.integers(0, drawn_M)
+    step_M = np.arange(CHUNK)
+    counts_MN = np.zeros((CHUNK, tasks), np.int64)
+    for number in range(tasks):
+        counts_MN[step_M, task_MN[:, number]] += np.where(number < drawn_M, each_M, 0)
+    counts_MN[step_M, task_MN[step_M, lucky_M]] += rest_M
+    return counts_MN
 
 
 def _rows(stream: Stream, task: int, first: int, count: int) -> np.ndarray:

@@ -18,7 +18,6 @@ from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Progress, Requests
 from mpt_jax.run_folder import write_json
 
-BATCH_SIZE = 64  # rows decoded together, where nothing else is said
 FOLDER = "eval"
 DESCRIBED = ("seed", "learning_rate", "factor_learning_rate")
 Scorer = Callable[[Sequence[dict], Sequence[str]], dict[str, float]]

@@ -22,7 +22,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
 from mpt_jax.infer.evaluate import spelling
 from mpt_jax.infer.history import best_dev, chosen_settings
-from mpt_jax.infer.requests import Model, Progress, Requests
+from mpt_jax.infer.requests import BATCH_SIZE, Model, Progress, Requests
 from mpt_jax.methods.bank import compose
 from mpt_jax.methods.method import backbone_of, own_of, places_for
 from mpt_jax.methods.prompt import bank_of
@@ -31,7 +31,6 @@ from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.families.family import Network
 
 log = logging.getLogger(__name__)
-BATCH_SIZE = 64  # rows answered together
 
 
 class Predictor:

@@ -276,7 +276,9 @@ def _section(found: Comparison) -> str:
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    line = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)  # noqa: E731
+    def line(row: Sequence[str], tag: str) -> str:
+        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+
     body = "".join(f"<tr{_class(row)}>{line(row, 'td')}</tr>" for row in rows[1:])
     return f"<table><thead><tr>{line(rows[0], 'th')}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mpt_jax import sharding
+from mpt_jax.config import EvalSettings
 from mpt_jax.data.batches import BatchSpec, eval_batches
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.vocabulary import Vocabulary
@@ -23,6 +24,7 @@ from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network, rows_of, tasks_of
 
 Progress = Callable[[int, int], None]  # told (rows done, rows in all)
+BATCH_SIZE = EvalSettings.batch_size  # rows answered together, where nothing else is said
 SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so that short ones need not wait for them
 # of inputs: fewer than in training, since on 2 CPU cores a program compiles as long as 4 batches of the nano backbone run
 INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024)

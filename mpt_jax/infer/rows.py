@@ -1,6 +1,7 @@
 """Rows in, rows out: ``mpt-jax infer`` over a JSONL file or a task's split."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -85,8 +86,7 @@ def infer(predictor: Predictor, source: str, output: str | Path, task: str | Non
         opened = temporary.open("w", encoding="utf-8") if is_first() else contextlib.nullcontext()
         with ProgressLine("infer", total, unit="rows") as progress, opened as file:
             while chunk := list(itertools.islice(rows, CHUNK)):
-                tell = lambda answered, start=done: progress.update(start + answered // passes)  # noqa: E731
-                for row in _answered(predictor, chunk, task, score, tell):
+                for row in _answered(predictor, chunk, task, score, _counting(progress, done, passes)):
                     if file is not None:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 done += len(chunk)
@@ -98,6 +98,20 @@ def infer(predictor: Predictor, source: str, output: str | Path, task: str | Non
         if is_first() and temporary.is_file():
             temporary.unlink()
     return total
+
+
+def _counting(progress: ProgressLine, before: int, passes: int) -> Callable[[int], None]:
+    """Hears the rows answered of a chunk, counted once in each of ``passes``; ``before`` rows were done earlier."""
+
+    def tell(answered: int) -> None:
+        progress.update(before + answered // passes)
+
+    return tell
+
+
+def _more(tell: Callable[[int], None], answered: int, rows: int, _: int) -> None:
+    """Tells of rows answered in one of several calls."""
+    tell(answered + rows)
 
 
 def _check(predictor: Predictor, source: str, task: str | None, score: bool) -> int:
@@ -125,13 +139,13 @@ def _answered(
     for name in dict.fromkeys(names):
         places = [place for place, other in enumerate(names) if other == name]
         chosen = [texts[place] for place in places]
-        progress = lambda rows, _: tell(answered + rows)  # noqa: E731, B023 - called before `answered` changes
+        progress = functools.partial(_more, tell, answered)
         for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress), strict=True):
             found[place]["prediction"] = prediction
         answered += len(places)
         if score:
             labels = predictor.labels(name)
-            scores = predictor.score_labels(chosen, labels, name, progress=progress)
+            scores = predictor.score_labels(chosen, labels, name, progress=functools.partial(_more, tell, answered))
             for place, logp_C in zip(places, scores, strict=True):
                 found[place]["scores"] = {label: float(logp) for label, logp in zip(labels, logp_C, strict=True)}
             answered += len(places)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from mpt_jax.config import Settings
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Adaptation, Network
+from mpt_jax.model.formats.arrays import unflatten
 from mpt_jax.sharding import TASK_AXES, Places
 
 # paths of parameters that are no method's own
@@ -103,8 +103,7 @@ def take(parameters: Mapping[str, Any], parts: Sequence[Part], group_N, task_id_
 
 def backbone_of(parameters: Mapping[str, Any]) -> dict:
     """The backbone's weights, nested, of parameters by path."""
-    flat = {path.removeprefix(BACKBONE): array for path, array in parameters.items() if path.startswith(BACKBONE)}
-    return unflatten_dict(flat, sep="/")
+    return unflatten((path.removeprefix(BACKBONE), array) for path, array in parameters.items() if path.startswith(BACKBONE))
 
 
 def own_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

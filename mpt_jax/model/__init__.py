@@ -1,1 +1,1 @@
-"""The frozen network, the prompt bank, and the one place where they meet."""
+"""Families of networks, the layers they share, and readers and writers of their files."""

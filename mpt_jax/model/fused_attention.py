@@ -21,14 +21,20 @@ LANES = 128  # numbers side by side in a TPU's vector registers: blocks of a joi
 MIB = 2**20
 # by JAX's name of the device's kind: what a kernel may take [jax/_src/pallas/mosaic/tpu_info.py, less what the compiler keeps]
 VMEM_BYTES = {"TPU v4": 16 * MIB, "TPU v5 lite": 128 * MIB, "TPU v5": 64 * MIB, "TPU v6 lite": 128 * MIB}
-_PLAIN, _RIGHT_TURNED, _LEFT_TURNED = ((((i,), (j,)), ((), ())) for i, j in ((1, 0), (1, 1), (0, 0)))
+# dimensions that a product sums over, of the left and of the right matrix [jax.lax.dot_general]
+_PLAIN = (((1,), (0,)), ((), ()))
+_RIGHT_TURNED = (((1,), (1,)), ((), ()))
+_LEFT_TURNED = (((0,), (0,)), ((), ()))
 _HEADS = ("batch", "length", "heads", "kv")
 
 
 def vmem_bytes(T: int, S: int, head_dim: int, num_heads: int, itemsize: int) -> int:  # noqa: N803
     """VMEM that the backward pass takes at most: blocks twice (one is fetched while the other is worked on), and six arrays (T, S)."""
     heads = _heads_of_a_program(num_heads, head_dim)
-    tile = lambda rows, columns, size: -(-rows // 8) * 8 * -(-columns // LANES) * LANES * size  # noqa: E731
+
+    def tile(rows: int, columns: int, size: int) -> int:
+        return -(-rows // 8) * 8 * -(-columns // LANES) * LANES * size
+
     blocks = 3 * tile(T, heads * head_dim, itemsize) + 4 * tile(S, heads * head_dim, itemsize) + heads * tile(T, S, 4)
     return 2 * blocks + 6 * tile(T, S, 4)
 
@@ -89,7 +95,10 @@ def _run(kernel, num_biases: int, results: int, *arrays):
 
     def bias_spec(part):
         many_examples, many_heads = (size > 1 for size in part.shape[:2])
-        where = lambda group, example: (example * many_examples, group * many_heads, 0, 0)  # noqa: E731
+
+        def where(group, example):
+            return example * many_examples, group * many_heads, 0, 0
+
         return pl.BlockSpec((1, heads if many_heads else 1, *part.shape[2:]), where)
 
     joined = [array.reshape(*array.shape[:2], H * K) for array in (*arrays[:3], *arrays[3 + num_biases :])]

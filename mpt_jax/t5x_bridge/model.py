@@ -50,7 +50,7 @@ class Counts:
 
 
 class PromptedModel(models.BaseModel):
-    """A frozen T5 with a prompt bank. Parameters: T5X's minimal T5, and ``bank/{shared,cols,rows}``.
+    """A frozen T5 with a prompt bank. Parameters: T5X's minimal T5, and the bank's (formats/t5x.py: BANK).
 
     objective: config, groups of the tasks and distillation. bank: where prompts start. task_names: N labels of metrics. teacher_NPD:
     prompts of the teachers (source stage). batch_size: examples of a step, for training: gradients of Trainer.num_microbatches would

@@ -20,7 +20,7 @@ class HyperParameters:
 
 
 def bank_of(tree: Mapping) -> dict:
-    """The bank's arrays of a tree of parameters (or gradients) by path ``bank/…``."""
+    """The bank's arrays of a tree of parameters (or gradients) by path, as they train."""
     return {BANK + name: array for name, array in tree[BANK.rstrip("/")].items()}
 
 

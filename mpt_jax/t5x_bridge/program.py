@@ -12,7 +12,6 @@ from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings,
 from mpt_jax.data.vocabulary import seqio_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.methods import prompt as prompt_method
-from mpt_jax.methods.bank import PromptBank
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, backbone_folder, fingerprint_of, vocabulary_path
 from mpt_jax.model.families.family import Network
@@ -44,8 +43,8 @@ def training_model(
     """
     if train.stage not in STAGES:
         raise UserError(f"TrainSettings.stage = {train.stage!r}: under T5X's trainer there are {', '.join(STAGES)}.")
-    if distillation.teacher != "beside":
-        raise UserError(f"DistillationSettings.teacher = {distillation.teacher!r}: T5X's trainer takes 'beside' alone.")
+    if distillation.teacher_mode != "beside":
+        raise UserError(f"DistillationSettings.teacher_mode = {distillation.teacher_mode!r}: T5X's trainer takes 'beside' alone.")
     loaded, arrays = _backbone(backbone)
     # only the embedding is read here: T5X restores the weights
     embedding = {"token_embedder": {"embedding": arrays["token_embedder/embedding"].load()}}
@@ -69,10 +68,9 @@ def trained_model(checkpoint: str, vocabulary: str = "", dtype: str = "float32")
     settings = _without_kernels(BackboneSettings(checkpoint, vocabulary, dtype))
     loaded, _ = _backbone(settings)
     held = prompts.read(checkpoint, width=loaded.config.d_model)
-    bank = PromptBank(held.shared_GPD, held.cols_NPR, held.rows_NRD, held.group_N)
     network = Network(loaded.config, settings.computation, prompt_method.METHOD.adaptation)
-    objective = Objective(network, prompt_method.METHOD, bank.group_N)
-    return PromptedModel(objective, bank, held.task_names, seqio_vocabulary(loaded.vocabulary()))
+    objective = Objective(network, prompt_method.METHOD, held.group_N)
+    return PromptedModel(objective, held.bank, held.task_names, seqio_vocabulary(loaded.vocabulary()))
 
 
 def trained_ids(checkpoint: str, more: dict[str, int] | None = None) -> dict[str, int]:

@@ -54,7 +54,7 @@ def log_probabilities(logits_BTV, temperature: float):
     return jax.nn.log_softmax(logits_BTV.astype(jnp.float32) / temperature)
 
 
-def keep(settings: DistillationSettings, teaching: Teaching, top: int) -> dict[str, jax.Array]:
+def reduced(settings: DistillationSettings, teaching: Teaching, top: int) -> dict[str, jax.Array]:
     """What is written of a teaching, by file of a part: the ``top`` most likely tokens and the tail, 0 = all, and the last states."""
     kept = {}
     if teaching.decoded is not None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mpt_jax.checkpoint import load_trainable
-from mpt_jax.config import DataSettings, Settings
+from mpt_jax.config import WEIGHT_STAGES, DataSettings, Settings
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
 from mpt_jax.errors import UserError
@@ -19,7 +19,7 @@ from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import bank_of
 from mpt_jax.model.backbone import Backbone
 
-TOGETHER = ("source", "finetune", "pretrain")  # stages whose tasks are trained together
+TOGETHER = ("source", *WEIGHT_STAGES)  # stages whose tasks are trained together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,9 @@ def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
     together = train.stage in TOGETHER or settings.prompt.shared_over_targets
     rates = _as_list(optimizer.learning_rate), _as_list(optimizer.factor_learning_rate)
     runs = []
-    for place, (seed, rate, factor_rate) in enumerate(itertools.product(train.seed_list, *rates)):
+    for combination, (seed, rate, factor_rate) in enumerate(itertools.product(train.seed_list, *rates)):
         for number, task in enumerate(tasks):
-            group = place if together else place * len(tasks) + number
+            group = combination if together else combination * len(tasks) + number
             runs.append(Run(task, int(seed), group, float(rate), float(factor_rate)))
     return Plan(tuple(runs))
 

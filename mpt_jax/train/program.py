@@ -88,7 +88,7 @@ def assemble(
         flat = flat | {path: jnp.asarray(array) for path, array in method.init(start).items()}
         if settings.train.stage == "pretrain" and settings.train.encoder_teaching:
             flat[HEAD] = _teaching_head(backbone.config.d_model, caches or {}, settings)
-        beside = teachers_NPD is not None and settings.distillation.teacher == "beside"
+        beside = teachers_NPD is not None and settings.distillation.teacher_mode == "beside"
         return flat | {TEACHERS: jnp.asarray(teachers_NPD)} if beside else flat
 
     parameters = jax.eval_shape(arrays, backbone.flat()) if shapes_only else arrays(backbone.flat())
@@ -96,11 +96,18 @@ def assemble(
     _check_groups(plan, method, trainable)
     places = places_for(mesh, method, backbone.config)
     return Program(
-        settings, backbone, method, plan, places, trainable, frozen if shapes_only else places.put(frozen),
-        _objective(settings, network, method, plan, teachers_NPD is not None),
-        make_optimizer(settings.optimizer, settings.train.train_steps, plan.num_groups, method.parts, plan.rates()),
-        batch_spec(settings, backbone, mesh, shapes_only), teachers_NPD,
-    )  # fmt: skip
+        settings=settings,
+        backbone=backbone,
+        method=method,
+        plan=plan,
+        places=places,
+        trainable=trainable,
+        frozen=frozen if shapes_only else places.put(frozen),
+        objective=_objective(settings, network, method, plan, teachers_NPD is not None),
+        optimizer=make_optimizer(settings.optimizer, settings.train.train_steps, plan.num_groups, method.parts, plan.rates()),
+        spec=batch_spec(settings, backbone, mesh, shapes_only),
+        teachers_NPD=teachers_NPD,
+    )
 
 
 def _check_groups(plan: Plan, method: Method, trainable: Arrays) -> None:
@@ -115,17 +122,23 @@ def _objective(settings: Settings, network: Network, method: Method, plan: Plan,
     train = settings.train
     teaching = train.encoder_teaching if train.stage == "pretrain" else 0.0
     distillation = settings.distillation if distilled else None
-    return Objective(network, method, plan.group_N, distillation, settings.prompt.length, teaching, train.seed_list[0])
+    return Objective(
+        network, method, plan.group_N, distillation,
+        prompt_length=settings.prompt.length, encoder_teaching=teaching, dropout_seed=train.seed_list[0],
+    )  # fmt: skip
 
 
 def batch_spec(settings: Settings, backbone: Backbone, mesh: Mesh | None, shapes_only: bool) -> BatchSpec:
     """How rows become micro-batches of a backbone's training on a mesh."""
     data = settings.data
     rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
-    buckets = tuple(data.input_buckets), tuple(data.target_buckets)
-    local, by_task = sharding.local_rows(mesh, rows), family_of(backbone.config).decoder_only
     frame = Frame() if shapes_only else backbone.vocabulary(data.cue).frame
-    return BatchSpec(data.input_length, data.target_length, rows, *buckets, local, by_task, frame.input_end, frame.target_end)
+    return BatchSpec(
+        input_length=data.input_length, target_length=data.target_length, micro_batch_size=rows,
+        input_buckets=tuple(data.input_buckets), target_buckets=tuple(data.target_buckets),
+        local_rows=sharding.local_rows(mesh, rows), by_task=family_of(backbone.config).decoder_only,
+        input_end=frame.input_end, target_end=frame.target_end,
+    )  # fmt: skip
 
 
 def _teaching_head(width: int, caches: Mapping[str, TokenCache], settings: Settings):

@@ -57,7 +57,7 @@ def run_train(
     checkpoints = Checkpoints(run_folder)
     state, best, start_step = resume(checkpoints, step_fn.init(program.trainable), settings.train.skip_damaged_checkpoints)
     streams = make_streams(program.plan, caches.train, settings.data)
-    if program.teachers_NPD is not None and settings.distillation.teacher == "cached":
+    if program.teachers_NPD is not None and settings.distillation.teacher_mode == "cached":
         streams = teachers.teach_streams(teachers.of_program(program, caches.folder), streams)
 
     batches = batch_iterator(streams, program.spec, len(program.plan.runs), start_step, settings.data.prefetch)

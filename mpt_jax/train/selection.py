@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tasks
 from mpt_jax.data.cache import TokenCache
-from mpt_jax.infer.evaluate import BATCH_SIZE, EvalRun, evaluate_runs
-from mpt_jax.infer.requests import Model, inference_spec
+from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
+from mpt_jax.infer.requests import BATCH_SIZE, Model, inference_spec
 from mpt_jax.methods.method import backbone_of, own_of
 from mpt_jax.train.program import Program
 

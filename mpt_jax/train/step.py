@@ -45,7 +45,7 @@ def loss_sums(objective: Objective, trainable: dict, frozen: dict, batch: dict, 
     own = take(own_of(parameters), objective.method.parts, objective.group_N, tasks_of(batch))
     student = forward(network, backbone, rows, own, dropout_rng)
     teacher, settings = None, objective.distillation
-    if settings and settings.teacher == "cached":
+    if settings and settings.teacher_mode == "cached":
         teacher = distillation.from_batch(batch, tuple(student.states))
     elif settings:
         computation = dataclasses.replace(network.computation, dropout_rate=0.0)

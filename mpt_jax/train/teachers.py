@@ -1,4 +1,4 @@
-"""Runs the teachers once over the rows that training will draw, and keeps what they say (DistillationSettings.teacher = 'cached').
+"""Runs the teachers once over the rows that training will draw, and keeps what they say (DistillationSettings.teacher_mode = 'cached').
 
 B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks (runs) in the bank.
 """
@@ -94,8 +94,10 @@ def of_program(program: Program, folder: Path) -> Teachers:
     """The teachers of a source stage; ``folder``: CACHE_DIR."""
     computation = dataclasses.replace(program.network.computation, remat="none", dropout_rate=0.0)
     network = Network(program.backbone.config, computation, GIVEN)
-    arguments = program.teachers_NPD, network, program.backbone, program.spec, program.places.mesh, folder
-    return Teachers(program.settings.distillation, *arguments, program.settings.train.train_steps)
+    return Teachers(
+        settings=program.settings.distillation, prompts_NPD=program.teachers_NPD, network=network, backbone=program.backbone,
+        spec=program.spec, mesh=program.places.mesh, folder=folder, steps=program.settings.train.train_steps,
+    )  # fmt: skip
 
 
 def teach_streams(teachers: Teachers, streams: Sequence[Stream]) -> list[Stream]:
@@ -135,8 +137,8 @@ def _check_space(teachers: Teachers, wanted: Sequence[Wanted]) -> None:
     free = shutil.disk_usage(teachers.folder).free
     told = f"outputs of teachers for {count:,} rows take {size / 1e9:.2f} GB in {str(teachers.folder)!r}"
     if size > free:
-        advice = "name another CACHE_DIR, set DistillationSettings.hidden to 'none', or teacher to 'beside'"
-        raise UserError(f"DistillationSettings.teacher = 'cached': {told}, where {free / 1e9:.2f} GB are free; {advice}.")
+        advice = "name another CACHE_DIR, set DistillationSettings.hidden to 'none', or teacher_mode to 'beside'"
+        raise UserError(f"DistillationSettings.teacher_mode = 'cached': {told}, where {free / 1e9:.2f} GB are free; {advice}.")
     distributed.say(told)
 
 
@@ -181,7 +183,7 @@ def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, prog
 
 def _outputs_fn(network: Network, settings: DistillationSettings, top: int, backbone: dict, prompts_UPD, rows: Rows) -> dict:
     outputs = forward(network, backbone, rows, {"prompt": prompts_UPD})
-    return sharding.constrain_whole(distillation.keep(settings, distillation.teach(settings, outputs, rows), top))
+    return sharding.constrain_whole(distillation.reduced(settings, distillation.teach(settings, outputs, rows), top))
 
 
 _outputs = jax.jit(_outputs_fn, static_argnums=(0, 1, 2))

@@ -50,8 +50,10 @@ class _Module(nn.Module):
     def relative_bias(self, bidirectional: bool, name: str | None = None) -> RelativePositionBias:
         """The bias of attention by distance."""
         config = self.config
-        buckets = config.relative_attention_num_buckets, config.relative_attention_max_distance
-        return RelativePositionBias(config.num_heads, *buckets, bidirectional, config.d_model**-0.5, name=name)
+        return RelativePositionBias(
+            config.num_heads, config.relative_attention_num_buckets, config.relative_attention_max_distance, bidirectional,
+            stddev=config.d_model**-0.5, name=name,
+        )  # fmt: skip
 
     def dropout_layer(self) -> nn.Dropout:
         """Dropout of whole positions' features, alike along the length."""

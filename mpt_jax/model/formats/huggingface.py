@@ -9,6 +9,7 @@ from mpt_jax.data import tokenizer_files
 from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import t5_names
+from mpt_jax.model.families.t5 import FAMILY as T5
 from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats import huggingface_keys, names, safetensors, torch_file
 from mpt_jax.model.formats.arrays import FLOAT_TYPES, LazyArray, listed

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import PromptBank, compose_all, select
 from mpt_jax.model.formats import npy_file, safetensors, t5x, torch_file
 from mpt_jax.model.formats.arrays import LazyArray, check_finite, check_name, listed
 from mpt_jax.model.formats.detect import detect
@@ -29,7 +30,7 @@ BANK_ARRAYS = ("shared_GPD", "cols_NPR", "rows_NRD", "group_N")
 
 @dataclasses.dataclass(frozen=True)
 class PromptFile:
-    """The prompts of a file: the prompt of task n is shared[group[n]] * (cols[n] @ rows[n]), float32.
+    """The prompt bank of a file (methods/bank.py), float32, with the names of its tasks.
 
     shared_GPD (G, P, D); cols_NPR (N, P, R) and rows_NRD (N, R, D), or None where prompts have no factors;
     group_N (N,) int32; task_names: N labels; metadata: what the file tells about backbone, settings and
@@ -75,32 +76,22 @@ class PromptFile:
         """D."""
         return self.shared_GPD.shape[2]
 
+    @property
+    def bank(self) -> PromptBank:
+        """The arrays alone."""
+        return PromptBank(self.shared_GPD, self.cols_NPR, self.rows_NRD, self.group_N)
+
     def compose(self) -> np.ndarray:
-        """The prompts (N, P, D) of all tasks; the products are summed in the order of the ranks, as the model
-        does."""
-        shared_NPD = self.shared_GPD[self.group_N]
-        if self.cols_NPR is None or self.rows_NRD is None:
-            return shared_NPD
-        ranks = range(self.cols_NPR.shape[2])
-        with np.errstate(over="ignore", invalid="ignore"):
-            prompt_NPD = shared_NPD * sum(self.cols_NPR[:, :, r, None] * self.rows_NRD[:, None, r, :] for r in ranks)
+        """The prompts (N, P, D) of all tasks. Raises UserError where they are not finite."""
+        prompt_NPD = np.asarray(compose_all(self.bank))
         check_finite(prompt_NPD, f"{self.metadata.get('source', 'The bank')}: the composed prompts (tasks, length, width)")
         return prompt_NPD
 
     def select(self, tasks: Sequence[int]) -> "PromptFile":
         """The prompts of some tasks alone, with the groups they use."""
-        groups = sorted({int(self.group_N[n]) for n in tasks})
-        index = list(tasks)
-        return PromptFile(
-            self.shared_GPD[groups],
-            None if self.cols_NPR is None else self.cols_NPR[index],
-            None if self.rows_NRD is None else self.rows_NRD[index],
-            np.array([groups.index(int(self.group_N[n])) for n in tasks], np.int32),
-            tuple(self.task_names[n] for n in tasks),
-            self.metadata | {"runs": [self.metadata["runs"][n] for n in tasks]}
-            if len(self.metadata.get("runs", ())) == len(self.group_N)
-            else dict(self.metadata),
-        )
+        runs = self.metadata.get("runs", ())
+        metadata = self.metadata | {"runs": [runs[n] for n in tasks]} if len(runs) == len(self.group_N) else dict(self.metadata)
+        return PromptFile(*select(self.bank, list(tasks)), tuple(self.task_names[n] for n in tasks), metadata)
 
 
 def plain(prompts_NPD: np.ndarray, task_names: Sequence[str], metadata: Mapping[str, Any]) -> PromptFile:

@@ -1,0 +1,63 @@
+"""From settings to a run folder (train/run.py): what run.json says, caches, weights that trained; resuming is in test_checkpoint.py."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import CONFIG, LENGTH, tiny_backbone
+from tiny_world import write_world
+
+import tasks
+from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
+from mpt_jax.model import formats
+from mpt_jax.model.backbone import load_backbone
+from mpt_jax.train.program import assemble
+from mpt_jax.train.run import accounting, describe_run, open_caches, write_backbone
+
+
+def settings(stage="target", **train) -> Settings:
+    return Settings(TrainSettings(stage, **train), BackboneSettings("a folder"), PromptSettings(length=LENGTH, transfer="none"))
+
+
+def test_a_description_counts_what_trains():
+    program = assemble(settings(seeds=[1, 2]), ("a", "b"), tiny_backbone())
+    described = json.loads(json.dumps(describe_run(program)))
+    each, whole = LENGTH * 16 + LENGTH + 16, CONFIG.num_parameters()
+    assert described["parameters"] == {"trainable": 4 * each, "per_task": each, "backbone": whole, "fraction_of_backbone": each / whole}
+    assert described["stage"] == "target" and described["method"] == "prompt" and described["tasks"] == ["a", "b"]
+    assert [(row["task"], row["seed"], row["group"]) for row in described["runs"]] == [("a", 1, 0), ("b", 1, 1), ("a", 2, 2), ("b", 2, 3)]
+    assert described["backbone"]["name"] == "a folder" and described["backbone"]["fingerprint"] == "f" * 16
+    assert described["settings"]["backbone"]["path"] == "a folder" and described["vocabulary"] == {"path": "bytes"}
+    assert accounting(described).startswith(f"target: {4 * each:,} trainable parameters in 4 runs; {each:,} per task, ")
+
+
+def test_weights_are_counted_once_for_all_tasks():
+    described = describe_run(assemble(settings("finetune"), ("a", "b"), tiny_backbone()))
+    assert described["method"] == "weights" and described["parameters"]["per_task"] == described["parameters"]["trainable"]
+    assert described["parameters"]["fraction_of_backbone"] == 1.0
+
+
+def test_trained_weights_become_a_backbone_folder(tmp_path):
+    """Those that did not train are the loaded ones; heads are left out; what an earlier end wrote is replaced."""
+    backbone = tiny_backbone()
+    path = "backbone/encoder/encoder_norm/scale"
+    for value in (2.0, 3.0):
+        write_backbone(tmp_path, backbone, {path: jnp.full(16, value), "head/kernel": jnp.ones((16, 4))})
+    written = load_backbone(BackboneSettings(str(tmp_path / "backbone")))
+    assert written.config == CONFIG and written.vocabulary_path == "bytes"
+    for name, array in written.flat().items():
+        np.testing.assert_array_equal(array, np.full(16, 3.0) if name == path else backbone.flat()[name])
+    assert formats.detect(str(tmp_path / "backbone"))[0] == "own"
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_caches_of_training_and_of_the_dev_split_where_it_is_scored(tmp_path, table, scored):
+    write_world(tmp_path)
+    tasks.import_module(str(tmp_path / "my_tasks.py"))
+    chosen = settings(score_tasks=scored)._replace(data=DataSettings(cache_dir=str(tmp_path / "cache")))
+    caches = open_caches(chosen, ("vowel", "long"), tiny_backbone())
+    assert caches.folder == tmp_path / "cache"
+    assert {name: cache.split for name, cache in caches.train.items()} == {"vowel": "train", "long": "train"}
+    assert {name: cache.split for name, cache in caches.dev.items()} == ({"vowel": "validation", "long": "validation"} if scored else {})
+    assert [cache.rows for cache in caches.train.values()] == [40, 40]
