@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 from mpt_jax.errors import UserError
 
-MOST_JSON_BYTES = 16 * 2**20  # of a settings file or an index; parsed, the worst JSON takes some 20 times as much
+MOST_JSON_BYTES = 16 * 2**20  # of a settings file or an index
+MOST_BRACKETS = 1_000_000  # of a JSON text: each makes an object of some 60 bytes. mT5's tokenizer.json has 250,000
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -22,7 +23,8 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
 def shown(value: Any) -> str:
     """repr() of a value from a file for a message: on one line, never long, whatever the value is."""
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
+        return text if len(text) <= 300 else text[:300] + "..."
     except ValueError:  # an integer of more digits than Python writes
         return f"a value of type {type(value).__name__}"
 
@@ -66,12 +68,18 @@ def read_regular(path: str | os.PathLike, most_bytes: int) -> bytes:
 
 def parse_json(content: bytes | str, where: str) -> Any:
     """The value of a JSON text. UserError naming `where` if it is none, not UTF-8, or nested too deeply."""
+    brackets = content.count(b"[") + content.count(b"{") if isinstance(content, bytes) else content.count("[") + content.count("{")
+    if brackets > MOST_BRACKETS:
+        raise UserError(
+            f"{where} is not JSON that is read here: it holds {brackets:,} lists and objects, at most {MOST_BRACKETS:,} are read."
+        )
     try:
         return json.loads(content)
     except RecursionError as error:
-        raise UserError(f"{where} is no JSON that can be read: it is nested too deeply.") from error
+        raise UserError(f"{where} is not JSON that is read here: it is nested too deeply.") from error
     except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}. Copy or write it again.") from error
+        reason = "a number has too many digits" if "set_int_max_str_digits" in str(error) else error
+        raise UserError(f"{where} is not JSON: {reason}. Copy or write it again.") from error
 
 
 def _reason(error: Exception) -> str:

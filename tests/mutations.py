@@ -89,7 +89,9 @@ def _splice(data: bytes, rng: random.Random) -> bytes:
 
 
 def _noise(data: bytes, rng: random.Random) -> bytes:
-    return rng.choice([b"", b"\0" * len(data), rng.randbytes(len(data)), data[:8] + rng.randbytes(len(data)), b"\xff\xfe" + data, b"{}", b"[]", b"null"])
+    return rng.choice(
+        [b"", b"\0" * len(data), rng.randbytes(len(data)), data[:8] + rng.randbytes(len(data)), b"\xff\xfe" + data, b"{}", b"[]", b"null"]
+    )
 
 
 def _lines(data: bytes, rng: random.Random) -> bytes | None:
@@ -98,7 +100,18 @@ def _lines(data: bytes, rng: random.Random) -> bytes | None:
         return None
     place = rng.randrange(len(lines))
     lines[place] = rng.choice(
-        [b"", lines[place] * 2, lines[place][: len(lines[place]) // 2], b'"', b"\xe9\xff", b"\0", b"x" * 300_000, b"\xed\xa0\x80", b"[" * 5000, b"{" + lines[place]]
+        [
+            b"",
+            lines[place] * 2,
+            lines[place][: len(lines[place]) // 2],
+            b'"',
+            b"\xe9\xff",
+            b"\0",
+            b"x" * 300_000,
+            b"\xed\xa0\x80",
+            b"[" * 5000,
+            b"{" + lines[place],
+        ]
     )
     return rng.choice([b"\n", b"\r\n", b"\r"]).join(lines) if rng.random() < 0.3 else b"\n".join(lines)
 
@@ -106,7 +119,31 @@ def _lines(data: bytes, rng: random.Random) -> bytes | None:
 # ---- changes of what bytes mean
 
 
-WRONG = (None, True, [], {}, "", "x", -1, 0, 1, 2**31, 10**6, 10**30, 1.5, float("nan"), float("inf"), 1e308, [[]], {"x": 1}, "\ud800", "a\nb", "../x", [1, 2, 3], ["x"])
+WRONG = (
+    None,
+    True,
+    [],
+    {},
+    "",
+    "x",
+    -1,
+    0,
+    1,
+    2**31,
+    10**6,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    1e308,
+    [[]],
+    {"x": 1},
+    "\ud800",
+    "a\nb",
+    "../x",
+    [1, 2, 3],
+    ["x"],
+)
 RAW = ("1" + "0" * 5000, "[" * 3000 + "]" * 3000, '{"a":' * 3000 + "1" + "}" * 3000)  # more than Python's reader of JSON takes
 
 
@@ -347,7 +384,9 @@ def _watch(process: subprocess.Popen, results: Path, silence: float) -> bool:
 
 def report(outcomes: Sequence[Outcome], seed: int) -> str:
     """The mutations that did what they must not, and how to make them again."""
-    lines = [f"{o.reader} {o.number} (seed {seed}): {o.result}: {o.detail[:300]!r} after {o.change}" for o in outcomes if o.result not in ALLOWED]
+    lines = [
+        f"{o.reader} {o.number} (seed {seed}): {o.result}: {o.detail[:300]!r} after {o.change}" for o in outcomes if o.result not in ALLOWED
+    ]
     return "\n".join(lines)
 
 

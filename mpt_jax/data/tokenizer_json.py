@@ -177,4 +177,6 @@ def _character_map(row: dict[str, Any] | None, path: str | Path) -> bytes:
 
 def _spaces_only(part: dict[str, Any]) -> bool:
     """Whether a step joins or strips spaces alone."""
-    return part.get("type") == "Strip" or (part.get("type") == "Replace" and part.get("pattern") in SPACES and part.get("content") in (" ", "▁"))
+    return part.get("type") == "Strip" or (
+        part.get("type") == "Replace" and part.get("pattern") in SPACES and part.get("content") in (" ", "▁")
+    )

@@ -71,9 +71,10 @@ class SentencePieceVocabulary(Vocabulary):
         held = sum(SENTINEL.fullmatch(piece.piece) is not None for piece in model.pieces)
         if held and extra_ids:
             raise UserError(f"vocabulary {path!r} already holds {held} <extra_id_*>: leave extra_ids out, or set it to 0, not {extra_ids}")
-        told = None if extra_ids is not None else (held, 0) if held else (SENTINELS if sentinels is None else sentinels,)  # what the files beside it may say
+        told = None  # how many the files beside it may count; any where the user says how many
         if extra_ids is None:
             extra_ids = sentinels if sentinels is not None else 0 if held else SENTINELS
+            told = (held, 0) if held else (extra_ids,)
         super().__init__(path, extra_ids, content)
         self._content = content
         self._pieces = _load_pieces(path, model, extra_ids)

@@ -179,7 +179,7 @@ def check_shape(shape: Any, source: str) -> tuple[int, ...]:
     """The shape that a file gives an array. UserError unless it is a short list of sizes."""
     right = isinstance(shape, list | tuple) and len(shape) <= MOST_AXES and all(type(size) is int and 0 <= size < 2**40 for size in shape)
     if not right:
-        raise UserError(f"{source} has the shape {shown(shape)}; at most {MOST_AXES} sizes from 0 on are needed. The file is damaged.")
+        raise UserError(f"{source} has the shape {shown(shape)}; at most {MOST_AXES} sizes below 2^40 are needed. The file is damaged.")
     return tuple(shape)
 
 

@@ -20,7 +20,8 @@ ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 CONFIG_KEYS = {
     "vocab_size": "vocab_size", "d_model": "d_model", "num_heads": "num_heads", "head_dim": "d_kv", "d_ff": "d_ff",
     "num_encoder_layers": "num_layers", "num_decoder_layers": "num_decoder_layers",
-    "relative_attention_num_buckets": "relative_attention_num_buckets", "relative_attention_max_distance": "relative_attention_max_distance",
+    "relative_attention_num_buckets": "relative_attention_num_buckets",
+    "relative_attention_max_distance": "relative_attention_max_distance",
 }  # fmt: skip
 OPTIONAL = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance")
 COMPARED_BYTES = 2**24  # of two embeddings at once
@@ -233,7 +234,8 @@ def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
 def vocabulary(folder: Folder) -> str | None:
     """Where the tokenizer of a folder is: a SentencePiece model, a tokenizer.json, or 'bytes'; None if it has
     none."""
-    if tokenizer_files.is_bytes(folder.read_json("tokenizer_config.json") if folder.exists("tokenizer_config.json") else {}):
+    told = next((name for name in ("tokenizer_config.json", "config.json") if folder.exists(name)), None)
+    if told and tokenizer_files.is_bytes(folder.read_json(told)):
         tokenizer_files.check_bytes(lambda name: folder.read_json(name) if folder.exists(name) else {}, folder.path)
         return BYTES
     for name in ("spiece.model", "sentencepiece.model", "tokenizer.json"):

@@ -163,7 +163,7 @@ def make_config(fields: Mapping[str, Any], where: str, called: Mapping[str, str]
     for name in SIZES:
         value = fields.get(name, 1)
         if type(value) is not int or not 1 <= value < 2**31:
-            raise UserError(f"{where}: {called.get(name, name)} = {shown(value)}; it takes a whole number from 1 on.")
+            raise UserError(f"{where}: {called.get(name, name)} = {shown(value)}; it takes a whole number from 1 to {2**31 - 1:,}.")
     epsilon = fields.get("layer_norm_epsilon", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
         raise UserError(f"{where}: layer_norm_epsilon = {shown(epsilon)}; it takes a number from 0 to 1.")

@@ -17,7 +17,7 @@ from mpt_jax.model.formats.arrays import LazyArray, check_name, check_shape, raw
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.regular_files import parse_json, shown
 
-MAX_HEADER = 16 * 2**20  # bytes, for 100,000 arrays; the safetensors package allows 100 MB, which parsed would take 2 GB
+MAX_HEADER = 16 * 2**20  # bytes, for 100,000 arrays; the safetensors package allows 100 MB
 TYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),

@@ -120,8 +120,13 @@ def line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error)).split(" [source locations=")[0] or "no answer"
 
 
+def write_failure(error: Exception) -> OSError:
+    """What TensorStore says where a disk is full or a place is forbidden, as the system says it."""
+    return OSError(0, re.sub(r" \[os_error_code.*", "", line(error)).split(": ")[-1])
+
+
 def _lazy(store: ts.TensorStore, layout: _Layout, source: str) -> LazyArray:
-    chunk = store.chunk_layout.read_chunk.shape
+    chunk = store.chunk_layout.read_chunk.shape or ()  # None for a single number
     chunk_bytes = math.prod(map(min, chunk, store.shape)) * layout.dtype.itemsize
     at_once = max(1, AT_ONCE_BYTES // max(chunk_bytes, 1))
 
@@ -249,7 +254,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, most_bytes: int) -> list[
 def write(folder: str, name: str, array: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> dict:
     """Writes one array as gzip'ed zarr chunks of at most so many bytes; returns the row that T5X's index holds for it.
 
-    Raises UserError if it cannot be written.
+    Raises OSError if it cannot be written.
     """
     metadata = {
         "chunks": chunk_shape(array.shape, array.dtype.itemsize, chunk_bytes),
@@ -261,7 +266,7 @@ def write(folder: str, name: str, array: np.ndarray, chunk_bytes: int = CHUNK_BY
     try:
         ts.open(full, create=True, open=False).result().write(array).result()
     except ERRORS as error:
-        raise UserError(f"{folder}/{name} cannot be written: {line(error)}") from error
+        raise write_failure(error) from error
     return {
         "driver": "zarr",
         "dtype": _type(array.dtype).name,
