@@ -76,6 +76,7 @@ class SentencePieceVocabulary(Vocabulary):
             extra_ids = sentinels if sentinels is not None else 0 if held else SENTINELS
             told = (held, 0) if held else (extra_ids,)
         super().__init__(path, extra_ids, content)
+        self.sentinels = held + extra_ids  # in all
         self._content = content
         self._pieces = _load_pieces(path, model, extra_ids)
         self._size = self._pieces.GetPieceSize()

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpt_jax.config import T5Config
 from mpt_jax.data import tokenizer_files
-from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, load_vocabulary
+from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, SentencePieceVocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import huggingface_keys, names, safetensors, torch_file
 from mpt_jax.model.formats.arrays import FLOAT_TYPES, LazyArray, listed
@@ -212,7 +212,7 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
 
 
 def _write_tokenizer(folder: str, vocabulary: str) -> None:
-    """Copies a tokenizer and tells transformers how many sentinels it is to add."""
+    """Copies a tokenizer and tells transformers its sentinels: those that a SentencePiece model lacks, or all of a tokenizer.json."""
     if vocabulary == BYTES:
         return _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": BYTE_SENTINELS})
     if not is_remote(vocabulary):
@@ -220,9 +220,10 @@ def _write_tokenizer(folder: str, vocabulary: str) -> None:
     converted = os.path.basename(vocabulary) == "tokenizer.json"
     dest = os.path.join(folder, "tokenizer.json" if converted else "spiece.model")
     copy_file(vocabulary, dest)
-    sentinels = load_vocabulary(dest).extra_ids
-    settings = {"tokenizer_class": "T5TokenizerFast"} if converted else {"tokenizer_class": "T5Tokenizer", "extra_ids": sentinels}
-    _write_json(folder, "tokenizer_config.json", settings)
+    copied = load_vocabulary(dest)
+    assert isinstance(copied, SentencePieceVocabulary)
+    kind, sentinels = ("T5TokenizerFast", copied.sentinels) if converted else ("T5Tokenizer", copied.extra_ids)
+    _write_json(folder, "tokenizer_config.json", {"tokenizer_class": kind, "extra_ids": sentinels})
 
 
 def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:

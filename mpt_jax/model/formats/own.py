@@ -26,7 +26,7 @@ def read(folder: Folder) -> tuple[T5Config, dict[str, LazyArray]]:
     """Config and arrays by our names; nothing is read yet."""
     settings, where = folder.read_json("config.json"), folder.where("config.json")
     fields = {field.name for field in dataclasses.fields(T5Config)}
-    unknown = settings.keys() - fields - {"vocabulary"}
+    unknown = settings.keys() - fields
     if unknown:
         raise UserError(f"{where} has unknown fields: {listed(map(shown, unknown))}.")
     activations = settings.get("mlp_activations", ["gelu", "linear"])
@@ -45,7 +45,7 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
     safetensors.write(os.path.join(folder, WEIGHTS), ordered)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         fields = dataclasses.asdict(config)
-        del fields["dtype"], fields["remat"]  # of computation: chosen where it is used
+        del fields["dtype"], fields["remat"], fields["attention"]  # of computation: chosen where it is used
         json.dump(fields, file, indent=2)
         file.write("\n")
     if vocabulary and vocabulary != "bytes":

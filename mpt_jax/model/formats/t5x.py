@@ -108,7 +108,7 @@ def _array_name(folder: Folder, path: str, row: Mapping[str, Any]) -> str:
 
 def _checked_name(folder: Folder, path: str, name: Any) -> str:
     """The name of an array's folder inside the checkpoint. UserError for what is none, or leads outside."""
-    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\0" in name:
+    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or not name.isprintable():
         raise UserError(f"{folder.path}: {path} lies in {shown(name)}, which is not the name of a folder of the checkpoint.")
     return name
 
