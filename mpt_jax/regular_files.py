@@ -3,6 +3,7 @@
 A pipe would wait for its writer for ever and a device may never end, so only regular files (or links to them) are opened.
 """
 
+import io
 import json
 import os
 import reprlib
@@ -43,24 +44,37 @@ def check_regular(path: str | os.PathLike) -> int:
     return found.st_size
 
 
+class _Regular(io.FileIO):
+    """A file whose disk may fail: reading then raises UserError."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {_reason(error)}.") from error
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {_reason(error)}.") from error
+
+
 def open_regular(path: str | os.PathLike, unbuffered: bool = False) -> BinaryIO:
-    """A regular file opened for reading bytes. UserError as check_regular, or if it may not be read."""
+    """A regular file opened for reading bytes. UserError as check_regular, or if it may not be read; reading raises it, too."""
     check_regular(path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        file = _Regular(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
-    return os.fdopen(handle, "rb", buffering=0 if unbuffered else -1)
+    return file if unbuffered else io.BufferedReader(file)  # type: ignore[return-value]
 
 
 def read_regular(path: str | os.PathLike, most_bytes: int) -> bytes:
     """The content of a regular file. UserError as open_regular, or if it holds more than so many bytes."""
     with open_regular(path) as file:
-        try:
-            size = os.fstat(file.fileno()).st_size or most_bytes  # 0 is also what the kernel's own files say
-            content = file.read(min(size, most_bytes) + 1)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
+        size = os.fstat(file.fileno()).st_size or most_bytes  # 0 is also what the kernel's own files say
+        content = file.read(min(size, most_bytes) + 1)
     if len(content) > most_bytes:
         raise UserError(f"{path} holds {size:,} bytes; a file of this kind has at most {most_bytes:,}.")
     return content

@@ -60,6 +60,7 @@ def test_regular_files(tmp_path):
     refused(lambda: read_regular("/dev/zero", 4), "/dev/zero is a device")
     refused(lambda: read_regular(tmp_path, 4), "is a folder")
     refused(lambda: read_regular("a\0b", 4), "cannot be read")
+    refused(lambda: read_regular("/proc/self/mem", 10), "/proc/self/mem cannot be read: Input/output error")
     assert read_regular("/proc/self/stat", 10_000)  # of no size, says the kernel
     refused(lambda: read_regular("/proc/self/maps", 10), "at most 10")
 

@@ -103,6 +103,7 @@ def test_seqio_gets_a_model_file(tmp_path, monkeypatch):
         ({"dropout": 0.1}, "says .'dropout'., which is not known here"),
         ({"model": {"vocab": [["<pad>", 0.0]]}}, "has 1 pieces; padding, end of sequence and unknown are the first three"),
         ({"model": {"vocab": []}}, "has 0 pieces"),
+        ({"model": {"vocab": [["</s>", 0.0], ["<pad>", 0.0], ["<unk>", 0.0]]}}, "begins with .'</s>', '<pad>', '<unk>'.; T5's with"),
         ({"model": {"vocab": [["a", float("nan")]] * 3}}, "not a list of pieces with their scores"),
         ({"model": {"vocab": [["a", "1"]] * 3}}, "not a list of pieces with their scores"),
         ({"model": {"vocab": [["a"]] * 3}}, "not a list of pieces with their scores"),

@@ -25,7 +25,7 @@ UNK_ID = 2
 BYTES = "bytes"
 SENTINELS = 100  # T5: 32,000 pieces + 100 <extra_id_*>
 BYTE_SENTINELS = 125  # ByT5: 3 special + 256 bytes + 125 = 384
-MOST_BYTES = 64 * 2**20  # of a SentencePiece model; mT5's has 4 MB
+MOST_BYTES = 16 * 2**20  # of a SentencePiece model; mT5's has 4 MB
 MOST_EXTRA_IDS = 100_000
 SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")
 _USER_DEFINED = 4  # sentencepiece_model.proto: ModelProto.SentencePiece.Type

@@ -1,6 +1,7 @@
 """Frozen backbones by name or folder: configuration, weights by T5X's names, vocabulary, fingerprint."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,9 +49,9 @@ class Backbone:
 
 def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
     """Folder of a shipped backbone's name, or the path itself. Raises UserError if there is neither, in the words of who gave it."""
-    if is_remote(name) or Path(name).exists():
+    if name and (is_remote(name) or os.path.exists(name)):
         return name
-    if (SHIPPED / name).is_dir():
+    if name and os.path.isdir(SHIPPED / name):
         return str(SHIPPED / name)
     known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
     raise UserError(f"{given_as} {name!r} is neither a shipped backbone ({known}) nor a folder.")

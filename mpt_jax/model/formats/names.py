@@ -156,6 +156,8 @@ SIZES = (
     "relative_attention_max_distance",
 )  # fmt: skip
 
+KINDS = {"name": str, "logits_via_embedding": bool, "dropout_rate": float, "dtype": str, "remat": str, "attention": str}
+
 
 def make_config(fields: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None) -> T5Config:
     """The T5Config of a file's settings by T5Config's names. Raises UserError for what makes no T5; `called`: the file's own names."""
@@ -164,6 +166,10 @@ def make_config(fields: Mapping[str, Any], where: str, called: Mapping[str, str]
         value = fields.get(name, 1)
         if type(value) is not int or not 1 <= value < 2**31:
             raise UserError(f"{where}: {called.get(name, name)} = {shown(value)}; it takes a whole number from 1 to {2**31 - 1:,}.")
+    for name, kind in KINDS.items():
+        value = fields.get(name, kind())
+        if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise UserError(f"{where}: {called.get(name, name)} = {shown(value)}; it takes a value of type {kind.__name__}.")
     epsilon = fields.get("layer_norm_epsilon", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
         raise UserError(f"{where}: layer_norm_epsilon = {shown(epsilon)}; it takes a number from 0 to 1.")
