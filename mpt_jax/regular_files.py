@@ -1,6 +1,6 @@
 """Files that a user names, read whole and within bounds.
 
-A pipe would wait for its writer for ever and a device may never end, so only regular files (or links to them) are opened.
+A pipe would wait forever for its writer and a device may never end, so only regular files (or links to them) are opened.
 """
 
 import io

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 SECONDS = 2.0  # of CPU, a read may take
-MEMORY = 2**30  # bytes, a read may take beside what the sound one took
+MEMORY = 2**30  # bytes, a read may take more than the sound one
 START, SILENCE = 120.0, 20.0  # seconds without a result, the first one or another, after which a read counts as hanging
 ALLOWED = ("read", "refused")
 
@@ -357,12 +357,12 @@ def hunt(module: str, names: Iterable[str], seed: int, count: int, folder: Path,
         with errors.open("w") as log, subprocess.Popen(arguments, stdout=log, stderr=log, env=environment) as process:
             hangs = _watch(process, results, silence)
         rows = [json.loads(line) for line in results.read_text().splitlines()]
-        told = errors.read_text()[-600:]
+        said = errors.read_text()[-600:]
         if not rows:
-            raise AssertionError(f"the sound samples are not read: {told}")
+            raise AssertionError(f"the sound samples are not read: {said}")
         outcomes += [Outcome(*row) for row in rows if len(row) > 3]
         if len(rows[-1]) == 3:
-            outcomes.append(Outcome(*rows[-1], "hangs" if hangs else f"the process ended with {process.returncode}", told, 0.0))
+            outcomes.append(Outcome(*rows[-1], "hangs" if hangs else f"the process ended with {process.returncode}", said, 0.0))
         jobs = jobs[jobs.index(tuple(rows[-1][:2])) + 1 :]
         shutil.rmtree(work)
     return outcomes

@@ -147,17 +147,17 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_one(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
     left = Path(process.stdout.readline().strip())
     assert (left / "x").exists() and left.parent == tmp_path
-    folder_writer.write_folder(str(tmp_path / "beside"), lambda folder: None)
+    folder_writer.write_folder(str(tmp_path / "other"), lambda folder: None)
     folder_writer.write_files({str(tmp_path / "out.npy"): lambda file: None})
     assert left.exists()  # of another output, and of a living process
     process.kill()
     process.wait()
     time.sleep(0.05)
     folder_writer.write_folder(str(tmp_path / "out"), lambda folder: None)
-    assert sorted(os.listdir(tmp_path)) == ["beside", "out", "out.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["other", "out", "out.npy"]
 
 
-def test_two_formats_of_one_name_lie_beside_each_other(sources, tmp_path):
+def test_two_formats_of_one_name_do_not_collide(sources, tmp_path):
     for to in ("npz", "npy"):
         convert(sources[to], to, str(tmp_path / "x"))
     assert sorted(os.listdir(tmp_path)) == ["x.npy", "x.npy.md", "x.npz", "x.npz.md"]

@@ -137,7 +137,7 @@ def test_adapters_that_say_something_else(changes, message, tmp_path):
     refused(lambda: prompts.read(tmp_path / "x"), message)
 
 
-def test_weights_that_an_adapter_brings_beside_its_prompt_are_not_dropped(tmp_path):
+def test_weights_that_an_adapter_brings_with_its_prompt_are_not_dropped(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1}')
     weights = {name: formats.in_memory(np.ones((2, 3), np.float32)) for name in ("prompt_embeddings", "base_model.lm_head.weight")}
     safetensors.write(str(tmp_path / "adapter_model.safetensors"), weights)

@@ -1,4 +1,4 @@
-"""Tokens and options beside a vocabulary: the same ids as the tokenizer, or an error that names the tokens."""
+"""Tokens and options around a vocabulary: the same ids as the tokenizer, or an error that names the tokens."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def size() -> int:
         ("added_tokens.json", {"{": 220}),
     ],
 )
-def test_added_tokens_beside_a_model_are_named(name, content, pieces):
+def test_added_tokens_around_a_model_are_named(name, content, pieces):
     (pieces / name).write_text(json.dumps(content))
     for path in (pieces, pieces / "spiece.model"):
         with pytest.raises(UserError, match=f"{name} adds the tokens '{{', which are not read here"):
@@ -53,7 +53,7 @@ def test_added_tokens_in_a_tokenizer_json(tmp_path):
         load_vocabulary(tmp_path)
 
 
-def test_a_tokenizer_json_beside_the_model_that_adds_tokens(pieces):
+def test_a_tokenizer_json_next_to_the_model_that_adds_tokens(pieces):
     convert(piece_file(), pieces, 100, added_tokens=[*SPECIAL, TOKEN])
     with pytest.raises(UserError, match="tokenizer.json adds the tokens '{'"):
         load_vocabulary(pieces)

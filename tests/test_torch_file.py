@@ -16,11 +16,11 @@ PAIRS = b")" + b"q\x00h\x00\x86" * 60  # a tuple of twice the same tuple, 60 dee
 DICTS = b"}q\x00" + b"".join(b"}(" + torch_like.text("a") + b"h\x00" + torch_like.text("b") + b"h\x00uq\x00" for _ in range(60))
 FULL = (2, 3)
 PROGRAMS = {
-    "a key that takes for ever to hash": (b"\x80\x02}" + PAIRS + b"K\x01s.", "other keys than texts"),
+    "a key that takes forever to hash": (b"\x80\x02}" + PAIRS + b"K\x01s.", "other keys than texts"),
     "pairs for an ordered dict": (b"\x80\x02ccollections\nOrderedDict\n]" + PAIRS + b"K\x01\x86a\x85R.", "calls collections OrderedDict"),
-    "a storage that takes for ever to print": (b"\x80\x02" + PAIRS + b"Q.", "refers to 'tuple'"),
-    "arguments that take for ever to print": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + PAIRS + b"R.", "refused"),
-    "dicts that take for ever to walk": (b"\x80\x02" + DICTS + b".", "holds no tensors"),
+    "a storage that takes forever to print": (b"\x80\x02" + PAIRS + b"Q.", "refers to 'tuple'"),
+    "arguments that take forever to print": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + PAIRS + b"R.", "refused"),
+    "dicts that take forever to walk": (b"\x80\x02" + DICTS + b".", "holds no tensors"),
     "millions of opcodes": (b"\x80\x02" + b"K\x01" * 3_000_000 + b".", "more than 300000 opcodes"),
     "marks without end": (b"\x80\x02" + b"(" * 140_000 + b"t" * 140_000 + b".", "holds a tuple"),
     "a number of a million digits": (b"\x80\x02}\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"K\x01s.", "holds no tensors"),

@@ -60,7 +60,7 @@ def test_a_missing_chunk_is_found_whatever_lies_there(stray, tmp_path, sound):
     refused(lambda: load(folder), rf"{EMBEDDING} lacks 1 of its 1 chunk files \(0.0\)")
 
 
-def test_files_beside_the_chunks_do_no_harm(tmp_path, sound):
+def test_files_among_the_chunks_do_no_harm(tmp_path, sound):
     folder = shutil.copytree(sound / "t5x", tmp_path / "t5x")
     (folder / EMBEDDING / ".DS_Store").write_bytes(b"x")
     load(folder)
@@ -107,3 +107,19 @@ def test_a_chunk_that_unpacks_to_gigabytes(tmp_path, sound):
     packed = gzip.compress(bytes(2**20))
     (folder / EMBEDDING / "0.0").write_bytes(packed * 500)  # members of one gzip file follow one another
     refused(lambda: load(folder), f"{EMBEDDING} is damaged")
+
+
+def test_each_flipped_bit_of_a_chunk_is_found(tmp_path, sound):
+    """T5X packs chunks with gzip, which keeps a check sum."""
+    folder = shutil.copytree(sound / "t5x", tmp_path / "t5x")
+    chunk, wanted = folder / EMBEDDING / "0.0", zarr.read(str(folder), [EMBEDDING])[EMBEDDING].load()
+    whole, refused_bits = chunk.read_bytes(), 0
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 60):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        chunk.write_bytes(data)
+        try:
+            np.testing.assert_array_equal(zarr.read(str(folder), [EMBEDDING])[EMBEDDING].load(), wanted)
+        except UserError:
+            refused_bits += 1
+    assert refused_bits > 55

@@ -17,7 +17,7 @@ def check_free(dest: str) -> None:
 
 
 def write_folder(dest: str, write: Callable[[str], None]) -> list[str]:
-    """Runs write(folder) on a temporary folder beside dest and renames it to dest. Returns the written files.
+    """Runs write(folder) on a temporary folder next to dest and renames it to dest. Returns the written files.
 
     Raises UserError if dest exists and is not an empty folder, or cannot be written.
     """
@@ -65,7 +65,7 @@ def _check_name(dest: str) -> None:
 
 @contextlib.contextmanager
 def _temporary(dest: str) -> Iterator[str]:
-    """A new folder beside dest, gone afterwards. What killed processes of this machine left for dest goes, too."""
+    """A new folder next to dest, gone afterwards. What killed processes of this machine left for dest goes, too."""
     parent, name = os.path.split(dest)
     os.makedirs(parent, exist_ok=True)
     mark = f"{name}.tmp-{platform.node()}-"

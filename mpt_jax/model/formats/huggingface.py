@@ -216,7 +216,7 @@ def _write_tokenizer(folder: str, vocabulary: str) -> None:
     if vocabulary == BYTES:
         return _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": BYTE_SENTINELS})
     if not is_remote(vocabulary):
-        load_vocabulary(vocabulary)  # what its own folder says beside it
+        load_vocabulary(vocabulary)  # refuses what the copy alone would lose
     converted = os.path.basename(vocabulary) == "tokenizer.json"
     dest = os.path.join(folder, "tokenizer.json" if converted else "spiece.model")
     copy_file(vocabulary, dest)
@@ -235,8 +235,8 @@ def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
 def vocabulary(folder: Folder) -> str | None:
     """Where the tokenizer of a folder is: a SentencePiece model, a tokenizer.json, or 'bytes'; None if it has
     none."""
-    told = next((name for name in ("tokenizer_config.json", "config.json") if folder.exists(name)), None)
-    if told and tokenizer_files.is_bytes(folder.read_json(told)):
+    named_in = next((name for name in ("tokenizer_config.json", "config.json") if folder.exists(name)), None)
+    if named_in and tokenizer_files.is_bytes(folder.read_json(named_in)):
         tokenizer_files.check_bytes(lambda name: folder.read_json(name) if folder.exists(name) else {}, folder.path)
         return BYTES
     for name in ("spiece.model", "sentencepiece.model", "tokenizer.json"):

@@ -60,7 +60,7 @@ def file_name(task: str) -> str:
 
 
 def _write_file(dest: str, suffix: str, prompts: PromptFile, save: Callable[[BinaryIO, PromptFile], None]) -> list[str]:
-    """Writes DEST (with its suffix) and the card beside it."""
+    """Writes DEST (with its suffix) and its card."""
     path = dest if dest.endswith(suffix) else dest + suffix
     text = card(suffix[1:], prompts).encode()
     return write_files({path: lambda file: save(file, prompts), f"{path}.md": lambda file: file.write(text)})

@@ -203,15 +203,15 @@ def _texts(array: np.ndarray, path: str) -> list[str]:
 
 def _metadata(text: str, where: str) -> dict[str, Any]:
     """What the JSON in a file written here tells of its prompts. Raises UserError where that is not what is written here."""
-    told = parse_json(text, where)
-    told = told if isinstance(told, dict) else {"runs": None}
-    runs, backbone = told.get("runs", []), told.get("backbone", {})
+    metadata = parse_json(text, where)
+    metadata = metadata if isinstance(metadata, dict) else {"runs": None}
+    runs, backbone = metadata.get("runs", []), metadata.get("backbone", {})
     right = isinstance(runs, list) and all(isinstance(run, dict) and isinstance(run.get("scores", {}), dict) for run in runs)
     right = right and all(isinstance(score, int | float) for run in runs for score in run.get("scores", {}).values())
     right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key, ""), str) for key in ("name", "fingerprint"))
-    if not right or not isinstance(told.get("source", ""), str):
+    if not right or not isinstance(metadata.get("source", ""), str):
         raise UserError(f"{where} is damaged: its runs or its backbone are not described as mpt_jax does.")
-    return told
+    return metadata
 
 
 def _task_names(names: Any, where: str) -> tuple[str, ...]:
@@ -226,7 +226,7 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
     where, kind = folder.where("adapter_config.json"), settings.get("peft_type")
     if kind not in (SINGLE, MULTITASK):
         raise UserError(f"{where}: peft_type {shown(kind)} is not a prompt; {SINGLE} and {MULTITASK} are.")
-    weights, told = _adapter_weights(folder)
+    weights, described = _adapter_weights(folder)
     unknown = weights.keys() - {"prompt_embeddings", *(FACTORS if kind == MULTITASK else ())}
     if unknown:
         raise UserError(f"{folder.path} also holds {listed(unknown)}, weights that a prompt alone does not have (modules_to_save?).")
@@ -242,7 +242,7 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
             f"{(length * parts, width)} (num_virtual_tokens x num_transformer_submodules, token_dim)."
         )
     base = settings.get("base_model_name_or_path")
-    metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **told, "source": folder.path}
+    metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **described, "source": folder.path}
     names = settings.get("task_names") or metadata.pop("task_names", None)
     metadata.pop("task_names", None)
     if kind == SINGLE:  # PEFT's forward and generate both use the encoder's part alone

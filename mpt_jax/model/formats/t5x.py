@@ -128,14 +128,14 @@ def read_orbax(folder: Folder) -> dict[str, LazyArray]:
     """All parameters of an Orbax checkpoint (T5X's layout, or a plain tree of parameters) by our names."""
     inner = orbax_folder(folder)
     if inner is None or not inner.exists("_METADATA"):
-        raise UserError(f"{folder.path} is no Orbax checkpoint of a tree: it has no _METADATA file.")
+        raise UserError(f"{folder.path} is not an Orbax checkpoint of a tree: it has no _METADATA file.")
     metadata = inner.read_json("_METADATA")
     rows = _orbax_rows(inner, metadata.get("tree_metadata"))
     root = next((root for root in ROOTS if any(path.startswith(root) for path in rows)), "")
     names = {}
     for path, row in rows.items():
-        told = row.get("value_metadata")
-        if path.startswith(root) and not (isinstance(told, Mapping) and told.get("skip_deserialize")):
+        facts = row.get("value_metadata")
+        if path.startswith(root) and not (isinstance(facts, Mapping) and facts.get("skip_deserialize")):
             names[path[len(root) :]] = _checked_name(inner, path, path.replace("/", "."))
     stored = zarr.read(inner.path, set(names.values()), inner.exists("manifest.ocdbt"), bool(metadata.get("use_zarr3")))
     return {path: stored[name] for path, name in names.items()}

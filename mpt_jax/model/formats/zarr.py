@@ -67,7 +67,7 @@ def _store(folder: str, ocdbt: bool) -> dict:
 
 
 def folder_bytes(path: str) -> int:
-    """Bytes of all files in a local folder. Raises UserError for what is neither file nor folder: opening it could wait for ever."""
+    """Bytes of all files in a local folder. Raises UserError for what is neither file nor folder: opening it could wait forever."""
     total = 0
     for root, _, files in os.walk(path):
         total += sum(check_regular(os.path.join(root, name)) for name in files)
