@@ -12,7 +12,7 @@ from fixture_folders import random_params
 from hostile import SMALL, load, refused, write_sound
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats import t5x
+from mpt_jax.model.formats import t5x, zarr
 from mpt_jax.model.formats.arrays import unflatten
 
 
