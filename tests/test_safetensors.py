@@ -52,6 +52,11 @@ def test_headers_of_safetensors_files(header, message, tmp_path):
     refused(lambda: safetensors.read(Folder(tmp_path), "x.safetensors"), message)
 
 
+def test_more_arrays_than_a_model_has(tmp_path):
+    write_header(tmp_path / "x.safetensors", {f"a{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(60_000)})
+    refused(lambda: safetensors.read(Folder(tmp_path), "x.safetensors"), "names 60,000 arrays; at most 50,000 are read")
+
+
 def test_bytes_after_the_last_array(tmp_path):
     write_header(tmp_path / "x.safetensors", {"a": entry()}, b"\0" * 5)
     refused(lambda: safetensors.read(Folder(tmp_path), "x.safetensors"), "x.safetensors is damaged: its header promises")

@@ -109,6 +109,17 @@ def test_a_chunk_that_unpacks_to_gigabytes(tmp_path, sound):
     refused(lambda: load(folder), f"{EMBEDDING} is damaged")
 
 
+@pytest.mark.parametrize(
+    "kind, name",
+    [("t5x", f"{EMBEDDING}/0.0"), ("t5x", f"{EMBEDDING}/.zarray"), ("t5x", f"{EMBEDDING}/stray"), ("orbax", "state/manifest.ocdbt")],
+)
+def test_a_file_of_a_terabyte_is_not_read(kind, name, tmp_path, sound):
+    path = shutil.copytree(sound / kind, tmp_path / kind) / name
+    path.touch()
+    os.truncate(path, 2**40)
+    refused(lambda: load(tmp_path / kind), "has 1,099,511,627,776 bytes; ")
+
+
 def test_each_flipped_bit_of_a_chunk_is_found(tmp_path, sound):
     """T5X packs chunks with gzip, which keeps a check sum."""
     folder = shutil.copytree(sound / "t5x", tmp_path / "t5x")
