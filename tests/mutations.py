@@ -1,4 +1,4 @@
-"""Damages files in many ways and reads them: a reader may succeed or raise UserError, in little time and memory, and nothing else.
+"""Damages files in many ways and reads them: a reader may succeed or refuse (UserError), in little time and memory, and nothing else.
 
 A `Reader` writes a sound sample into a folder and reads it. `hunt` makes mutation number n of it from (seed, reader, n) alone, so
 what it tells can be made again. Readers run in a process of their own (this file, as a command): a library that aborts, a
@@ -27,8 +27,7 @@ SECONDS = 2.0  # of CPU, a read may take
 MEMORY = 2**30  # bytes, a read may take more than the sound one
 START, SILENCE = 120.0, 20.0  # seconds without a result, the first one or another, after which a read counts as hanging
 ALLOWED = ("read", "refused")
-
-Files = dict[str, bytes]
+REFUSALS = ("UserError", "TaskError")  # classes that a reader may raise: mpt_jax/errors.py, tasks/errors.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,8 +319,6 @@ class _Sample:
 
 def _work(module: str, seed: int, jobs: Sequence[tuple[str, int]], folder: Path, results: Path) -> None:
     """Reads the sound samples, then each mutation; writes a line before and after each."""
-    from mpt_jax.errors import UserError
-
     readers = importlib.import_module(module).READERS
     samples = {name: _Sample(readers[name], folder / name) for name in dict.fromkeys(name for name, _ in jobs)}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -333,13 +330,18 @@ def _work(module: str, seed: int, jobs: Sequence[tuple[str, int]], folder: Path,
             start, result, detail = time.process_time(), "read", ""
             try:
                 readers[name].read(samples[name].copy)
-            except UserError as error:
-                result, detail = "refused" if "\n" not in str(error) else "a message of several lines", str(error)
             except BaseException as error:  # whatever it is: it is what is looked for
-                result, detail = type(error).__name__, str(error)[:500]
+                result, detail = _named(error), str(error)[:500]
             seconds = time.process_time() - start
             result = "slow" if seconds > SECONDS and result in ALLOWED else result
             out.write(json.dumps([name, number, what, result, detail, seconds]) + "\n")
+
+
+def _named(error: BaseException) -> str:
+    """The result that an exception is."""
+    if not any(kind.__name__ in REFUSALS for kind in type(error).__mro__):
+        return type(error).__name__
+    return "a message of several lines" if "\n" in str(error) else "refused"
 
 
 def hunt(module: str, names: Iterable[str], seed: int, count: int, folder: Path, silence: float = SILENCE) -> list[Outcome]:
