@@ -86,7 +86,7 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
 
 def _resolve(source: str, given_as: str) -> str:
     """A path as it is; the name of a shipped backbone as its folder."""
-    if is_remote(source) or os.path.exists(source):
+    if source and (is_remote(source) or os.path.exists(source)):
         return source
     from mpt_jax.model.backbone import backbone_folder
 

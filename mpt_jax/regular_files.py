@@ -1,8 +1,9 @@
 """Files that a user names, read whole and within bounds.
 
-A pipe would wait for its writer for ever and a device may never end, so only regular files (or links to them) are opened.
+A pipe would wait forever for its writer and a device may never end, so only regular files (or links to them) are opened.
 """
 
+import io
 import json
 import os
 import reprlib
@@ -11,7 +12,8 @@ from typing import Any, BinaryIO
 
 from mpt_jax.errors import UserError
 
-MOST_JSON_BYTES = 16 * 2**20  # of a settings file or an index; parsed, the worst JSON takes some 20 times as much
+MOST_JSON_BYTES = 16 * 2**20  # of a settings file or an index
+MOST_BRACKETS = 1_000_000  # of a JSON text: each makes an object of some 60 bytes. mT5's tokenizer.json has 250,000
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -22,7 +24,8 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
 def shown(value: Any) -> str:
     """repr() of a value from a file for a message: on one line, never long, whatever the value is."""
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
+        return text if len(text) <= 300 else text[:300] + "..."
     except ValueError:  # an integer of more digits than Python writes
         return f"a value of type {type(value).__name__}"
 
@@ -41,24 +44,37 @@ def check_regular(path: str | os.PathLike) -> int:
     return found.st_size
 
 
+class _Regular(io.FileIO):
+    """A file whose disk may fail: reading then raises UserError."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {_reason(error)}.") from error
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {_reason(error)}.") from error
+
+
 def open_regular(path: str | os.PathLike, unbuffered: bool = False) -> BinaryIO:
-    """A regular file opened for reading bytes. UserError as check_regular, or if it may not be read."""
+    """A regular file opened for reading bytes. UserError as check_regular, or if it may not be read; reading raises it, too."""
     check_regular(path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        file = _Regular(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
-    return os.fdopen(handle, "rb", buffering=0 if unbuffered else -1)
+    return file if unbuffered else io.BufferedReader(file)  # type: ignore[return-value]
 
 
 def read_regular(path: str | os.PathLike, most_bytes: int) -> bytes:
     """The content of a regular file. UserError as open_regular, or if it holds more than so many bytes."""
     with open_regular(path) as file:
-        try:
-            size = os.fstat(file.fileno()).st_size or most_bytes  # 0 is also what the kernel's own files say
-            content = file.read(min(size, most_bytes) + 1)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
+        size = os.fstat(file.fileno()).st_size or most_bytes  # 0 is also what the kernel's own files say
+        content = file.read(min(size, most_bytes) + 1)
     if len(content) > most_bytes:
         raise UserError(f"{path} holds {size:,} bytes; a file of this kind has at most {most_bytes:,}.")
     return content
@@ -66,12 +82,18 @@ def read_regular(path: str | os.PathLike, most_bytes: int) -> bytes:
 
 def parse_json(content: bytes | str, where: str) -> Any:
     """The value of a JSON text. UserError naming `where` if it is none, not UTF-8, or nested too deeply."""
+    brackets = content.count(b"[") + content.count(b"{") if isinstance(content, bytes) else content.count("[") + content.count("{")
+    if brackets > MOST_BRACKETS:
+        raise UserError(
+            f"{where} is not JSON that is read here: it holds {brackets:,} lists and objects, at most {MOST_BRACKETS:,} are read."
+        )
     try:
         return json.loads(content)
     except RecursionError as error:
-        raise UserError(f"{where} is no JSON that can be read: it is nested too deeply.") from error
+        raise UserError(f"{where} is not JSON that is read here: it is nested too deeply.") from error
     except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}. Copy or write it again.") from error
+        reason = "a number has too many digits" if "set_int_max_str_digits" in str(error) else error
+        raise UserError(f"{where} is not JSON: {reason}. Copy or write it again.") from error
 
 
 def _reason(error: Exception) -> str:

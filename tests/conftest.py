@@ -1,5 +1,6 @@
 """What tests share."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -30,3 +31,28 @@ def compiled_once(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def forbidden():
+    """Makes a path unreadable meanwhile, for root too."""
+
+    @contextlib.contextmanager
+    def forbid(path):
+        mode, user = path.stat().st_mode, os.geteuid()
+        parents = [(parent, parent.stat().st_mode) for parent in path.parents if parent.stat().st_uid == user and parent != parent.parent]
+        if user == 0:
+            for parent, parent_mode in parents:
+                os.chmod(parent, parent_mode | 0o555)
+        os.chmod(path, 0)
+        if user == 0:
+            os.seteuid(65_534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+            os.chmod(path, mode)
+            for parent, parent_mode in parents:
+                os.chmod(parent, parent_mode)
+
+    return forbid

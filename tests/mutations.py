@@ -1,4 +1,4 @@
-"""Damages files in many ways and reads them: a reader may succeed or raise UserError, in little time and memory, and nothing else.
+"""Damages files in many ways and reads them: a reader may succeed or refuse (UserError), in little time and memory, and nothing else.
 
 A `Reader` writes a sound sample into a folder and reads it. `hunt` makes mutation number n of it from (seed, reader, n) alone, so
 what it tells can be made again. Readers run in a process of their own (this file, as a command): a library that aborts, a
@@ -24,11 +24,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 SECONDS = 2.0  # of CPU, a read may take
-MEMORY = 2**30  # bytes, a read may take beside what the sound one took
+MEMORY = 2**30  # bytes, a read may take more than the sound one
 START, SILENCE = 120.0, 20.0  # seconds without a result, the first one or another, after which a read counts as hanging
 ALLOWED = ("read", "refused")
-
-Files = dict[str, bytes]
+REFUSALS = ("UserError", "TaskError")  # classes that a reader may raise: mpt_jax/errors.py, tasks/errors.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,9 @@ def _splice(data: bytes, rng: random.Random) -> bytes:
 
 
 def _noise(data: bytes, rng: random.Random) -> bytes:
-    return rng.choice([b"", b"\0" * len(data), rng.randbytes(len(data)), data[:8] + rng.randbytes(len(data)), b"\xff\xfe" + data, b"{}", b"[]", b"null"])
+    return rng.choice(
+        [b"", b"\0" * len(data), rng.randbytes(len(data)), data[:8] + rng.randbytes(len(data)), b"\xff\xfe" + data, b"{}", b"[]", b"null"]
+    )
 
 
 def _lines(data: bytes, rng: random.Random) -> bytes | None:
@@ -98,7 +99,18 @@ def _lines(data: bytes, rng: random.Random) -> bytes | None:
         return None
     place = rng.randrange(len(lines))
     lines[place] = rng.choice(
-        [b"", lines[place] * 2, lines[place][: len(lines[place]) // 2], b'"', b"\xe9\xff", b"\0", b"x" * 300_000, b"\xed\xa0\x80", b"[" * 5000, b"{" + lines[place]]
+        [
+            b"",
+            lines[place] * 2,
+            lines[place][: len(lines[place]) // 2],
+            b'"',
+            b"\xe9\xff",
+            b"\0",
+            b"x" * 300_000,
+            b"\xed\xa0\x80",
+            b"[" * 5000,
+            b"{" + lines[place],
+        ]
     )
     return rng.choice([b"\n", b"\r\n", b"\r"]).join(lines) if rng.random() < 0.3 else b"\n".join(lines)
 
@@ -106,7 +118,31 @@ def _lines(data: bytes, rng: random.Random) -> bytes | None:
 # ---- changes of what bytes mean
 
 
-WRONG = (None, True, [], {}, "", "x", -1, 0, 1, 2**31, 10**6, 10**30, 1.5, float("nan"), float("inf"), 1e308, [[]], {"x": 1}, "\ud800", "a\nb", "../x", [1, 2, 3], ["x"])
+WRONG = (
+    None,
+    True,
+    [],
+    {},
+    "",
+    "x",
+    -1,
+    0,
+    1,
+    2**31,
+    10**6,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    1e308,
+    [[]],
+    {"x": 1},
+    "\ud800",
+    "a\nb",
+    "../x",
+    [1, 2, 3],
+    ["x"],
+)
 RAW = ("1" + "0" * 5000, "[" * 3000 + "]" * 3000, '{"a":' * 3000 + "1" + "}" * 3000)  # more than Python's reader of JSON takes
 
 
@@ -283,8 +319,6 @@ class _Sample:
 
 def _work(module: str, seed: int, jobs: Sequence[tuple[str, int]], folder: Path, results: Path) -> None:
     """Reads the sound samples, then each mutation; writes a line before and after each."""
-    from mpt_jax.errors import UserError
-
     readers = importlib.import_module(module).READERS
     samples = {name: _Sample(readers[name], folder / name) for name in dict.fromkeys(name for name, _ in jobs)}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -296,13 +330,18 @@ def _work(module: str, seed: int, jobs: Sequence[tuple[str, int]], folder: Path,
             start, result, detail = time.process_time(), "read", ""
             try:
                 readers[name].read(samples[name].copy)
-            except UserError as error:
-                result, detail = "refused" if "\n" not in str(error) else "a message of several lines", str(error)
             except BaseException as error:  # whatever it is: it is what is looked for
-                result, detail = type(error).__name__, str(error)[:500]
+                result, detail = _named(error), str(error)[:500]
             seconds = time.process_time() - start
             result = "slow" if seconds > SECONDS and result in ALLOWED else result
             out.write(json.dumps([name, number, what, result, detail, seconds]) + "\n")
+
+
+def _named(error: BaseException) -> str:
+    """The result that an exception is."""
+    if not any(kind.__name__ in REFUSALS for kind in type(error).__mro__):
+        return type(error).__name__
+    return "a message of several lines" if "\n" in str(error) else "refused"
 
 
 def hunt(module: str, names: Iterable[str], seed: int, count: int, folder: Path, silence: float = SILENCE) -> list[Outcome]:
@@ -320,12 +359,12 @@ def hunt(module: str, names: Iterable[str], seed: int, count: int, folder: Path,
         with errors.open("w") as log, subprocess.Popen(arguments, stdout=log, stderr=log, env=environment) as process:
             hangs = _watch(process, results, silence)
         rows = [json.loads(line) for line in results.read_text().splitlines()]
-        told = errors.read_text()[-600:]
+        said = errors.read_text()[-600:]
         if not rows:
-            raise AssertionError(f"the sound samples are not read: {told}")
+            raise AssertionError(f"the sound samples are not read: {said}")
         outcomes += [Outcome(*row) for row in rows if len(row) > 3]
         if len(rows[-1]) == 3:
-            outcomes.append(Outcome(*rows[-1], "hangs" if hangs else f"the process ended with {process.returncode}", told, 0.0))
+            outcomes.append(Outcome(*rows[-1], "hangs" if hangs else f"the process ended with {process.returncode}", said, 0.0))
         jobs = jobs[jobs.index(tuple(rows[-1][:2])) + 1 :]
         shutil.rmtree(work)
     return outcomes
@@ -347,7 +386,9 @@ def _watch(process: subprocess.Popen, results: Path, silence: float) -> bool:
 
 def report(outcomes: Sequence[Outcome], seed: int) -> str:
     """The mutations that did what they must not, and how to make them again."""
-    lines = [f"{o.reader} {o.number} (seed {seed}): {o.result}: {o.detail[:300]!r} after {o.change}" for o in outcomes if o.result not in ALLOWED]
+    lines = [
+        f"{o.reader} {o.number} (seed {seed}): {o.result}: {o.detail[:300]!r} after {o.change}" for o in outcomes if o.result not in ALLOWED
+    ]
     return "\n".join(lines)
 
 

@@ -59,14 +59,19 @@ def _msgpack(folder: Path) -> None:
 
     from mpt_jax.model.formats.arrays import unflatten
 
-    tree = {"optimizer": {"target": unflatten(random_params(SMALL).items()), "state": {"step": np.int32(3), "param_states": {"x": np.ones(3)}}}}
+    tree = {
+        "optimizer": {"target": unflatten(random_params(SMALL).items()), "state": {"step": np.int32(3), "param_states": {"x": np.ones(3)}}}
+    }
     (folder / "checkpoint_3").write_bytes(serialization.msgpack_serialize(tree))
 
 
 def _prompts() -> prompts.PromptFile:
     rng = np.random.default_rng(0)
     draw = [rng.normal(size=shape).astype(np.float32) for shape in ((1, 4, 6), (2, 4, 2), (2, 2, 6))]
-    metadata = {"backbone": {"name": "nano", "fingerprint": "0" * 16}, "runs": [{"task": task, "seed": 1, "scores": {"accuracy": 80.0}} for task in "ab"]}
+    metadata = {
+        "backbone": {"name": "nano", "fingerprint": "0" * 16},
+        "runs": [{"task": task, "seed": 1, "scores": {"accuracy": 80.0}} for task in "ab"],
+    }
     return prompts.PromptFile(*draw, np.zeros(2, np.int32), ("a", "b"), metadata)
 
 

@@ -1,15 +1,20 @@
 """Vocabularies: the same ids and texts as SeqIO's, checked at loading, no TensorFlow."""
 
+import os
 import random
 import subprocess
 import sys
 
 import pytest
 import sentencepiece
+from bounds import within_bounds
+from fixture_folders import TINY, random_params
+from test_tokenizer_json import convert
 from tiny_data import SENTENCES, byte_vocabulary, piece_file, shared_vocabulary_file
 
 from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.model import formats
 
 TEXTS = (
     *SENTENCES,
@@ -98,13 +103,85 @@ def test_special_ids_must_be_those_of_t5(tmp_path):
         load_vocabulary(tmp_path / "m.model", 0)
 
 
-def test_a_model_with_its_own_sentinels_needs_extra_ids_0(tmp_path):
-    theirs = seqio_vocabulary(load_vocabulary(piece_file()))
-    (tmp_path / "own.model").write_bytes(theirs.sp_model)
-    with pytest.raises(UserError, match="extra_ids = 0"):
-        load_vocabulary(tmp_path / "own.model")
-    own = load_vocabulary(tmp_path / "own.model", 0)
+@pytest.fixture(params=["tiny", "t5"])
+def with_sentinels(request, tmp_path):
+    """(the layout of T5X's cc_all.32000.100extra and of mT5's models: sentinels inside, the model without them)."""
+    plain = piece_file() if request.param == "tiny" else shared_vocabulary_file()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sentencepiece.model").write_bytes(seqio_vocabulary(load_vocabulary(plain)).sp_model)
+    return tmp_path / "own" / "sentencepiece.model", plain
+
+
+def test_a_model_that_holds_its_sentinels_is_taken_as_it_is(with_sentinels):
+    import seqio
+
+    path, plain = with_sentinels
+    own, wanted = load_vocabulary(path), load_vocabulary(plain)
+    assert own.extra_ids == 0 and own.size == wanted.size
+    for text in TEXTS:
+        assert own.encode(text) == wanted.encode(text)
+        assert own.decode(own.encode(text)) == wanted.decode(wanted.encode(text))
+    theirs = seqio.SentencePieceVocabulary(str(path), 0)
+    assert seqio_vocabulary(own) == theirs
     assert own.encode("<extra_id_0> dog") == list(theirs.encode("<extra_id_0> dog"))
+    assert load_vocabulary(path, 0).fingerprint == own.fingerprint == load_vocabulary(path.parent).fingerprint
+    with pytest.raises(UserError, match="already holds 100 <extra_id_.>: leave extra_ids out"):
+        load_vocabulary(path, 100)
+
+
+def test_the_vocabulary_of_a_seqio_task_may_hold_its_sentinels(with_sentinels):
+    import seqio
+
+    from mpt_jax.data.cache_writer import _check_vocabulary
+
+    path, _ = with_sentinels
+    _check_vocabulary("task", "inputs", seqio.SentencePieceVocabulary(str(path), 0), load_vocabulary(path))
+
+
+def test_transformers_gives_the_ids_of_a_written_folder_whose_model_holds_its_sentinels(with_sentinels, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    path, _ = with_sentinels
+    formats.write_backbone("hf", tmp_path / "hf", TINY, random_params(TINY), str(path))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"), load_vocabulary(tmp_path / "hf")
+    for text in ("the dog", "I like <extra_id_0> and <extra_id_7> .", "  two  spaces"):
+        assert theirs(text).input_ids == [*ours.encode(text), 1]
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda model: setattr(model.pieces[7], "score", float("nan")), "has the piece .* with score nan"),
+    (lambda model: setattr(model.pieces[7], "score", float("-inf")), "with score -inf"),
+    (lambda model: setattr(model.pieces[7], "piece", ""), "cannot be loaded by SentencePiece|size"),
+    (lambda model: setattr(model.pieces[7], "piece", model.pieces[8].piece), "cannot be loaded by SentencePiece"),
+    (lambda model: setattr(model.trainer_spec, "pad_piece", "zzz"), "has padding, end, unknown"),
+    (lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"\xff" * 40), "cannot be loaded by SentencePiece"),
+    (lambda model: model.pieces.__delitem__(slice(2, None)), "cannot be loaded by SentencePiece|has padding"),
+])  # fmt: skip
+def test_models_that_would_be_read_wrongly(change, message, tmp_path):
+    from sentencepiece import sentencepiece_model_pb2
+
+    with open(piece_file(), "rb") as file:
+        model = sentencepiece_model_pb2.ModelProto.FromString(file.read())
+    change(model)
+    (tmp_path / "x.model").write_bytes(model.SerializeToString())
+    with within_bounds(), pytest.raises(UserError, match=message):
+        load_vocabulary(tmp_path / "x.model")
+
+
+def test_vocabularies_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "spiece.model")
+    for path in (tmp_path, tmp_path / "spiece.model", "/dev/zero", tmp_path / "gone"):
+        with within_bounds(), pytest.raises(UserError, match="is a pipe|is a device|is missing"):
+            load_vocabulary(path)
+    with pytest.raises(UserError, match="extra_ids = 1000000000: must be in 0 .. 100000"):
+        load_vocabulary(piece_file(), 10**9)
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("MPT_CACHE_DIR", str(tmp_path / "file"))
+    converted = load_vocabulary(convert(piece_file(), tmp_path, 100))
+    with pytest.raises(UserError, match="cannot be written .*: set MPT_CACHE_DIR"):
+        converted.model_file()
 
 
 def test_loading_needs_no_tensorflow():

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 KINDS = {"float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
+NONE = b"N"
 
 
-def _text(text: str) -> bytes:
-    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+def text(value: str) -> bytes:
+    """A text as a program holds it."""
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
 def _number(value: int) -> bytes:
@@ -24,18 +26,20 @@ def _sizes(sizes: tuple[int, ...]) -> bytes:
     return b"(" + b"".join(map(_number, sizes)) + b"t"
 
 
-def tensor(key: str, shape: tuple[int, ...], kind: str = "FloatStorage", offset: int = 0, strides: tuple[int, ...] | None = None) -> bytes:
-    """The part of a program that makes one tensor of a storage."""
+def tensor(
+    key: str, shape: tuple[int, ...], kind: str = "FloatStorage", offset: int = 0, strides: tuple[int, ...] | None = None, view: bytes = b""
+) -> bytes:
+    """The part of a program that makes one tensor of a storage; view: what files before torch 1.6 say of a view."""
     if strides is None:
         strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
-    storage = b"(" + _text("storage") + f"ctorch\n{kind}\n".encode() + _text(key) + _text("cpu") + _number(int(np.prod(shape))) + b"tQ"
+    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + _number(int(np.prod(shape))) + view + b"tQ"
     rest = _number(offset) + _sizes(shape) + _sizes(strides) + b"\x89" + b"ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
 
 
 def program(tensors: Mapping[str, bytes]) -> bytes:
     """The program of a state dict."""
-    return b"\x80\x02}(" + b"".join(_text(name) + made for name, made in tensors.items()) + b"u."
+    return b"\x80\x02}(" + b"".join(text(name) + made for name, made in tensors.items()) + b"u."
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], table: bytes | None = None, method: int = zipfile.ZIP_STORED) -> None:
@@ -52,7 +56,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], table: bytes | None = No
 
 def write_old(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """The same as torch before 1.6 wrote it."""
-    made = {name: tensor(str(n), array.shape, KINDS[array.dtype.name]) for n, (name, array) in enumerate(arrays.items())}
+    made = {name: tensor(str(n), array.shape, KINDS[array.dtype.name], view=NONE) for n, (name, array) in enumerate(arrays.items())}
     head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     keys = pickle.dumps([str(n) for n in range(len(arrays))], 2)
     numbers = b"".join(struct.pack("<q", array.size) + np.ascontiguousarray(array).tobytes() for array in arrays.values())

@@ -1,4 +1,4 @@
-"""What the files of a Hugging Face tokenizer say beside its pieces: tokens that were added, and options.
+"""What the files of a Hugging Face tokenizer say besides its pieces: tokens that were added, and options.
 
 Each token that they name must be one of the vocabulary (padding, end, unknown or a sentinel, with the id that it has here), and
 each option must ask for what is done here. Anything else raises UserError by name: ids would differ. Options that

@@ -21,6 +21,7 @@ MOST_BYTES = 40 * 2**20  # mT5's has 16 MB; parsed, JSON takes up to 20 times as
 KEYS = {"model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens", "version", "truncation", "padding", "decoder"}
 MODEL_KEYS = {"type", "vocab", "unk_id", "byte_fallback"}
 SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")  # mT5's model holds them with their ▁
+SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # sentencepiece_model.proto: SentencePiece.Type
 SPACES = ({"Regex": " {2,}"}, {"String": "  "})  # what a Replace after the character map may join to one: remove_extra_whitespaces does it
 
@@ -99,6 +100,9 @@ def _rows(settings: dict[str, Any], path: str | Path) -> list[tuple[str, float]]
     if len(listed) < 3:
         raise UserError(f"{where} has {len(listed)} pieces; padding, end of sequence and unknown are the first three")
     rows = [(piece, float(score)) for piece, score in listed]
+    misplaced = [piece for number, (piece, _) in enumerate(rows[:3]) if SPECIAL.get(piece, number) != number]
+    if misplaced:
+        raise UserError(f"{where} begins with {shown([piece for piece, _ in rows[:3]])}; T5's with {shown(list(SPECIAL))}")
     added = added_tokens(settings, where)
     after = sorted((row for row in added if type(row[2]) is int and row[2] >= len(rows)), key=lambda row: row[2])
     if all(isinstance(token, str) and SENTINEL.fullmatch(token) for _, token, _ in after) and [row[2] for row in after] == [
@@ -184,4 +188,6 @@ def _character_map(row: dict[str, Any] | None, path: str | Path) -> bytes:
 
 def _spaces_only(part: dict[str, Any]) -> bool:
     """Whether a step joins or strips spaces alone."""
-    return part.get("type") == "Strip" or (part.get("type") == "Replace" and part.get("pattern") in SPACES and part.get("content") in (" ", "▁"))
+    return part.get("type") == "Strip" or (
+        part.get("type") == "Replace" and part.get("pattern") in SPACES and part.get("content") in (" ", "▁")
+    )

@@ -29,7 +29,7 @@ UNK_ID = 2
 BYTES = "bytes"
 SENTINELS = 100  # T5: 32,000 pieces + 100 <extra_id_*>
 BYTE_SENTINELS = 125  # ByT5: 3 special + 256 bytes + 125 = 384
-MOST_BYTES = 64 * 2**20  # of a SentencePiece model; mT5's has 4 MB
+MOST_BYTES = 16 * 2**20  # of a SentencePiece model; mT5's has 4 MB
 MOST_EXTRA_IDS = 100_000
 SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")
 _USER_DEFINED = 4  # sentencepiece_model.proto: ModelProto.SentencePiece.Type
@@ -100,14 +100,16 @@ class SentencePieceVocabulary(Vocabulary):
         held = sum(SENTINEL.fullmatch(piece.piece) is not None for piece in model.pieces)
         if held and extra_ids:
             raise UserError(f"vocabulary {path!r} already holds {held} <extra_id_*>: leave extra_ids out, or set it to 0, not {extra_ids}")
-        told = None if extra_ids is not None else (held, 0) if held else (SENTINELS if sentinels is None else sentinels,)  # what the files beside it may say
+        counts = None  # of sentinels, that the other files may state; any where the user states it
         if extra_ids is None:
             extra_ids = sentinels if sentinels is not None else 0 if held else SENTINELS
+            counts = (held, 0) if held else (extra_ids,)
         super().__init__(path, extra_ids, content)
+        self.sentinels = held + extra_ids  # in all
         self._content = content
         self._pieces = _load_pieces(path, model, extra_ids)
         self._size = self._pieces.GetPieceSize()
-        self._check_folder(Path(path).parent, told)
+        self._check_folder(Path(path).parent, counts)
 
     @property
     def size(self) -> int:
@@ -115,8 +117,8 @@ class SentencePieceVocabulary(Vocabulary):
 
     def _check_folder(self, folder: Path, sentinels: tuple[int, ...] | None) -> None:
         """UserError if a Hugging Face tokenizer around the model has other pieces, or adds tokens to them."""
-        tokenizer_files.check(functools.partial(_beside, folder), str(folder), self._special, sentinels)
-        converted = _beside(folder, tokenizer_json.NAME) if Path(self.path).name != tokenizer_json.NAME else {}
+        tokenizer_files.check(functools.partial(_object_of, folder), str(folder), self._special, sentinels)
+        converted = _object_of(folder, tokenizer_json.NAME) if Path(self.path).name != tokenizer_json.NAME else {}
         if not converted:
             return
         where = str(folder / tokenizer_json.NAME)
@@ -235,8 +237,8 @@ def _until_end(ids: Iterable[int], ends: tuple[int, ...]) -> list[int]:
     return list(itertools.takewhile(lambda token: token not in ends, map(int, ids)))
 
 
-def _beside(folder: Path, name: str) -> Mapping[str, Any]:
-    """The JSON object of a file beside a vocabulary; empty if it is not there."""
+def _object_of(folder: Path, name: str) -> Mapping[str, Any]:
+    """The JSON object of a file of a folder; empty if it is not there."""
     if not os.path.lexists(folder / name):
         return {}
     value = parse_json(read_regular(folder / name, tokenizer_json.MOST_BYTES), str(folder / name))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,9 @@ class Backbone:
 
 def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
     """Where a backbone of a known name is, or the path itself. Raises UserError if there is neither, in the words of who gave it."""
-    if is_remote(name) or Path(name).exists():
+    if name and (is_remote(name) or os.path.exists(name)):
         return name
-    if (SHIPPED / name).is_dir():
+    if name and os.path.isdir(SHIPPED / name):
         return str(SHIPPED / name)
     if name in PACKAGED:
         return _packaged(name, given_as)

@@ -12,7 +12,17 @@ from mpt_jax.regular_files import open_regular, shown
 MOST_DIRECTORY = 8 * 2**20  # bytes, for 100,000 members; zipfile reads it at once, and makes 10 times as much of it
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 # what Python's zipfile raises for damaged, encrypted and unknown archives
-ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, OverflowError, zlib.error)
+ERRORS = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
+)
 
 
 class _Bounded(io.RawIOBase):
@@ -106,7 +116,9 @@ class Archive:
         start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         self._file.seek(0, io.SEEK_END)
         if info.header_offset < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04" or start + info.file_size > self._file.tell():
-            raise UserError(f"{self.path} is truncated or damaged: {shown(name)} is not where the directory says. Copy or download it again.")
+            raise UserError(
+                f"{self.path} is truncated or damaged: {shown(name)} is not where the directory says. Copy or download it again."
+            )
         return start
 
     def _damaged(self, error: Exception) -> UserError:

@@ -21,6 +21,8 @@ def detect(path: str, inside: bool = False) -> tuple[str, str]:
     several checkpoints to choose from.
     """
     path = str(path)
+    if not path:
+        raise UserError("The path of a checkpoint is empty; give a folder or a file.")
     if not is_remote(path) and os.path.lexists(path) and not os.path.isdir(path):
         check_regular(path)
         return _file(path), path

@@ -146,10 +146,7 @@ class Folder:
         with open_regular(self.where(name), unbuffered=True) as file:
             file.seek(start)
             while got < view.size:
-                try:
-                    count = file.readinto(view[got:].data)
-                except OSError as error:
-                    raise UserError(f"{self.where(name)} cannot be read: {error.strerror}.") from error
+                count = file.readinto(view[got:].data)
                 if not count:
                     raise self._truncated(name, start, start + view.size, start + got)
                 got += count

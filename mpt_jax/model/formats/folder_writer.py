@@ -17,11 +17,12 @@ def check_free(dest: str) -> None:
 
 
 def write_folder(dest: str, write: Callable[[str], None]) -> list[str]:
-    """Runs write(folder) on a temporary folder beside dest and renames it to dest. Returns the written files.
+    """Runs write(folder) on a temporary folder next to dest and renames it to dest. Returns the written files.
 
     Raises UserError if dest exists and is not an empty folder, or cannot be written.
     """
     dest = os.path.abspath(dest)
+    _check_name(dest)
     with _named(dest):
         if os.path.islink(dest) or not os.path.isdir(dest) or os.listdir(dest):
             check_free(dest)
@@ -39,6 +40,7 @@ def write_files(contents: dict[str, Callable[[BinaryIO], None]]) -> list[str]:
     Raises UserError if one of them is there, or cannot be written.
     """
     paths = [os.path.abspath(path) for path in contents]
+    _check_name(paths[0])
     with _named(paths[0]):
         for path in paths:
             check_free(path)
@@ -51,9 +53,19 @@ def write_files(contents: dict[str, Callable[[BinaryIO], None]]) -> list[str]:
     return paths
 
 
+def _check_name(dest: str) -> None:
+    """UserError for a path that no file can have."""
+    try:
+        os.fsencode(dest)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{dest!r} cannot be written: it is not a text. Give another --output.") from error
+    if "\0" in dest:
+        raise UserError(f"{dest!r} cannot be written: it has a zero in it. Give another --output.")
+
+
 @contextlib.contextmanager
 def _temporary(dest: str) -> Iterator[str]:
-    """A new folder beside dest, gone afterwards. What killed processes of this machine left for dest goes, too."""
+    """A new folder next to dest, gone afterwards. What killed processes of this machine left for dest goes, too."""
     parent, name = os.path.split(dest)
     os.makedirs(parent, exist_ok=True)
     mark = f"{name}.tmp-{platform.node()}-"
@@ -84,6 +96,5 @@ def _named(dest: str) -> Iterator[None]:
     """Turns what a full, read-only or forbidden place says into a UserError that names dest."""
     try:
         yield
-    except (OSError, UnicodeEncodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{dest} cannot be written: {reason}. Give another --output.") from error
+    except OSError as error:
+        raise UserError(f"{dest} cannot be written: {error.strerror or error}. Give another --output.") from error

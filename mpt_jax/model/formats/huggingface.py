@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpt_jax.data import tokenizer_files
-from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, load_vocabulary
+from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, SentencePieceVocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import t5_names
 from mpt_jax.model.families.t5 import FAMILY as T5
@@ -22,7 +22,8 @@ ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 CONFIG_KEYS = {
     "vocab_size": "vocab_size", "d_model": "d_model", "num_heads": "num_heads", "head_dim": "d_kv", "d_ff": "d_ff",
     "num_encoder_layers": "num_layers", "num_decoder_layers": "num_decoder_layers",
-    "relative_attention_num_buckets": "relative_attention_num_buckets", "relative_attention_max_distance": "relative_attention_max_distance",
+    "relative_attention_num_buckets": "relative_attention_num_buckets",
+    "relative_attention_max_distance": "relative_attention_max_distance",
 }  # fmt: skip
 OPTIONAL = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance")
 COMPARED_BYTES = 2**24  # of two embeddings at once
@@ -213,17 +214,18 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
 
 
 def _write_tokenizer(folder: str, vocabulary: str) -> None:
-    """Copies a tokenizer and tells transformers how many sentinels it is to add."""
+    """Copies a tokenizer and tells transformers its sentinels: those that a SentencePiece model lacks, or all of a tokenizer.json."""
     if vocabulary == BYTES:
         return _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": BYTE_SENTINELS})
     if not is_remote(vocabulary):
-        load_vocabulary(vocabulary)  # what its own folder says beside it
+        load_vocabulary(vocabulary)  # refuses what the copy alone would lose
     converted = os.path.basename(vocabulary) == "tokenizer.json"
     dest = os.path.join(folder, "tokenizer.json" if converted else "spiece.model")
     copy_file(vocabulary, dest)
-    sentinels = load_vocabulary(dest).extra_ids
-    settings = {"tokenizer_class": "T5TokenizerFast"} if converted else {"tokenizer_class": "T5Tokenizer", "extra_ids": sentinels}
-    _write_json(folder, "tokenizer_config.json", settings)
+    copied = load_vocabulary(dest)
+    assert isinstance(copied, SentencePieceVocabulary)
+    kind, sentinels = ("T5TokenizerFast", copied.sentinels) if converted else ("T5Tokenizer", copied.extra_ids)
+    _write_json(folder, "tokenizer_config.json", {"tokenizer_class": kind, "extra_ids": sentinels})
 
 
 def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
@@ -235,7 +237,8 @@ def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
 def vocabulary(folder: Folder) -> str | None:
     """Where the tokenizer of a folder is: a SentencePiece model, a tokenizer.json, or 'bytes'; None if it has
     none."""
-    if tokenizer_files.is_bytes(folder.read_json("tokenizer_config.json") if folder.exists("tokenizer_config.json") else {}):
+    named_in = next((name for name in ("tokenizer_config.json", "config.json") if folder.exists(name)), None)
+    if named_in and tokenizer_files.is_bytes(folder.read_json(named_in)):
         tokenizer_files.check_bytes(lambda name: folder.read_json(name) if folder.exists(name) else {}, folder.path)
         return BYTES
     for name in ("spiece.model", "sentencepiece.model", "tokenizer.json"):

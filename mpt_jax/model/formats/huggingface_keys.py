@@ -9,10 +9,11 @@ from typing import Any
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import shown
 
-# what makes the network; read by huggingface.py
+# what makes the network and its vocabulary; read by huggingface.py
 READ = (
     "model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
-    "relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings", "scale_decoder_outputs",
+    "relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings",
+    "scale_decoder_outputs", "tokenizer_class",
 )  # fmt: skip
 # transformers' general names (T5Config.attribute_map): read as the others
 ALIASES = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv"}
@@ -32,24 +33,28 @@ NETWORK = {
 ANSWERS: dict[str, tuple] = {
     **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0, None)),
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), (1, None)),
-    **dict.fromkeys(("bad_words_ids", "force_words_ids", "constraints", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids"), (None, [])),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "stop_strings", "dola_layers"), (None,)),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "constraints", "forced_decoder_ids"), (None, [])),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (None, [])),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), (None,)),
+    **dict.fromkeys(("stop_strings", "dola_layers"), (None,)),
     **dict.fromkeys(("sequence_bias", "watermarking_config"), (None, {}, [])),
     "token_healing": (False, None),
-}  # fmt: skip
+}
 IGNORED = {
     "training: a setting here, or not done to a frozen backbone": (
         "dropout_rate", "classifier_dropout", "initializer_factor", "initializer_range", "gradient_checkpointing", "label_smoothing",
     ),
     "how and by what it was saved; the weights themselves say their type": (
-        "architectures", "transformers_version", "torch_dtype", "dtype", "torchscript", "use_bfloat16", "tf_legacy_loss", "tokenizer_class",
+        "architectures", "transformers_version", "torch_dtype", "dtype", "torchscript", "use_bfloat16", "tf_legacy_loss",
     ),
     "what transformers' code returns, and how it computes the same numbers": (
-        "return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_past", "output_scores", "output_logits",
-        "use_cache", "use_return_dict", "chunk_size_feed_forward", "remove_invalid_values", "renormalize_logits", "cache_implementation",
-        "cache_config", "compile_config", "disable_compile", "continuous_batching_config", "low_memory", "max_cache_len", "prefill_chunk_size",
-        "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_early_exit",
-        "assistant_ensemble_weight", "assistant_lookbehind", "target_lookbehind", "prompt_lookup_num_tokens", "max_matching_ngram_size",
+        "return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_past", "output_scores",
+        "output_logits", "use_cache", "use_return_dict", "chunk_size_feed_forward", "remove_invalid_values", "renormalize_logits",
+        "cache_implementation", "cache_config", "compile_config", "disable_compile", "continuous_batching_config", "low_memory",
+        "max_cache_len",
+        "prefill_chunk_size", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight", "assistant_lookbehind",
+        "target_lookbehind", "prompt_lookup_num_tokens", "max_matching_ngram_size",
         "speculation_type", "use_mtp",
     ),
     "T5 has no use for it: its positions are relative, its encoder and decoder are what they are": (
@@ -60,9 +65,9 @@ IGNORED = {
         "task_specific_params", "prefix", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
     ),
     "how `generate` searches and where it stops; here a setting of the command (greedy, or ranking of labels)": (
-        "max_length", "max_new_tokens", "max_time", "num_beams", "num_beam_groups", "num_return_sequences", "do_sample", "temperature", "top_k",
-        "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "early_stopping", "length_penalty", "diversity_penalty",
-        "penalty_alpha",
+        "max_length", "max_new_tokens", "max_time", "num_beams", "num_beam_groups", "num_return_sequences", "do_sample", "temperature",
+        "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "early_stopping", "length_penalty",
+        "diversity_penalty", "penalty_alpha",
     ),
 }  # fmt: skip
 _IGNORED_KEYS = frozenset(key for keys in IGNORED.values() for key in keys)
@@ -74,10 +79,14 @@ def check_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = dict(settings)
     for alias, name in ALIASES.items():
         if alias in settings and known.setdefault(name, settings[alias]) != settings[alias]:
-            raise UserError(f"{where}: {alias} = {shown(settings[alias])} and {name} = {shown(known[name])} are the same setting; take one out.")
-    gated = known.get("feed_forward_proj", DEFAULT_PROJECTION.get(known.get("model_type", ""), "relu")) == "gated-gelu"
-    _check_value(settings, "is_gated_act", (gated,), where)
-    _check_value(settings, "dense_act_fn", ("gelu_new" if gated else "relu",), where)
+            raise UserError(
+                f"{where}: {alias} = {shown(settings[alias])} and {name} = {shown(known[name])} are the same setting; take one out."
+            )
+    projection = known.get("feed_forward_proj", DEFAULT_PROJECTION[known["model_type"]])
+    for name, activation in (("relu", "relu"), ("gated-gelu", "gelu_new")):  # others are refused by who reads the projection
+        if projection == name:
+            _check_value(settings, "is_gated_act", (name != activation,), where)
+            _check_value(settings, "dense_act_fn", (activation,), where)
     return known
 
 

@@ -24,26 +24,31 @@ def entries(config: Any) -> list[Entry]:
 
 def make_config(family: Family, fields: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None) -> Any:
     """The shape of a file's settings by our names. Raises UserError for what makes none; ``called``: the file's own names."""
-    called, problem = called or {}, None
-    hints = {field.name: field for field in dataclasses.fields(family.config)}
+    kinds = {field.name: field.type for field in dataclasses.fields(family.config)}
     for name, value in fields.items():
-        kind = hints[name].type
-        kind = kind if isinstance(kind, type) else {"int": int, "float": float, "tuple": tuple, "bool": bool, "str": str}.get(kind)
-        if kind is int and (type(value) is not int or not 0 <= value < 2**31):
-            problem = f"{shown(value)}; it takes a whole number"
-        elif kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30):
-            problem = f"{shown(value)}; it takes a number"
-        elif kind is tuple and not (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)):
-            problem = f"{shown(value)}; it takes a list of texts"
-        if problem:
-            raise UserError(f"{where}: {called.get(name, name)} = {problem}.")
-    numbers = {name: float(value) for name, value in fields.items() if hints[name].type in (float, "float")}
+        wanted = _wanted(kinds[name], value)
+        if wanted:
+            raise UserError(f"{where}: {(called or {}).get(name, name)} = {shown(value)}; it takes {wanted}.")
+    numbers = {name: float(value) for name, value in fields.items() if kinds[name] is float}
     try:
         return family.config(**{name: tuple(value) if isinstance(value, list) else value for name, value in (fields | numbers).items()})
     except TypeError as error:
         raise UserError(f"{where} is not complete: {error}.") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _wanted(kind: Any, value: Any) -> str:
+    """What a field of this type takes, if the value is something else."""
+    if kind is int and (type(value) is not int or not 0 <= value < 2**31):
+        return f"a whole number from 0 to {2**31 - 1:,}"
+    if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30):
+        return "a number"
+    if kind is tuple and not (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)):
+        return "a list of texts"
+    if kind in (str, bool) and type(value) is not kind:
+        return "a text" if kind is str else "true or false"
+    return ""
 
 
 def check_layers(config: Any, arrays: Mapping[str, LazyArray], source: str) -> None:

@@ -79,7 +79,9 @@ def _array(content: bytes, source: str) -> np.ndarray:
     for size in shape:
         count *= size
     if count * dtype.itemsize != len(values):
-        raise UserError(f"{source} is truncated or damaged: shape {shape} of {dtype} needs {count * dtype.itemsize:,} bytes, it has {len(values):,}.")
+        raise UserError(
+            f"{source} is truncated or damaged: shape {shape} of {dtype} needs {count * dtype.itemsize:,} bytes, it has {len(values):,}."
+        )
     if dtype.itemsize == 0:
         return np.zeros(shape, dtype)
     flat = values.view(dtype) if len(values) else np.empty(0, dtype)

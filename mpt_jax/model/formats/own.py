@@ -17,7 +17,7 @@ from mpt_jax.regular_files import shown
 
 WEIGHTS = "model.safetensors"
 # of computation, not of the shape: version 0.1 wrote them
-IGNORED = {"family", "vocabulary", "dropout_rate", "dtype", "remat", "attention"}
+IGNORED = {"family", "dropout_rate", "dtype", "remat", "attention"}
 
 
 def is_own(settings: Mapping) -> bool:

@@ -47,26 +47,34 @@ def _each(kind: str, folder: str, prompts: PromptFile) -> None:
     for label in prompts.task_names:
         other = taken.setdefault(file_name(label).casefold(), label)
         if other != label:
-            raise UserError(f"The tasks {other!r} and {label!r} would both be written to {file_name(label)!r}; write them one by one with --task.")
+            message = f"The tasks {other!r} and {label!r} would both be written to {file_name(label)!r}"
+            raise UserError(f"{message}; write them one by one with --task.")
     for n, label in enumerate(prompts.task_names):
         write(kind, os.path.join(folder, file_name(label)), prompts.select([n]))
 
 
 def file_name(task: str) -> str:
     """A task's name as a file name: what a file name cannot hold becomes _, and so does a dot at its start."""
-    name = "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in task)
+    name = "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in task) or "_"
     return "_" + name[1:] if name.startswith(".") else name
 
 
 def _write_file(dest: str, suffix: str, prompts: PromptFile, save: Callable[[BinaryIO, PromptFile], None]) -> list[str]:
-    """Writes DEST (with its suffix) and the card beside it."""
+    """Writes DEST (with its suffix) and its card."""
     path = dest if dest.endswith(suffix) else dest + suffix
     text = card(suffix[1:], prompts).encode()
     return write_files({path: lambda file: save(file, prompts), f"{path}.md": lambda file: file.write(text)})
 
 
 def _npy(file: BinaryIO, prompts: PromptFile) -> None:
-    np.save(file, prompts.compose()[0])
+    file.write(_as_npy(prompts.compose()[0]))
+
+
+def _as_npy(array: np.ndarray) -> bytes:
+    """The .npy file of an array. np.save writes to a file past Python, which then cannot tell that a disk is full."""
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
+    return content.getvalue()
 
 
 def _npz(file: BinaryIO, prompts: PromptFile) -> None:
@@ -83,9 +91,7 @@ def _npz(file: BinaryIO, prompts: PromptFile) -> None:
     arrays |= {f"bank/{name}": array for name, array in bank.items() if array is not None}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
-            archive.writestr(f"{name}.npy", content.getvalue())
+            archive.writestr(f"{name}.npy", _as_npy(array))
 
 
 def _factors(prompts: PromptFile) -> tuple[np.ndarray, np.ndarray]:

@@ -24,8 +24,8 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 METADATA = "mpt_jax"  # entry of a safetensors file's metadata: JSON with what is known of the prompts
 SINGLE, MULTITASK = "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"
 ENCODER_PROMPT = "encoder/prompt/prompt/prompt"  # prompt_tuning/scripts/extract_variable.py
+BANK_ARRAYS = ("shared_GPD", "cols_NPR", "rows_NRD")
 FACTORS = ("prefix_task_cols", "prefix_task_rows")
-BANK_ARRAYS = ("shared_GPD", "cols_NPR", "rows_NRD", "group_N")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,13 +172,12 @@ def _npz_bank(arrays: Mapping[str, np.ndarray], path: str) -> PromptFile:
         raise UserError(f"{path} lacks {listed(f'bank/{name}' for name in missing)}.")
     group_N, task_names, metadata = arrays["group_N"], arrays["task_names"], arrays.get("metadata", np.array("{}"))
     if group_N.ndim != 1 or group_N.dtype.kind not in "iu" or (len(group_N) and not 0 <= group_N.min() <= group_N.max() < 2**31):
-        raise UserError(f"{path}: bank/group_N is {shown(group_N.tolist())} of type {group_N.dtype}; it takes the number of each task's shared prompt.")
+        held = shown(group_N.reshape(-1)[:7].tolist())
+        raise UserError(f"{path}: bank/group_N is {held} of type {group_N.dtype}; it takes the number of each task's shared prompt.")
     if task_names.ndim != 1 or task_names.dtype.kind != "U" or metadata.ndim or metadata.dtype.kind != "U":
         raise UserError(f"{path}: bank/task_names and bank/metadata must be texts, one for each task and one in all.")
-    factors = [arrays.get(name) for name in ("cols_NPR", "rows_NRD")]
     return PromptFile(
-        _float32(arrays["shared_GPD"], f"{path}: bank/shared_GPD"),
-        *(None if array is None else _float32(array, f"{path}: bank/{name}") for name, array in zip(BANK_ARRAYS[1:3], factors, strict=True)),
+        *(_float32(arrays[name], f"{path}: bank/{name}") if name in arrays else None for name in BANK_ARRAYS),
         group_N.astype(np.int32),
         _task_names(_texts(task_names, path), f"{path}: bank/task_names"),
         _metadata("".join(_texts(metadata.reshape(1), path)), f"{path}: bank/metadata"),
@@ -187,23 +186,23 @@ def _npz_bank(arrays: Mapping[str, np.ndarray], path: str) -> PromptFile:
 
 def _texts(array: np.ndarray, path: str) -> list[str]:
     """The texts of an array. Its bytes may be no letters at all."""
-    try:
-        return [str(text) for text in array]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: a text in it is not Unicode ({error}).") from error
+    letters = np.frombuffer(array.tobytes(), array.dtype.str[0] + "u4")
+    if letters.size and letters.max() > 0x10FFFF:
+        raise UserError(f"{path} is damaged: a text in it is not Unicode.")
+    return [str(text) for text in array]
 
 
 def _metadata(text: str, where: str) -> dict[str, Any]:
     """What the JSON in a file written here tells of its prompts. Raises UserError where that is not what is written here."""
-    told = parse_json(text, where)
-    told = told if isinstance(told, dict) else {"runs": None}
-    runs, backbone = told.get("runs", []), told.get("backbone", {})
+    metadata = parse_json(text, where)
+    metadata = metadata if isinstance(metadata, dict) else {"runs": None}
+    runs, backbone = metadata.get("runs", []), metadata.get("backbone", {})
     right = isinstance(runs, list) and all(isinstance(run, dict) and isinstance(run.get("scores", {}), dict) for run in runs)
     right = right and all(isinstance(score, int | float) for run in runs for score in run.get("scores", {}).values())
     right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key, ""), str) for key in ("name", "fingerprint"))
-    if not right or not isinstance(told.get("source", ""), str):
+    if not right or not isinstance(metadata.get("source", ""), str):
         raise UserError(f"{where} is damaged: its runs or its backbone are not described as mpt_jax does.")
-    return told
+    return metadata
 
 
 def _task_names(names: Any, where: str) -> tuple[str, ...]:
@@ -218,7 +217,7 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
     where, kind = folder.where("adapter_config.json"), settings.get("peft_type")
     if kind not in (SINGLE, MULTITASK):
         raise UserError(f"{where}: peft_type {shown(kind)} is not a prompt; {SINGLE} and {MULTITASK} are.")
-    weights, told = _adapter_weights(folder)
+    weights, described = _adapter_weights(folder)
     unknown = weights.keys() - {"prompt_embeddings", *(FACTORS if kind == MULTITASK else ())}
     if unknown:
         raise UserError(f"{folder.path} also holds {listed(unknown)}, weights that a prompt alone does not have (modules_to_save?).")
@@ -234,7 +233,7 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
             f"{(length * parts, width)} (num_virtual_tokens x num_transformer_submodules, token_dim)."
         )
     base = settings.get("base_model_name_or_path")
-    metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **told, "source": folder.path}
+    metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **described, "source": folder.path}
     names = settings.get("task_names") or metadata.pop("task_names", None)
     metadata.pop("task_names", None)
     if kind == SINGLE:  # PEFT's forward and generate both use the encoder's part alone
@@ -247,7 +246,8 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
         )
     cols, rows = (_tensor(weights, name, folder) for name in FACTORS)
     if cols.ndim != 3 or rows.ndim != 3 or cols.shape[1] != length * parts:
-        raise UserError(f"{folder.path}: {FACTORS[0]} has shape {cols.shape}, {FACTORS[1]} {rows.shape}, for a prompt of {shared_PD.shape}.")
+        shapes = f"{FACTORS[0]} has shape {cols.shape}, {FACTORS[1]} {rows.shape}"
+        raise UserError(f"{folder.path}: {shapes}, for a prompt of {shared_PD.shape}.")
     for key, size in (("num_tasks", len(cols)), ("num_ranks", cols.shape[2])):
         if _whole(settings, key, where) not in (None, size):
             raise UserError(f"{where}: {key} = {settings[key]}, but {FACTORS[0]} has shape {cols.shape} (tasks, length, rank).")
@@ -314,9 +314,8 @@ def _read_t5x_bank(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
 
     Without that file labels are numbers from 1, and tasks share prompts evenly in their order.
     """
-    shared_GPD, cols_NPR, rows_NRD = (
-        _loaded(arrays[t5x.BANK + name], f"{path}: {t5x.BANK}{name}") if t5x.BANK + name in arrays else None for name in ("shared", "cols", "rows")
-    )
+    names = (f"{t5x.BANK}{part}" for part in ("shared", "cols", "rows"))
+    shared_GPD, cols_NPR, rows_NRD = (_loaded(arrays[name], f"{path}: {name}") if name in arrays else None for name in names)
     around = Folder(os.path.dirname(path.rstrip("/")) or ".")
     if around.exists("run.json"):
         run = around.read_json("run.json")

@@ -17,7 +17,8 @@ from mpt_jax.model.formats.arrays import LazyArray, check_name, check_shape, raw
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.regular_files import parse_json, shown
 
-MAX_HEADER = 16 * 2**20  # bytes, for 100,000 arrays; the safetensors package allows 100 MB, which parsed would take 2 GB
+MAX_HEADER = 16 * 2**20  # bytes, for 100,000 arrays; the safetensors package allows 100 MB
+MOST_ARRAYS = 50_000
 TYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -50,6 +51,8 @@ def read(folder: Folder, name: str) -> tuple[dict[str, LazyArray], dict[str, str
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise UserError(f"{where}: its metadata is {shown(metadata)}, not texts by name; the header is damaged.")
+    if len(header) > MOST_ARRAYS:
+        raise UserError(f"{where} names {len(header):,} arrays; at most {MOST_ARRAYS:,} are read.")
     arrays, places = {}, []
     for key, row in header.items():
         source = f"{where}: {check_name(key, where)}"

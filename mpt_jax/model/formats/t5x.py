@@ -5,6 +5,7 @@ is never read. Layouts: t5x/checkpoints.py, Checkpointer (VERSION 3) and OrbaxCh
 """
 
 import ast
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import msgpack_file, zarr
-from mpt_jax.model.formats.arrays import LazyArray, listed, unflatten
+from mpt_jax.model.formats.arrays import LazyArray, check_name, listed, unflatten
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.regular_files import shown
 
@@ -107,7 +108,7 @@ def _array_name(folder: Folder, path: str, row: Mapping[str, Any]) -> str:
 
 def _checked_name(folder: Folder, path: str, name: Any) -> str:
     """The name of an array's folder inside the checkpoint. UserError for what is none, or leads outside."""
-    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\0" in name:
+    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or not name.isprintable():
         raise UserError(f"{folder.path}: {path} lies in {shown(name)}, which is not the name of a folder of the checkpoint.")
     return name
 
@@ -127,14 +128,14 @@ def read_orbax(folder: Folder) -> dict[str, LazyArray]:
     """All parameters of an Orbax checkpoint (T5X's layout, or a plain tree of parameters) by our names."""
     inner = orbax_folder(folder)
     if inner is None or not inner.exists("_METADATA"):
-        raise UserError(f"{folder.path} is no Orbax checkpoint of a tree: it has no _METADATA file.")
+        raise UserError(f"{folder.path} is not an Orbax checkpoint of a tree: it has no _METADATA file.")
     metadata = inner.read_json("_METADATA")
     rows = _orbax_rows(inner, metadata.get("tree_metadata"))
     root = next((root for root in ROOTS if any(path.startswith(root) for path in rows)), "")
     names = {}
     for path, row in rows.items():
-        told = row.get("value_metadata")
-        if path.startswith(root) and not (isinstance(told, Mapping) and told.get("skip_deserialize")):
+        facts = row.get("value_metadata")
+        if path.startswith(root) and not (isinstance(facts, Mapping) and facts.get("skip_deserialize")):
             names[path[len(root) :]] = _checked_name(inner, path, path.replace("/", "."))
     stored = zarr.read(inner.path, set(names.values()), inner.exists("manifest.ocdbt"), bool(metadata.get("use_zarr3")))
     return {path: stored[name] for path, name in names.items()}
@@ -142,15 +143,19 @@ def read_orbax(folder: Folder) -> dict[str, LazyArray]:
 
 def _orbax_rows(folder: Folder, tree: Any) -> dict[str, Mapping[str, Any]]:
     """The rows of a _METADATA file by path; its keys are tuples as Python writes them."""
+    where = folder.where("_METADATA")
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where} is damaged: its tree_metadata is {shown(tree)}, not arrays by their places.")
     rows = {}
-    try:
-        for key, row in tree.items():
-            parts = ast.literal_eval(key) if len(key) < MOST_KEY else ()
-            if not isinstance(parts, tuple) or not parts or not isinstance(row, Mapping):
-                raise ValueError(f"{shown(key)} is not the place of an array")
-            rows["/".join(parts)] = row
-    except (ValueError, TypeError, AttributeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise UserError(f"{folder.where('_METADATA')} is damaged: {error}.") from error
+    for key, row in tree.items():
+        try:
+            parts = ast.literal_eval(key) if len(key) < MOST_KEY else None
+            path = "/".join(parts) if isinstance(parts, tuple) and isinstance(row, Mapping) else ""
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            path = ""
+        if not path:
+            raise UserError(f"{where} is damaged: {shown(key)} is not the place of an array.")
+        rows[check_name(path, where)] = row
     return rows
 
 
@@ -186,13 +191,18 @@ def write_native(folder: str, arrays: Mapping[str, LazyArray], step: int = 0, ch
 
 
 def write_orbax(folder: str, arrays: Mapping[str, LazyArray], step: int = 0) -> None:
-    """Writes the folder `state` of a T5X-on-Orbax checkpoint (all parameters in memory at once)."""
+    """Writes the folder `state` of a T5X-on-Orbax checkpoint (all parameters in memory at once). Raises OSError if it cannot."""
     import orbax.checkpoint as ocp
 
     target = unflatten((path, lazy.load()) for path, lazy in arrays.items())
     tree = {"target": target, "state": {"step": np.asarray(step, np.int32)}}
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # Orbax prints the stack of each of its threads where a disk is full
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
             checkpointer.save(os.path.join(os.path.abspath(folder), "state"), args=ocp.args.PyTreeSave(tree))
     except zarr.ERRORS as error:
-        raise UserError(f"{folder} cannot be written: {zarr.line(error)}") from error
+        raise zarr.write_failure(error) from error
+    finally:
+        logger.setLevel(level)

@@ -222,7 +222,9 @@ class _Machine:
     def _tensor(self, storage: _Storage, offset: Any, shape: Any, strides: Any) -> _Tensor:
         sizes, steps = check_shape(shape, self.where), check_shape(strides, self.where)
         if type(offset) is not int or not 0 <= offset < 2**62 or len(sizes) != len(steps):
-            raise UserError(f"{self.where} is damaged: a tensor starts at {shown(offset)} of its storage, with strides {steps} for {sizes}.")
+            raise UserError(
+                f"{self.where} is damaged: a tensor starts at {shown(offset)} of its storage, with strides {steps} for {sizes}."
+            )
         return _Tensor(storage, offset, sizes, steps)
 
     def _storage(self, identity: Any) -> _Storage:
@@ -318,8 +320,8 @@ class _Sums:
                 return
             if self._sum(place) != place.crc:
                 raise UserError(
-                    f"{self.folder.where(self.name)} is damaged: storage {key} is not what was written (another check sum). Copy or download "
-                    "it again; where it was saved with torch.serialization.set_crc32_options(False), save it without that."
+                    f"{self.folder.where(self.name)} is damaged: storage {key} is not what was written (another check sum). Copy or "
+                    "download it again; where it was saved with torch.serialization.set_crc32_options(False), save it without that."
                 )
             self.checked.add(key)
 

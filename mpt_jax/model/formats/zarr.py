@@ -27,7 +27,8 @@ CHUNK_BYTES = 8 * 2**20  # of what is written here; T5X: 64 MiB, but smaller chu
 METADATA = {"zarr": ".zarray", "zarr3": "zarr.json"}
 COMPRESSORS = ("gzip", "zlib", "zstd")  # T5X's and Orbax'; blosc takes the memory that its chunk asks for
 CODECS = ("bytes", "transpose", "crc32c", *COMPRESSORS)
-MOST_METADATA = 2**20  # bytes of an array's metadata
+MOST_ARRAYS = 20_000
+MOST_METADATA, MOST_MANIFEST = 2**20, 2**24  # bytes of an array's metadata, and of a database's first file
 MOST_CHUNKS = 100_000
 ERRORS = (ValueError, OSError, RuntimeError, IndexError, TimeoutError)  # what TensorStore's refusals become in Python
 # what a file may be larger than on disk: a whole of zeros packs 1,000 times at gzip's best, weights hardly twice
@@ -66,12 +67,25 @@ def _store(folder: str, ocdbt: bool) -> dict:
     return {"driver": "ocdbt", "base": base.rstrip("/") + "/"}
 
 
-def folder_bytes(path: str) -> int:
-    """Bytes of all files in a local folder. Raises UserError for what is neither file nor folder: opening it could wait for ever."""
-    total = 0
+def _stored(path: str, head: str, most_bytes: int) -> dict[str, int]:
+    """Bytes of each file in a local folder. UserError for what is neither file nor folder, and for a `head` that is too large.
+
+    TensorStore would wait forever for a pipe, and end the process where a file does not fit into memory.
+    """
+    sizes = {}
     for root, _, files in os.walk(path):
-        total += sum(check_regular(os.path.join(root, name)) for name in files)
-    return total
+        sizes |= {os.path.join(root, name): check_regular(os.path.join(root, name)) for name in files}
+    if sizes.get(f"{path}/{head}", 0) > most_bytes:
+        raise UserError(f"{path}/{head} has {sizes[f'{path}/{head}']:,} bytes; at most {most_bytes:,} are read.")
+    return sizes
+
+
+def _check_sizes(layout: _Layout, files: dict[str, int], source: str) -> None:
+    """UserError for a file that is larger than a chunk can be, however badly it packs."""
+    most = MOST_METADATA + 2 * math.prod(layout.chunk) * layout.dtype.itemsize
+    large = max(files, key=lambda name: files[name])
+    if files[large] > most:
+        raise UserError(f"{large} has {files[large]:,} bytes; a chunk of {source} has at most {most:,}. The checkpoint is damaged.")
 
 
 def read(folder: str, names: Iterable[str], ocdbt: bool = False, zarr3: bool = False) -> dict[str, LazyArray]:
@@ -79,32 +93,35 @@ def read(folder: str, names: Iterable[str], ocdbt: bool = False, zarr3: bool = F
 
     Raises UserError for one that is missing, whose metadata is damaged, or that is far larger than the files that hold it.
     """
-    names, key, stored = list(names), METADATA["zarr3" if zarr3 else "zarr"], None
-    if ocdbt and not is_remote(folder):
-        stored = folder_bytes(folder)
+    names, key = list(names), METADATA["zarr3" if zarr3 else "zarr"]
+    if len(names) > MOST_ARRAYS:
+        raise UserError(f"{folder} names {len(names):,} arrays; a checkpoint has at most {MOST_ARRAYS:,}.")
+    database = _stored(folder, "manifest.ocdbt", MOST_MANIFEST) if ocdbt and not is_remote(folder) else None
     context = ts.Context()
     kvstore = _wait(ts.KvStore.open(_store(folder, ocdbt), context=context), folder)
     waiting, layouts = [], {}
     for name in names:
-        size = stored if ocdbt or is_remote(folder) else folder_bytes(f"{folder}/{name}")
-        waiting.append((name, size, kvstore.read(f"{name}/{key}")))
-    for name, size, future in waiting:
-        layouts[name] = _layout(_wait(future, f"{folder}/{name}"), size, f"{folder}/{name}", key)
+        files = database if ocdbt or is_remote(folder) else _stored(f"{folder}/{name}", key, MOST_METADATA)
+        waiting.append((name, files, kvstore.read(f"{name}/{key}")))
+    for name, files, future in waiting:
+        layouts[name] = _layout(_wait(future, f"{folder}/{name}"), files, f"{folder}/{name}", key)
+        if files is not None and not ocdbt:
+            _check_sizes(layouts[name], files, f"{folder}/{name}")
     opened = {name: ts.open(spec(folder, name, ocdbt, zarr3), open=True, read=True, context=context) for name in names}
     return {name: _lazy(_wait(opened[name], f"{folder}/{name}"), layouts[name], f"{folder}/{name}") for name in names}
 
 
-def _layout(found: Any, stored_bytes: int | None, source: str, key: str) -> _Layout:
-    """The layout in an array's metadata. stored_bytes: of the files that hold the array, None where they are not counted."""
+def _layout(found: Any, files: dict[str, int] | None, source: str, key: str) -> _Layout:
+    """The layout in an array's metadata. files: bytes of those that hold the array, None where they are not counted."""
     if found.state != "value":
         raise UserError(f"{source} is missing: the checkpoint names it, but it has no files. Copy the checkpoint again.")
     if len(found.value) > MOST_METADATA:
         raise UserError(f"{source}/{key} has {len(found.value):,} bytes; at most {MOST_METADATA:,} are read.")
     settings = parse_json(found.value, f"{source}/{key}")
     layout = (_layout3 if key == METADATA["zarr3"] else _layout2)(settings, f"{source}/{key}")
-    size = math.prod(layout.shape) * layout.dtype.itemsize
-    if stored_bytes is not None and size > UNPACKED_BYTES + UNPACKED_TIMES * stored_bytes:
-        raise UserError(f"{source} has {size:,} bytes by its shape {shown(layout.shape)}, its files {stored_bytes:,}: it is damaged.")
+    size, stored = math.prod(layout.shape) * layout.dtype.itemsize, sum((files or {}).values())
+    if files is not None and size > UNPACKED_BYTES + UNPACKED_TIMES * stored:
+        raise UserError(f"{source} has {size:,} bytes by its shape {shown(layout.shape)}, its files {stored:,}: it is damaged.")
     return layout
 
 
@@ -120,8 +137,13 @@ def line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error)).split(" [source locations=")[0] or "no answer"
 
 
+def write_failure(error: Exception) -> OSError:
+    """What TensorStore says where a disk is full or a place is forbidden, as the system says it."""
+    return OSError(0, re.sub(r" \[os_error_code.*", "", line(error)).split(": ")[-1])
+
+
 def _lazy(store: ts.TensorStore, layout: _Layout, source: str) -> LazyArray:
-    chunk = store.chunk_layout.read_chunk.shape
+    chunk = store.chunk_layout.read_chunk.shape or ()  # None for a single number
     chunk_bytes = math.prod(map(min, chunk, store.shape)) * layout.dtype.itemsize
     at_once = max(1, AT_ONCE_BYTES // max(chunk_bytes, 1))
 
@@ -249,7 +271,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, most_bytes: int) -> list[
 def write(folder: str, name: str, array: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> dict:
     """Writes one array as gzip'ed zarr chunks of at most so many bytes; returns the row that T5X's index holds for it.
 
-    Raises UserError if it cannot be written.
+    Raises OSError if it cannot be written.
     """
     metadata = {
         "chunks": chunk_shape(array.shape, array.dtype.itemsize, chunk_bytes),
@@ -261,7 +283,7 @@ def write(folder: str, name: str, array: np.ndarray, chunk_bytes: int = CHUNK_BY
     try:
         ts.open(full, create=True, open=False).result().write(array).result()
     except ERRORS as error:
-        raise UserError(f"{folder}/{name} cannot be written: {line(error)}") from error
+        raise write_failure(error) from error
     return {
         "driver": "zarr",
         "dtype": _type(array.dtype).name,
