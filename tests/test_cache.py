@@ -214,14 +214,16 @@ def test_without_build_a_missing_cache_is_an_error(file_task, vocabulary, tmp_pa
         open_cache(file_task[0], "train", vocabulary, tmp_path / "cache", build=False)
 
 
-def test_a_source_that_is_elsewhere_leaves_the_cache_usable(file_task, vocabulary, tmp_path, caplog):
+def test_a_missing_source_is_an_error_and_its_cache_is_used_only_when_asked(file_task, vocabulary, tmp_path, caplog):
     name, source = file_task
     first = open_cache(name, "train", vocabulary, tmp_path / "cache")
     source.unlink()
+    with pytest.raises(tasks.TaskError, match=r"rows.jsonl: there is no such file.*it was cached before: --gin.TRUST_CACHES=True"):
+        open_cache(name, "train", vocabulary, tmp_path / "cache")
     with caplog.at_level("WARNING"):
-        again = open_cache(name, "train", vocabulary, tmp_path / "cache", build=False)
-    assert again.folder == first.folder and "unchecked" in caplog.text
-    with pytest.raises(tasks.TaskError, match="no such file"):
+        again = open_cache(name, "train", vocabulary, tmp_path / "cache", trust=True)
+    assert again.folder == first.folder and f"{first.folder} is used as it was written last" in caplog.text
+    with pytest.raises(tasks.TaskError, match="no such file: correct `files` of the task or the current folder$"):
         open_cache(name, "train", load_vocabulary(piece_file(), 50), tmp_path / "cache")
 
 

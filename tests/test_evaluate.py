@@ -118,13 +118,13 @@ def test_limit_rows_are_the_same_ones_each_time(model, cache):
     assert len(evaluate_runs(model, [EvalRun(cache, 0, limit_rows=99, scorer=Witness())], VOCABULARY, SPEC)[0].predictions) == 23
 
 
-def test_answers_of_a_label_task_are_limited_by_its_labels(cache, monkeypatch):
-    task = tasks.Task("letters", "generated", ("validation",), labels=("yes", "no"), generate=lambda split: [], version="1")
+def test_answers_of_a_label_task_are_limited_by_its_labels_also_by_one_that_no_row_has(cache, monkeypatch):
+    task = tasks.Task("letters", "generated", ("validation",), labels=("yes", "no", "perhaps"), generate=lambda split: [], version="1")
     monkeypatch.setitem(tasks.TABLE, "letters", task)
-    assert EvalRun(cache).limit(SPEC) == len("yes") + 2
+    assert EvalRun(cache).limit(SPEC, VOCABULARY) == len("perhaps") + 2
     monkeypatch.delitem(tasks.TABLE, "letters")
-    assert EvalRun(cache).limit(SPEC) == 12
-    assert EvalRun(cache, max_tokens=3).limit(SPEC) == 3
+    assert EvalRun(cache).limit(SPEC, VOCABULARY) == 12
+    assert EvalRun(cache, max_tokens=3).limit(SPEC, VOCABULARY) == 3
 
 
 def test_short_and_long_answers_in_one_call(model, cache):
@@ -166,7 +166,7 @@ def test_files_of_results(model, cache, tmp_path, monkeypatch):
     values = [result.scores["accuracy"] for result in results]
     assert written["scores"]["accuracy"] == pytest.approx(np.mean(values))
     assert written["std"]["accuracy"] == pytest.approx(np.std(values))
-    assert evaluate.majority(cache, cache, Witness())["accuracy"] >= 50.0
+    assert evaluate.majority(cache, cache, VOCABULARY, Witness())["accuracy"] >= 50.0
     assert "| letters | validation | 23 | 2 | **accuracy** |" in evaluate.table([written])
 
 
@@ -231,21 +231,3 @@ def tuned_to_answer(model, cache):
     for _ in range(100):
         params, state = step(params, state)
     return dataclasses.replace(model, params=params)
-
-
-def test_labels_that_the_vocabulary_spells_otherwise_are_still_labels(table):
-    """A lower-case vocabulary answers "world" where the label is "World"."""
-
-    class LowerCase:
-        def encode(self, text):
-            return [ord(letter) for letter in text.lower()]
-
-        def decode(self, ids):
-            return "".join(map(chr, ids))
-
-    import tasks
-    from mpt_jax.infer.evaluate import spelling
-
-    tasks.jsonl("news", files={"train": "absent.jsonl"}, template="{text}", labels=("World", "sports"))
-    assert spelling("news", LowerCase()) == {"world": "World", "sports": "sports"}
-    assert spelling("unknown", LowerCase()) == {}

@@ -45,7 +45,7 @@ def write_run(folder, backbone_folder, trainable, best, lines=()):
         "runs": RUNS,
         "settings": {
             "train": {"backbone": str(backbone_folder), "dtype": "float32", "vocabulary": ""},
-            "data": {"feature_lengths": {"inputs": 32, "targets": 12}},
+            "data": {"feature_lengths": {"inputs": 32, "targets": 16}},
         },
         "backbone": {"name": str(backbone_folder), "fingerprint": backbone.fingerprint, "parameters": 0},
     }
@@ -125,7 +125,7 @@ def test_wrong_calls(run_dir, backbone_folder, tmp_path):
         (lambda: predictor.predict(["x", " "], "sst2"), "zero-length input: text 1 of 2"),
         (lambda: predictor.prompt("sst2", seed=9), "seed = 9: the run holds seeds 1, 2"),
         (lambda: predictor.score(["x"], ["a", "b"], "sst2"), "1 inputs, 2 targets"),
-        (lambda: predictor.score(["x"], ["a" * 12], "sst2"), "a target has 13 tokens, the limit is 12"),
+        (lambda: predictor.score(["x"], ["a" * 16], "sst2"), "a target has 17 tokens, the limit is 16"),
         (lambda: predictor.labels("unheard"), "has no labels here"),
         (lambda: mpt_jax.load(run_dir, "newest"), "is not one of 'best', 'last'"),
         (lambda: mpt_jax.load(tmp_path), "is no run folder"),
@@ -177,8 +177,8 @@ def test_each_row_may_name_its_task(run_dir, tmp_path):
     [
         ('{"sentence": "x"}\n{"text": "y"}\n', r"in\.jsonl:2: no field 'sentence'"),
         ('{"inputs": ""}\n', r"in\.jsonl:1: field 'inputs'"),
-        ("{\n", r"in\.jsonl:1: no JSON"),
-        ("[1]\n", r"in\.jsonl:1: .* is no object"),
+        ("{\n", r"in\.jsonl:1: not JSON"),
+        ("[1]\n", r"in\.jsonl:1: a JSON object is needed"),
         ("\n", "holds no rows"),
     ],
 )

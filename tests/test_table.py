@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.table import TABLE, Task, TaskError, add, check_split, template_fields, unknown_name
+from tasks.table import TABLE, Task, TaskError, add, check_split, file_name, template_fields, unknown_name
 
 GOOD = Task(
     "t", "file", ("train",), "x: {a}", labels=("no", "yes"), files={"train": "/t.jsonl"}, format="jsonl"
@@ -68,11 +68,41 @@ def test_generated_tasks_are_compared_by_version(table):
         ({"score": ("squad", "f1")}, "share a name: em, f1, f1"),
         ({"score": "ter"}, "higher is better"),
         ({"score": ()}, "higher is better"),
+        ({"name": 5}, "task name 5"),
+        ({"template": 5}, "`template` must be a text, got 5"),
+        ({"template": "x {a} \ud83d"}, "`template` is not Unicode text"),
+        ({"labels": ("no", "\ud83d")}, "a label is not Unicode text"),
+        ({"labels": ("1", "2", "1.0")}, "two of its labels are the same number: 1, 2, 1.0"),
+        ({"references": "answers"}, "`references` is for a `target`"),
+        ({"labels": None, "target": "{b}", "references": "targets"}, "is the name of the row's own text"),
+        ({"splits": ("a/b",)}, "split 'a/b' must be a name"),
     ],
 )
 def test_wrong_settings(change, message):
     with pytest.raises(TaskError, match=message):
         replace(GOOD, **change)
+
+
+def test_a_task_may_take_the_name_of_a_mixture_and_says_so(table, caplog):
+    assert "superglue" not in TABLE
+    with caplog.at_level("WARNING"):
+        add(replace(GOOD, name="superglue"))
+    assert "Task superglue takes the place of the shipped mixture of that name (superglue_multirc" in caplog.text
+
+
+def test_a_stand_in_gives_way_to_the_task_itself(table):
+    add(replace(GOOD, kind="cached", files={}, format=""))
+    add(GOOD)
+    assert table["t"] == GOOD
+
+
+def test_file_names_keep_names_apart():
+    names = ["rte", "RTE", "rte:index", "rte_index", "rte.index", "rte#index", "a:b:c", "a_b:c", "a:b_c", "é", "東京" * 60]
+    names += ["e" * 300, "e" * 301]
+    found = [file_name(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(len(name.encode()) < 220 and "/" not in name and ":" not in name for name in found)
+    assert [file_name(name) for name in ("rte", "rte_index", "a.b#1")] == ["rte", "rte_index", "a.b#1"]
 
 
 def test_template_fields():

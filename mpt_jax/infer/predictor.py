@@ -17,10 +17,10 @@ import tasks
 from mpt_jax import sharding
 from mpt_jax.checkpoint import load_bank, load_trainable
 from mpt_jax.data.batches import BatchSpec
+from mpt_jax.data.spelling import check_labels, spelling
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
-from mpt_jax.infer.evaluate import spelling
 from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.infer.requests import Model, Progress, Requests
 from mpt_jax.model.backbone import load_backbone
@@ -79,15 +79,16 @@ class Predictor:
     ) -> list[str]:
         """The most likely answer to each text, token by token; at most ``max_tokens`` (0: the run's target length)."""
         limit = max_tokens or self.spec.target_length
+        spelled = spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
         given = self._requests(texts, self.bank_row(task, seed), limit)
         answers = requests.decode(self.model, given, self._spec(len(given.task_id)), progress)
-        spelled = spelling(task or self.tasks[0], self.vocabulary)
         return [spelled.get(text, text) for text in map(self.vocabulary.decode, answers)]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], task: str | None = None, seed: int | None = None) -> np.ndarray:
         """Log-probability of each target (natural logarithm, summed over its tokens, EOS included): (B,) float32."""
         if isinstance(targets, str) or len(inputs) != len(targets):
             raise UserError(f"score takes a target for each input: {len(inputs)} inputs, {len(targets)} targets.")
+        _check_texts("target", targets)
         tokens = [requests.tokens_of(text, self.vocabulary) for text in targets]
         longest = max(map(len, tokens), default=0)
         if longest > self.spec.target_length:
@@ -104,18 +105,34 @@ class Predictor:
         seed: int | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """Log-probability of every label for each text: (B, C) float32; labels default to the registered task's."""
-        labels_CT = requests.label_tokens(labels or self.labels(task), self.vocabulary)
+        """Log-probability of every label for each text: (B, C) float32; labels default to the registered task's.
+
+        Raises UserError for labels that the vocabulary cannot tell apart.
+        """
+        labels = labels or self.labels(task)
+        _check_texts("label", labels)
+        check_labels(self._one_task(task), labels, self.vocabulary)
+        labels_CT = requests.label_tokens(labels, self.vocabulary)
         given = self._requests(texts, self.bank_row(task, seed), 0)
         return requests.score_each_label(self.model, given, labels_CT, self._spec(given.rows), progress)
 
     def labels(self, task: str | None = None) -> tuple[str, ...]:
         """Labels of a task of the table. Raises UserError where it has none."""
-        name = self.tasks[0] if task is None and len(self.tasks) == 1 else task
+        name = self._one_task(task)
         registered = tasks.TABLE.get(name)
         if registered is None or not registered.labels:
             raise UserError(f"task {name!r} has no labels here: register it (MIXTURE_OR_TASK_MODULE) or give `labels`.")
         return registered.labels
+
+    def check_task(self, task: str | None, needs_labels: bool = False) -> None:
+        """Raises UserError for labels that cannot be answered (too long, the same to the vocabulary), or none where they are needed."""
+        spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
+        if needs_labels:
+            self.labels(task)
+
+    def _one_task(self, task: str | None) -> str | None:
+        """The task named, or the run's only one."""
+        return self.tasks[0] if task is None and len(self.tasks) == 1 else task
 
     def prompt(self, task: str | None = None, seed: int | None = None) -> np.ndarray:
         """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained a backbone."""
@@ -125,7 +142,7 @@ class Predictor:
 
     def format(self, row: Mapping, task: str | None = None) -> str:
         """The text that the model reads for a row of fields. Raises tasks.TaskError for a missing field, UserError for the task."""
-        name = self.tasks[0] if task is None and len(self.tasks) == 1 else task
+        name = self._one_task(task)
         if name not in tasks.TABLE:
             raise UserError(f"task {name!r} is not registered here: import its module (MIXTURE_OR_TASK_MODULE), or give texts.")
         return tasks.inputs_text(tasks.TABLE[name], row, "the given row")
@@ -138,6 +155,7 @@ class Predictor:
     def _requests(self, texts: Sequence[str], bank_row: int, limit: int, targets=None) -> Requests:
         if isinstance(texts, str):
             raise UserError(f"texts must be a list of texts, not the text {texts!r:.60}.")
+        _check_texts("text", texts)
         empty = [place for place, text in enumerate(texts) if not text.strip()]
         if empty:
             raise UserError(f"zero-length input: text {empty[0]} of {len(texts)} is {texts[empty[0]]!r}.")
@@ -148,6 +166,14 @@ class Predictor:
             message = "%d of %d inputs are longer than %d tokens and were cut; raise TASK_FEATURE_LENGTHS['inputs']"
             log.warning(message, cut, len(tokens), longest)
         return Requests(tokens, [bank_row] * len(tokens), [limit] * len(tokens), targets)
+
+
+def _check_texts(what: str, texts: Sequence[str]) -> None:
+    try:
+        for number, text in enumerate(texts):
+            tasks.check_text(f"{what} {number} of {len(texts)}", text)
+    except tasks.TaskError as error:
+        raise UserError(str(error)) from error
 
 
 def load(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mpt_jax import sharding
 from mpt_jax.config import T5Config
-from mpt_jax.data.batches import BatchSpec, eval_batches
+from mpt_jax.data.batches import LONG, BatchSpec, eval_batches
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.infer.decode import greedy_decode, prompts_of
 from mpt_jax.infer.likelihood import score_labels, score_targets, walk_labels
@@ -21,7 +21,7 @@ from mpt_jax.model.prompt_bank import PromptBank
 Progress = Callable[[int, int], None]  # told (rows done, rows in all)
 SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so that short ones need not wait for them
 # of inputs: fewer than in training, since on 2 CPU cores a program compiles as long as 4 batches of the nano backbone run
-INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024)
+INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024, *LONG)
 IN_FLIGHT = 2  # batches handed to the device ahead of the one being read
 
 

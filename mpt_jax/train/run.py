@@ -15,6 +15,7 @@ from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
+from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.metrics import MetricsWriter
@@ -76,10 +77,7 @@ def run_train(
     mesh = sharding.mesh_or_none(settings.mesh)
     backbone = load_backbone(train.backbone, train.dtype, train.vocabulary, sharding.backbone_sharding(mesh), train.attention)
     vocabulary = backbone.vocabulary()
-    folder = cache_folder(settings.data.cache_dir)
-    with distributed.first_before_others("token caches"):
-        caches = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
-        dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
+    caches, dev_caches = open_caches(settings, tasks, vocabulary)
     runs = plan.draw_few_shot(plan.plan_runs(train, settings.prompt, settings.optimizer, tasks), caches, settings.data)
 
     trainable, frozen, objective = make_parameters(settings, runs, backbone, vocabulary, caches)
@@ -98,7 +96,7 @@ def run_train(
     scene = Scene(settings, runs, backbone, vocabulary, dev_caches, objective.group_N, frozen, mesh)
     eval_steps = train.eval_steps or max(train.train_steps // 10, 1)
     writer = MetricsWriter(run_folder, start_step)
-    data = settings.data
+    data, folder = settings.data, cache_folder(settings.data.cache_dir)
     rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
     lengths, local = (data.input_length, data.target_length), sharding.local_rows(mesh, rows)
     spec = BatchSpec(*lengths, rows, tuple(data.input_buckets), tuple(data.target_buckets), local)
@@ -122,6 +120,28 @@ def run_train(
     if train.stage in ("finetune", "pretrain"):
         write_backbone(run_folder, backbone, best.trainable if best else state.trainable)
     return run_folder
+
+
+def open_caches(settings: Settings, tasks: tuple[str, ...], vocabulary: Vocabulary) -> tuple[dict[str, TokenCache], dict[str, TokenCache]]:
+    """Token caches of the tasks by name: of the training split, and of the dev split where it is scored; says what is cut.
+
+    Raises UserError for labels that cannot be learned: too long, or the same to the vocabulary.
+    """
+    train, data = settings.train, settings.data
+    if train.stage == "fewshot" and not data.k_shot:
+        raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; --gin_file=target.gin trains on all.")
+    folder = cache_folder(data.cache_dir)
+    for task in tasks:
+        spelling(task, vocabulary, data.target_length)
+    with distributed.first_before_others("token caches"):
+        caches = {task: open_cache(task, "train", vocabulary, folder, trust=data.trust_caches) for task in tasks}
+        scored = tasks if train.score_tasks else ()
+        dev_caches = {task: open_cache(task, train.eval_split, vocabulary, folder, trust=data.trust_caches) for task in scored}
+    for task in tasks:
+        spelling(task, vocabulary, data.target_length)  # once more: a task may be known from its cache alone
+    for note in cut_notes([*caches.values(), *dev_caches.values()], data.feature_lengths):
+        distributed.say(note)
+    return caches, dev_caches
 
 
 def make_parameters(settings: Settings, runs, backbone: Backbone, vocabulary: Vocabulary, caches) -> tuple[dict, dict, Objective]:

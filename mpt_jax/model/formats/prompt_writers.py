@@ -55,7 +55,7 @@ def _write_file(dest: str, suffix: str, prompts: PromptFile, save) -> list[str]:
     path = os.path.abspath(dest if dest.endswith(suffix) else dest + suffix)
     card_path = path[: -len(suffix)] + ".md"
     for taken in (path, card_path):
-        if os.path.exists(taken):
+        if os.path.lexists(taken):
             raise UserError(f"{taken} is there already; give another --output or remove it.")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.tmp-{os.getpid()}"
