@@ -284,14 +284,120 @@ def test_a_killed_writing_leaves_the_old_cache(tmp_path):
     assert read_cache(good.folder).inputs(0).tolist() == [5, 1]
 
 
-def test_the_cache_of_a_faster_process_stays(tmp_path, monkeypatch):
+def test_an_equal_cache_that_is_there_stays(tmp_path):
     good = token_cache(tmp_path, [([5, 1], [6, 1])])
-    replace = os.replace
-    # The other process finishes between this one's two moves: its folder is in the way of the second.
-    monkeypatch.setattr(os, "replace", lambda old, new: None if old == good.folder else replace(old, new))
+    before = good.folder.stat().st_ino
     again = token_cache(tmp_path, [([5, 1], [6, 1])])
-    assert again.fingerprint == good.fingerprint
+    assert again.fingerprint == good.fingerprint and again.folder.stat().st_ino == before
+    other = token_cache(tmp_path, [([7, 1], [6, 1])])
+    assert other.fingerprint != good.fingerprint and other.folder.stat().st_ino != before
+    assert good.inputs(0).tolist() == [5, 1], "what is open stays readable"
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+RACE = """
+import sys
+from pathlib import Path
+from tiny_data import token_cache
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+while not (folder / "go").exists():
+    pass
+for turn in range(30):
+    cache = token_cache(folder / str(turn), [([5 + row, 1], [6, 1]) for row in range(50)])
+    assert cache.rows == 50
+"""
+
+
+def test_processes_that_start_together_share_one_cache(tmp_path):
+    running = [
+        subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path), str(number)], env=environment(), stderr=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    (tmp_path / "go").touch()
+    assert [(process.wait(), process.stderr.read()) for process in running] == [(0, "")] * 3
+    assert [path.name for turn in tmp_path.glob("*/") for path in turn.iterdir()] == ["toy"] * 30
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_writer_and_a_live_one_goes_on(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from mpt_jax.data import cache_writer\n"
+        "with cache_writer.whole_or_not_at_all(Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'half').write_text('x'); print('writing', flush=True); time.sleep(float(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code]
+    killed, live = (
+        subprocess.Popen([*command, str(tmp_path / name), "60"], env=environment(), stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    )
+    assert {killed.stdout.readline(), live.stdout.readline()} == {"writing\n"}
+    (tmp_path / ".retired-0123").mkdir()
+    killed.kill()
+    killed.wait()
+    assert len(list(tmp_path.glob(".writing-*"))) == 2
+    token_cache(tmp_path, [([5, 1], [6, 1])])
+    (left,) = tmp_path.glob(".writing-*")
+    assert str(live.pid) in left.name and (left / "half").is_file()
+    live.kill()
+    live.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left.name, "toy"]
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_setting(file_task, vocabulary, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", "/proc/no/such"):
+        with pytest.raises(UserError, match=r"the cache folder .* cannot be written .*--gin.CACHE_DIR or the variable MPT_CACHE_DIR"):
+            open_cache(file_task[0], "train", vocabulary, place)
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(file_task, tmp_path):
+    """The kernel refuses to write beyond a limit, as it does on a full disk."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+        "from pathlib import Path; from tiny_data import token_cache\n"
+        "token_cache(Path(sys.argv[1]), [([5] * 100, [6, 1])] * 9)"
+    )
+    (tmp_path / "full").mkdir()
+    command = [sys.executable, "-c", code, str(tmp_path / "full")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert "UserError: the cache folder" in done.stderr and "cannot be written (File too large)" in done.stderr
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_half_a_surrogate_pair_in_a_field_of_its_own_comes_back(table, vocabulary, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"s": "fun", "user": "\\ud83d", "label": 1}\n')
+    tasks.jsonl("tweets", files={"train": tmp_path / "a.jsonl"}, template="{s}", labels=("no", "yes"))
+    assert open_cache("tweets", "train", vocabulary, tmp_path / "cache").extra(0)["user"] == "\ud83d"
+
+
+def test_embeddings_beyond_half_precision_are_refused(tmp_path):
+    rows = [{"inputs": np.array([5, 1]), "targets": np.array([1]), "embedding": np.array([value])} for value in (1.0, 1e6)]
+    key = {"format": 1, "task": "toy", "split": "train", "vocabulary": "", "ingredients": {}}
+    with pytest.raises(UserError, match="row 1: its embedding is not finite, or beyond what float16 holds"):
+        cache_writer.write(key, rows, byte_vocabulary(), tmp_path / "toy")
+
+
+def test_a_task_that_nobody_registers_opens_as_it_was_written_last_and_stands_in(file_task, vocabulary, tmp_path, caplog):
+    name, source = file_task
+    open_cache(name, "train", vocabulary, tmp_path)
+    source.write_text(json.dumps(RECORDS[0]) + "\n")
+    last = open_cache(name, "train", vocabulary, tmp_path)
+    task = tasks.TABLE.pop(name)
+    with caplog.at_level("WARNING"):
+        assert open_cache(name, "train", vocabulary, tmp_path).folder == last.folder
+    assert f"Task {name} is known from its cache alone (scored by accuracy)" in caplog.text
+    there = tasks.TABLE[name]
+    assert (there.kind, there.labels, there.template, there.splits) == ("cached", task.labels, task.template, ("train",))
+    assert tasks.main_score(name) == "accuracy"
+    with pytest.raises(UserError, match="no token cache of task .* and MIXTURE_OR_TASK_MODULE, which registers the task"):
+        open_cache(name, "test", vocabulary, tmp_path)
+
+
+def test_names_in_a_folder_of_caches(tmp_path, vocabulary):
+    token_cache(tmp_path / "toy" / "train", [([5, 1], [6, 1])], name="0123456789abcdef")
+    (tmp_path / "other" / "train").mkdir(parents=True)
+    found = cached_names(tmp_path)
+    assert "toy" in found and "other" not in found and "../toy" not in found and None not in found
+    assert list(found) == ["toy"] and len(found) == 1 and list(cached_names(tmp_path / "none")) == []
 
 
 def test_rows_that_cannot_be_trained_on_are_named(tmp_path):

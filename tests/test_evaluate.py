@@ -12,10 +12,12 @@ import tasks
 from mpt_jax.config import T5Config
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.vocabulary import load_vocabulary
+from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, requests
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
 from mpt_jax.infer.requests import Model, Requests
+from mpt_jax.model.backbone import SHIPPED
 from mpt_jax.model.prompt_bank import PromptBank
 from mpt_jax.model.prompted_t5 import init_backbone
 
@@ -231,3 +233,30 @@ def tuned_to_answer(model, cache):
     for _ in range(100):
         params, state = step(params, state)
     return dataclasses.replace(model, params=params)
+
+
+def test_right_texts_that_the_vocabulary_writes_otherwise_can_be_reached(table):
+    """The nano vocabulary has lower case alone: "paris" is the best that it can answer."""
+    nano = load_vocabulary(SHIPPED / "nano")
+    tasks.jsonl("city", files={"validation": "absent.jsonl"}, template="{q}", target="{a}", score=("exact_match", "squad"))
+    cache = MemoryCache("city", ["a", "b", "c"], ["Paris", "Paris", "Rome"])
+    assert evaluate.majority(cache, cache, nano)["exact_match"] == pytest.approx(200 / 3)
+
+
+def test_results_of_tasks_whose_names_no_file_holds_are_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "main_score", lambda name: "accuracy")
+    results = [evaluate.EvalResult(name, "test", 0, {"accuracy": 1.0}, ["x"], np.arange(1), 0) for name in ("a:b", "a_b", "a.b", "a#b")]
+    paths = evaluate.write_results(tmp_path, results, {}, "best")
+    assert [json.loads(path.read_text())["task"] for path in paths] == ["a:b", "a_b", "a.b", "a#b"] and len(set(paths)) == 4
+
+
+def test_a_link_in_the_place_of_results_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "main_score", lambda name: "accuracy")
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "a.json").symlink_to(tmp_path / "elsewhere.json")
+    result = evaluate.EvalResult("a", "test", 0, {"accuracy": 1.0}, ["x"], np.arange(1), 0)
+    evaluate.write_results(tmp_path, [result], {}, "best")
+    assert (tmp_path / "eval" / "a.json").is_symlink() and json.loads((tmp_path / "elsewhere.json").read_text())["task"] == "a"
+    (tmp_path / "eval" / "b.json").symlink_to("/dev/null")
+    with pytest.raises(UserError, match="b.json' is a device or pipe, and would be replaced"):
+        evaluate.write_results(tmp_path, [dataclasses.replace(result, task="b")], {}, "best")

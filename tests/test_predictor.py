@@ -1,6 +1,7 @@
 """A run folder loaded for prediction, and rows in and out."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -153,6 +154,88 @@ def test_rows_in_and_out(run_dir, tmp_path, sst2):
         expected = predictor.score(texts, [label] * 6, "sst2")
         np.testing.assert_allclose([row["scores"][label] for row in written], expected, atol=1e-3)
     assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_input_files_are_read_as_tasks_read_theirs(run_dir, tmp_path, sst2):
+    predictor, output = mpt_jax.load(run_dir), tmp_path / "out.jsonl"
+    (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"sentence": "caf\xc3\xa9"}\n')
+    assert rows.infer(predictor, str(tmp_path / "bom.jsonl"), output, "sst2") == 1
+    assert json.loads(output.read_text())["inputs"] == "sentence: café"
+    os.mkfifo(tmp_path / "pipe")
+    for name, content, message in (
+        ("latin1", b'{"sentence": "caf\xe9"}\n', "latin1:1: not UTF-8"),
+        ("deep", b'{"sentence": "x", "a": ' + b"[" * 9999 + b"]" * 9999 + b"}\n", "deep:1: more than 100 levels"),
+        ("digits", b'{"sentence": "x", "n": ' + b"1" * 5000 + b"}\n", "digits:1: a number of more digits"),
+        ("nan", b'{"sentence": NaN}\n', "nan:1: field 'sentence' is nan"),
+        ("half", b'{"sentence": "x \\ud83d"}\n', "half:1: field 'sentence' is not Unicode text"),
+        ("half_ready", b'{"inputs": "x \\ud83d"}\n', "half_ready:1: field 'inputs' is not Unicode text"),
+        ("pipe", None, "pipe: is a pipe or device"),
+        ("folder/..", None, "is a folder|there is no such file"),
+        ("none:train", None, "there is no such file, and as TASK:SPLIT: unknown task"),
+    ):
+        if content:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises((UserError, tasks.TaskError), match=message):
+            rows.infer(predictor, str(tmp_path / name), tmp_path / "never.jsonl", "sst2")
+    assert not (tmp_path / "never.jsonl").exists()
+
+
+def test_half_a_surrogate_pair_that_is_passed_through_is_written_as_it_was(run_dir, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"inputs": "fun", "user": "\\ud83d"}\n{"inputs": "é", "user": "日"}\n')
+    rows.infer(mpt_jax.load(run_dir), str(source), output, "sst2")
+    first, second = output.read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["user"] == "\ud83d" and first.isascii()
+    assert "日" in second and json.loads(second)["inputs"] == "é"
+
+
+def test_rows_whose_own_field_is_called_inputs_go_through_the_template(run_dir, tmp_path, table):
+    tasks.add(
+        tasks.Task(
+            "sst2", "generated", ("train",), "Review: {inputs} Sentiment:", labels=("no", "yes"), generate=lambda split: [], version="9"
+        ),
+        replace=True,
+    )
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"inputs": "bad film", "label": 0}\n')
+    predictor = mpt_jax.load(run_dir)
+    rows.infer(predictor, str(source), output, "sst2")
+    assert json.loads(output.read_text())["inputs"] == predictor.format({"inputs": "bad film"}, "sst2") == "Review: bad film Sentiment:"
+
+
+def test_a_failure_in_a_later_chunk_keeps_what_was_answered(run_dir, tmp_path, monkeypatch):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"inputs": f"text {n}"}) + "\n" for n in range(6)))
+    predictor = mpt_jax.load(run_dir)
+    monkeypatch.setattr(rows, "CHUNK", 2)
+    predict, calls = predictor.predict, []
+
+    def fails_third(texts, *arguments, **settings):
+        calls.append(texts)
+        if len(calls) == 3:
+            raise UserError("the third chunk")
+        return predict(texts, *arguments, **settings)
+
+    monkeypatch.setattr(predictor, "predict", fails_third)
+    with pytest.raises(UserError, match="the third chunk"):
+        rows.infer(predictor, str(source), output, "sst2")
+    kept = [json.loads(line)["inputs"] for line in (tmp_path / "out.jsonl.partial").read_text().splitlines()]
+    assert kept == [f"text {n}" for n in range(4)] and not output.exists()
+
+
+def test_labels_that_cannot_be_answered_stop_before_the_first_row(run_dir, tmp_path, table):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"inputs": "a"}\n')
+    predictor = mpt_jax.load(run_dir, feature_lengths={"inputs": 32, "targets": 4})
+    tasks.jsonl("sst2", files={"train": "x"}, template="{s}", labels=("no", "absolutely"), replace=True)
+    for call in (lambda: predictor.predict(["x"], "sst2"), lambda: rows.infer(predictor, str(source), output, "sst2")):
+        with pytest.raises(UserError, match="label 'absolutely' has 11 tokens, the limit is 4"):
+            call()
+    for labels, message in ((["a", "a"], "labels 'a' and 'a' are the same"), (["a", "\ud83d"], "label 1 of 2 is not Unicode text")):
+        with pytest.raises(UserError, match=message):
+            predictor.score_labels(["x"], labels, "sst2")
+    with pytest.raises(UserError, match="text 0 of 1 is not Unicode text"):
+        mpt_jax.load(run_dir).predict(["\ud83d"], "sst2")
 
 
 def test_an_output_that_cannot_be_written(run_dir, tmp_path):

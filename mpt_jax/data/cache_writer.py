@@ -227,7 +227,8 @@ def _collect(
     for feature, name in (("inputs", "input"), ("targets", "target"), ("extra", "extra")):
         arrays[f"{name}_offsets"] = np.frombuffer(offsets[feature], np.int64)
     if width:
-        arrays["embedding"] = np.frombuffer(embedding, np.float32).astype(np.float16).reshape(count, width)
+        with np.errstate(over="ignore"):
+            arrays["embedding"] = np.frombuffer(embedding, np.float32).astype(np.float16).reshape(count, width)
         wrong = np.flatnonzero(~np.isfinite(arrays["embedding"]).all(axis=1))
         if len(wrong):
             raise UserError(f"{where}, row {wrong[0]}: its embedding is not finite, or beyond what float16 holds (65504)")

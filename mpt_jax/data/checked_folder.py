@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tokenize
 import zlib
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def map_array(path: Path, dtype: str, dims: int = 1) -> np.ndarray:
     """A memory-mapped array as a plain ndarray, whose slices cost a third of a memmap's. UserError names one of another kind."""
     try:
         array = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)
-    except (ValueError, OSError, EOFError, TypeError, OverflowError) as error:
+    except (ValueError, OSError, EOFError, TypeError, OverflowError, tokenize.TokenError) as error:
         raise damaged(path, f"is not an array ({error})") from error
     if array.dtype != np.dtype(dtype) or array.ndim != dims:
         raise damaged(path, f"holds {array.ndim}-dimensional {array.dtype}, not {dims}-dimensional {dtype}")
