@@ -187,9 +187,9 @@ def add_mixture(name: str, members: Sequence[str]) -> None:
 def file_name(name: str) -> str:
     """A task's name as a file name; no two names share one, whatever a file system cannot hold."""
     safe = "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in name)
-    if safe == name and len(name.encode()) < 200:
+    if safe == name and len(name.encode()) < 200 and name.strip("."):
         return name
-    return f"{safe.encode()[:150].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{safe.encode()[:150].decode(errors='ignore').strip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def unknown_name(name: str, known: Iterable[str]) -> TaskError:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from mpt_jax.model.formats.arrays import in_memory
 from mpt_jax.model.formats.card import card
 from mpt_jax.model.formats.folder_writer import write_folder
 from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SINGLE, PromptFile
+from tasks.table import file_name
 
+BANK = "bank/"  # before the names of the bank's arrays in an npz
 FORMATS = ("peft", "peft_single", "npz", "npy")
 
 
@@ -27,6 +30,7 @@ def write(kind: str, dest: str, prompts: PromptFile) -> list[str]:
     """
     if kind not in FORMATS:
         raise UserError(f"Prompts cannot be written as {kind!r}; formats: {', '.join(FORMATS)}.")
+    _check_labels(prompts)
     if kind == "peft":
         return write_folder(dest, lambda folder: _multitask(folder, prompts))
     if kind == "npz":
@@ -45,9 +49,14 @@ def _each(kind: str, folder: str, prompts: PromptFile) -> None:
         write(kind, os.path.join(folder, file_name(label)), prompts.select([n]))
 
 
-def file_name(task: str) -> str:
-    """A task's name as a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in task)
+def _check_labels(prompts: PromptFile) -> None:
+    """Raises UserError for two prompts of one name, and for a name that an npz gives to its own arrays."""
+    for n, label in enumerate(prompts.task_names):
+        first = prompts.task_names.index(label)
+        if first != n:
+            raise UserError(f"Prompts {first} and {n} are both called {label!r}, and would become one: rename a task and train it again.")
+        if label.startswith(BANK):
+            raise UserError(f"The prompt called {label!r} has the name of an array of the bank: rename its task.")
 
 
 def _write_file(dest: str, suffix: str, prompts: PromptFile, save) -> list[str]:
@@ -72,8 +81,11 @@ def _npz(file: Any, prompts: PromptFile) -> None:
     arrays = dict(zip(prompts.task_names, prompts.compose(), strict=True))
     bank = {"shared_GPD": prompts.shared_GPD, "cols_NPR": prompts.cols_NPR, "rows_NRD": prompts.rows_NRD, "group_N": prompts.group_N}
     bank |= {"task_names": np.array(prompts.task_names), "metadata": np.array(json.dumps(prompts.metadata))}
-    arrays |= {f"bank/{name}": array for name, array in bank.items() if array is not None}
-    np.savez(file, **arrays)
+    arrays |= {f"{BANK}{name}": array for name, array in bank.items() if array is not None}
+    with zipfile.ZipFile(file, "w") as archive:  # not np.savez, which takes a task called `file` for an argument of its own
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def _factors(prompts: PromptFile) -> tuple[np.ndarray, np.ndarray]:
