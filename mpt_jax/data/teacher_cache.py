@@ -10,6 +10,7 @@ B examples, L input tokens, P prompt positions, S encoder positions, T target to
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
@@ -151,9 +152,14 @@ class TeacherOutputs:
 def _reserved(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """A new array file, mapped for writing. A full disk is an OSError here; in a page of a file with holes it would end the process."""
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
+    try:
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except AttributeError:  # macOS
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise  # others: the file system cannot reserve
     return array
 
 
