@@ -4,7 +4,7 @@ from tasks import embedded, paper  # add the quickstart's and the paper's tasks 
 from tasks.description import describe
 from tasks.files import csv, jsonl, tsv
 from tasks.outline import outline, stand_in
-from tasks.registration import examples, expand, fields_as_json, import_module, register
+from tasks.registration import check_one_meaning, examples, expand, fields_as_json, import_module, register
 from tasks.rendering import inputs_text, ready_text
 from tasks.scoring import main_score, scorer
 from tasks.seqio_tasks import ROW_FIELD, row_of_example
@@ -20,6 +20,7 @@ __all__ = [
     "TaskError",
     "add",
     "add_mixture",
+    "check_one_meaning",
     "check_text",
     "csv",
     "describe",

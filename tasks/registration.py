@@ -81,7 +81,7 @@ def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[st
     seqio_names, mixtures = seqio_tasks.names()
     found: dict[str, None] = {}
     for name in (names,) if isinstance(names, str) else names:
-        _check_one_meaning(name, seqio_names, mixtures)
+        check_one_meaning(name)
         if name in TABLE or name in seqio_names or name in cached:
             found[name] = None
         elif members := table_mixture(name):
@@ -93,8 +93,9 @@ def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[st
     return tuple(found)
 
 
-def _check_one_meaning(name: str, seqio_names: Collection[str], mixtures: Collection[str]) -> None:
+def check_one_meaning(name: str) -> None:
     """Raises TaskError for a name that a user's SeqIO task or mixture shares with a task or mixture of the table."""
+    seqio_names, mixtures = seqio_tasks.names()
     task, mixture = name in TABLE and TABLE[name].kind != "cached", bool(table_mixture(name))
     theirs = "task" if name in seqio_names else "mixture" if name in mixtures else ""
     if not theirs or not (task or mixture) or theirs == "task" and isinstance(seqio_tasks.get(name).source, _source_class()):

@@ -61,8 +61,16 @@ class Task:
             raise TaskError(f"task name {self.name!r}: only letters, digits and . : # _ are possible")
         if self.kind not in KINDS:
             raise TaskError(f"task {self.name!r}: kind {self.kind!r} is none of {KINDS}")
+        for setting in ("splits", "labels", "columns"):  # a list would not do as a key, a text is a list of letters
+            given = getattr(self, setting)
+            if isinstance(given, list):
+                object.__setattr__(self, setting, tuple(given))
+            elif given is not None and not isinstance(given, tuple):
+                raise TaskError(f"task {self.name!r}: `{setting}` must be a list of texts, got {given!r:.80}")
         if not self.splits:
             raise TaskError(f"task {self.name!r} has no split: give at least one, for example 'train'")
+        if self.columns and len(set(self.columns)) != len(self.columns):
+            raise TaskError(f"task {self.name!r}: two of its columns have the same name: {', '.join(self.columns)}")
         for split in self.splits:
             if not isinstance(split, str) or not split or "/" in split:
                 raise TaskError(f"task {self.name!r}: split {split!r} must be a name, for example 'train'")
@@ -94,7 +102,7 @@ class Task:
             raise TaskError(f"task {self.name!r} has both `labels` and `target`: give one of them")
         if self.labels is None:
             return
-        if isinstance(self.labels, str) or not all(isinstance(label, str) for label in self.labels):
+        if not all(isinstance(label, str) for label in self.labels):
             raise TaskError(f"task {self.name!r}: `labels` must be a list of texts, got {self.labels!r}")
         for label in self.labels:
             check_text(f"task {self.name!r}: a label", label)

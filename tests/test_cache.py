@@ -16,6 +16,7 @@ from mpt_jax.data import cache_writer
 from mpt_jax.data.cache import cached_names, open_cache, read_cache, write_cache
 from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.model.backbone import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = [
@@ -392,11 +393,37 @@ def test_a_task_that_nobody_registers_opens_as_it_was_written_last_and_stands_in
         open_cache(name, "test", vocabulary, tmp_path)
 
 
+def test_a_name_that_seqio_and_the_table_share_is_not_taken_from_the_table(seqio_task, table, vocabulary, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
+    tasks.jsonl("ordinary_toy", files={"train": tmp_path / "a.jsonl"}, template="{text}", labels=("no", "yes"))
+    with pytest.raises(tasks.TaskError, match="'ordinary_toy' is a SeqIO task and also a task of the table"):
+        open_cache("ordinary_toy", "train", vocabulary, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("field", ["text", "answer"])
+def test_texts_of_which_the_vocabulary_can_write_nothing_are_refused(table, field, tmp_path):
+    row = {"text": "x", "answer": "y"} | {field: "\u200b"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    tasks.jsonl("nothing", files={"train": tmp_path / "a.jsonl"}, template="{text}", target="{answer}")
+    with pytest.raises(UserError, match="task 'nothing', split 'train', row 0: .* can write nothing: correct or remove the row"):
+        open_cache("nothing", "train", load_vocabulary(SHIPPED / "nano"), tmp_path / "cache")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    folder = token_cache(tmp_path, [([5, 1], [6, 1])]).folder
+    for name in ("extra.bin", "meta.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=f"{name}' is (missing|not a file)"):
+            read_cache(folder)
+
+
 def test_names_in_a_folder_of_caches(tmp_path, vocabulary):
     token_cache(tmp_path / "toy" / "train", [([5, 1], [6, 1])], name="0123456789abcdef")
     (tmp_path / "other" / "train").mkdir(parents=True)
     found = cached_names(tmp_path)
     assert "toy" in found and "other" not in found and "../toy" not in found and None not in found
+    assert "t" * 300 not in found
     assert list(found) == ["toy"] and len(found) == 1 and list(cached_names(tmp_path / "none")) == []
 
 

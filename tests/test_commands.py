@@ -116,3 +116,11 @@ def test_scores_that_cannot_be_written_stop_before_the_work(run, tmp_path, capsy
     shutil.copytree(run["MODEL_DIR"], tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     (tmp_path / "run" / "eval").write_text("x")
     fails(capsys, arguments("eval", "", run | {"MODEL_DIR": str(tmp_path / "run")}), "eval' cannot be made, which scores are written to")
+
+
+def test_arguments_that_name_nothing(world, capsys):
+    some = {"MIXTURE_OR_TASK_MODULE": world["MIXTURE_OR_TASK_MODULE"]}
+    fails(capsys, [*arguments("cache", "", some, TASKS=["a_b"]), "--splits", " , "], "--splits ' , ' names no split")
+    fails(capsys, [*arguments("tasks", "", some), "others"], "'others' is a mixture of winogrande, yelp_polarity", "name one of them")
+    fails(capsys, [*arguments("tasks", "", some), "a_b", "--rows=-1"], "--rows -1: must be 0 or more")
+    fails(capsys, arguments("tasks", "", some, TASKS=["x" * 300]), "unknown task")

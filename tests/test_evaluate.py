@@ -260,3 +260,9 @@ def test_a_link_in_the_place_of_results_stays(tmp_path, monkeypatch):
     (tmp_path / "eval" / "b.json").symlink_to("/dev/null")
     with pytest.raises(UserError, match="b.json' is a device or pipe, and would be replaced"):
         evaluate.write_results(tmp_path, [dataclasses.replace(result, task="b")], {}, "best")
+
+
+def test_scores_that_not_every_run_has_are_left_to_the_runs():
+    first = evaluate.EvalResult("word_valence", "test", 0, {"accuracy": 50.0, "extra": 1.0}, ["x"], np.arange(1), 0)
+    summary = evaluate.summary_of([first, dataclasses.replace(first, bank_index=1, scores={"accuracy": 70.0})], {})
+    assert summary["scores"] == {"accuracy": 60.0} and summary["runs"][0]["scores"]["extra"] == 1.0

@@ -128,6 +128,9 @@ def test_wrong_calls(run_dir, backbone_folder, tmp_path):
         (lambda: predictor.score(["x"], ["a", "b"], "sst2"), "1 inputs, 2 targets"),
         (lambda: predictor.score(["x"], ["a" * 16], "sst2"), "a target has 17 tokens, the limit is 16"),
         (lambda: predictor.labels("unheard"), "has no labels here"),
+        (lambda: predictor.predict(["x"], "sst2", max_tokens=10**9), "max_tokens = 1000000000: must be 0 .. 131,072"),
+        (lambda: mpt_jax.load(run_dir, batch_size=10**9), "micro_batch_size = 1000000000: must be 1 .. 65,536"),
+        (lambda: mpt_jax.load(run_dir, feature_lengths={"inputs": 5}), "it takes {'inputs': tokens, 'targets': tokens}"),
         (lambda: mpt_jax.load(run_dir, "newest"), "is not one of 'best', 'last'"),
         (lambda: mpt_jax.load(tmp_path), "is no run folder"),
     ):
@@ -221,6 +224,21 @@ def test_a_failure_in_a_later_chunk_keeps_what_was_answered(run_dir, tmp_path, m
         rows.infer(predictor, str(source), output, "sst2")
     kept = [json.loads(line)["inputs"] for line in (tmp_path / "out.jsonl.partial").read_text().splitlines()]
     assert kept == [f"text {n}" for n in range(4)] and not output.exists()
+
+
+def test_what_an_earlier_command_left_is_not_written_over_while_it_is_read(run_dir, tmp_path):
+    left = tmp_path / "out.jsonl.partial"
+    left.write_text('{"inputs": "a"}\n')
+    with pytest.raises(UserError, match="is what an earlier command left of --output .* give it another name"):
+        rows.infer(mpt_jax.load(run_dir), str(left), tmp_path / "out.jsonl", "sst2")
+    assert left.read_text() == '{"inputs": "a"}\n'
+
+
+def test_a_task_without_labels_has_no_scores_of_labels(run_dir, tmp_path, table):
+    tasks.jsonl("sst2", files={"train": "x"}, template="{s}", target="{t}", replace=True)
+    (tmp_path / "in.jsonl").write_text('{"s": "a"}\n')
+    with pytest.raises(UserError, match="task 'sst2' has a target and no labels: leave out --score"):
+        rows.infer(mpt_jax.load(run_dir), str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", "sst2", score=True)
 
 
 def test_labels_that_cannot_be_answered_stop_before_the_first_row(run_dir, tmp_path, table):

@@ -144,6 +144,9 @@ def test_a_name_that_seqio_and_the_table_share_is_refused(registry, trees):
     registry.MixtureRegistry.add("glue", ["superglue"], default_rate=1.0)
     with pytest.raises(tasks.TaskError, match="'glue' is a SeqIO mixture and also a mixture of mnli"):
         tasks.expand(["glue"])
+    tasks.check_one_meaning("mnli")
+    tasks.register("mnli", registry.ByteVocabulary())
+    tasks.check_one_meaning("mnli")
 
 
 def test_seqio_scores_a_task_of_the_table_as_its_vocabulary_writes_the_labels(registry, table):

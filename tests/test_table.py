@@ -76,11 +76,17 @@ def test_generated_tasks_are_compared_by_version(table):
         ({"references": "answers"}, "`references` is for a `target`"),
         ({"labels": None, "target": "{b}", "references": "targets"}, "is the name of the row's own text"),
         ({"splits": ("a/b",)}, "split 'a/b' must be a name"),
+        ({"splits": "train"}, "`splits` must be a list of texts, got 'train'"),
+        ({"columns": ("a", "b", "a"), "format": "csv"}, "two of its columns have the same name: a, b, a"),
     ],
 )
 def test_wrong_settings(change, message):
     with pytest.raises(TaskError, match=message):
         replace(GOOD, **change)
+
+
+def test_lists_are_as_good_as_tuples():
+    assert replace(GOOD, labels=["no", "yes"], splits=["train"]) == GOOD
 
 
 def test_a_task_may_take_the_name_of_a_mixture_and_says_so(table, caplog):

@@ -97,6 +97,7 @@ def open_cache(
     the table of tasks with what its cache knows of it. ``trust``: any task opens so, without a look at its source. Raises UserError
     if the cache is damaged, or missing and not `build`, or cannot be written; TaskError for a source that is missing.
     """
+    tasks.check_one_meaning(name)
     cache_dir, known = Path(cache_dir), _registered(name)
     latest = trust or not known
     folder = _latest(name, split, vocabulary, cache_dir) if latest else _current(name, split, vocabulary, cache_dir)
@@ -144,7 +145,10 @@ class _CachedNames(Set):
         self._folder = Path(cache_dir)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(tasks.NAME.fullmatch(name)) and any(self._folder.glob(CACHES.replace("*", name, 1)))
+        try:
+            return isinstance(name, str) and bool(tasks.NAME.fullmatch(name)) and any(self._folder.glob(CACHES.replace("*", name, 1)))
+        except OSError:  # a name that no folder can have
+            return False
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({path.relative_to(self._folder).parts[0] for path in self._folder.glob(CACHES)}))

@@ -114,14 +114,18 @@ def examples_of(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]
 def table_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
     """Examples of a task of the table, the same as SeqIO makes of it: without TensorFlow."""
     task = tasks.TABLE[name]
-    for row in tasks.rows(name, split):
+    for number, row in enumerate(tasks.rows(name, split)):
         fields = dict(row)
         example = {"embedding": fields.pop("embedding")} if task.embedding_size else {}
         for feature in FEATURES:
             if task.tokens:
                 example[feature] = fields.pop(f"{feature}_tokens")
             else:
-                example[feature] = [*vocabulary.encode(fields[feature]), EOS_ID]
+                tokens = vocabulary.encode(fields[feature])
+                if not tokens:
+                    text = f"{feature!r} is {fields[feature]!r:.60}, of which vocabulary {vocabulary.path!r} can write nothing"
+                    raise UserError(f"task {name!r}, split {split!r}, row {number}: {text}: correct or remove the row")
+                example[feature] = [*tokens, EOS_ID]
                 example[f"{feature}_pretokenized"] = fields.pop(feature)
         yield example | {tasks.ROW_FIELD: tasks.fields_as_json(fields, f"task {name!r}")}
 

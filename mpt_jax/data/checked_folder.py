@@ -49,6 +49,8 @@ def file_sums(folder: Path) -> dict[str, list]:
 def read_meta(folder: Path) -> dict:
     """The content of `meta.json`. Raises UserError naming it if it is missing, damaged or not of this form."""
     path = folder / META
+    if path.exists() and not path.is_file():
+        raise damaged(path, "is not a file")
     try:
         with open(path, "rb") as file:
             meta = json.loads(file.read(META_LIMIT))

@@ -82,9 +82,12 @@ def run_cache(
     backbone: str, data: DataSettings, names: Sequence[str], splits: str, overwrite: bool = False, vocabulary: str = ""
 ) -> Iterator[str]:
     """Writes the token caches of tasks that are missing or stale (all with ``overwrite``); a line for each."""
+    chosen = [part.strip() for part in splits.split(",") if part.strip()]
+    if not chosen:
+        raise UserError(f"--splits {splits!r} names no split: give some, for example train,validation.")
     loaded, folder = _vocabulary(backbone, vocabulary), cache_folder(data.cache_dir)
     for name in names:
-        for split in filter(None, (part.strip() for part in splits.split(","))):
+        for split in chosen:
             cache = open_cache(name, split, loaded, folder, overwrite=overwrite, trust=data.trust_caches)
             tokens = int(cache.input_lengths.sum()), int(cache.target_lengths.sum())
             cut = int((cache.input_lengths > data.input_length).sum())
@@ -114,7 +117,12 @@ def _cells(line: Sequence[str], widths: Sequence[int]) -> str:
 
 def show_task(name: str, backbone: str, data: DataSettings, shown: int = 3, vocabulary: str = "") -> str:
     """One task: origin, template, labels, scores, and for each split rows, lengths in tokens, cuts and label counts; a few rows."""
-    (name,) = tasks.expand([name])
+    found_names = tasks.expand([name])
+    if len(found_names) > 1:
+        raise UserError(f"{name!r} is a mixture of {', '.join(found_names)}: name one of them.")
+    if shown < 0:
+        raise UserError(f"--rows {shown}: must be 0 or more.")
+    (name,) = found_names
     loaded = _vocabulary(backbone, vocabulary)
     found = tasks.describe(name, loaded.encode, data.feature_lengths, DESCRIBED_ROWS, shown, writer(loaded))
     lines = [f"{found['name']} ({found['kind']}, {found['group']})  {found['description']}".rstrip()]

@@ -201,7 +201,7 @@ def results_folder(run_dir: str | Path) -> Path:
 def summary_of(results: Sequence[EvalResult], run: dict) -> dict:
     """One task's results over its runs as JSON: ``scores`` and ``std`` by name, ``main_score``, ``runs`` with seed and rate of each."""
     first = results[0]
-    names = list(first.scores)
+    names = [name for name in first.scores if all(name in result.scores for result in results)]
     values = {name: [result.scores[name] for result in results] for name in names}
     rows = [{"run": r.bank_index, **_described(run, r), "scores": r.scores} for r in results]
     return {

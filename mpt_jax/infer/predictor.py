@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 import tasks
 from mpt_jax import sharding
 from mpt_jax.checkpoint import load_bank, load_trainable
+from mpt_jax.config import MOST_TOKENS, DataSettings
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.spelling import check_labels, spelling
 from mpt_jax.data.vocabulary import Vocabulary
@@ -78,6 +79,8 @@ class Predictor:
         progress: Progress | None = None,
     ) -> list[str]:
         """The most likely answer to each text, token by token; at most ``max_tokens`` (0: the run's target length)."""
+        if not 0 <= max_tokens <= MOST_TOKENS:
+            raise UserError(f"max_tokens = {max_tokens}: must be 0 .. {MOST_TOKENS:,}.")
         limit = max_tokens or self.spec.target_length
         spelled = spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
         given = self._requests(texts, self.bank_row(task, seed), limit)
@@ -120,7 +123,9 @@ class Predictor:
         """Labels of a task of the table. Raises UserError where it has none."""
         name = self._one_task(task)
         registered = tasks.TABLE.get(name)
-        if registered is None or not registered.labels:
+        if registered is not None and not registered.labels:
+            raise UserError(f"task {name!r} has a target and no labels: leave out --score, or give `labels`.")
+        if registered is None:
             raise UserError(f"task {name!r} has no labels here: register it (MIXTURE_OR_TASK_MODULE) or give `labels`.")
         return registered.labels
 
@@ -160,6 +165,10 @@ class Predictor:
         if empty:
             raise UserError(f"zero-length input: text {empty[0]} of {len(texts)} is {texts[empty[0]]!r}.")
         tokens = [requests.tokens_of(text, self.vocabulary) for text in texts]
+        empty = [place for place, row in enumerate(tokens) if len(row) == 1]
+        if empty:
+            text = f"text {empty[0]} of {len(texts)} is {texts[empty[0]]!r:.60}"
+            raise UserError(f"zero-length input: {text}, of which vocabulary {self.vocabulary.path!r} can write nothing.")
         longest = self.spec.input_length
         cut = sum(len(row) > longest for row in tokens)
         if cut and (limit or targets is not None):  # label scores come with answers to the same texts
@@ -206,7 +215,7 @@ def load(
     if bank is None:
         trained, _ = load_trainable(run_dir, checkpoint)
         params = sharding.place_tree(mesh, _with_trained(params, trained))
-    lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
+    lengths = DataSettings(feature_lengths=dict(feature_lengths or run["settings"]["data"]["feature_lengths"])).feature_lengths
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     vocabulary = loaded.vocabulary()
     return Predictor(Model(loaded.config, params, bank, mesh), vocabulary, run, spec, best_dev(run_dir))

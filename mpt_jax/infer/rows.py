@@ -14,7 +14,7 @@ from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 from mpt_jax.infer.predictor import Predictor
 from mpt_jax.metrics import ProgressLine
-from mpt_jax.output import kept_in_part
+from mpt_jax.output import PARTIAL, kept_in_part
 from tasks.lines import check_file, json_object, lines
 
 CHUNK = 4096  # rows sorted by length together, and held in memory
@@ -92,6 +92,8 @@ def infer(
     Returns the number of rows. The output file appears when it is complete; until then, and after an error, what is answered is in
     OUTPUT.partial. Raises UserError and tasks.TaskError naming the row; all rows are checked before the first is answered.
     """
+    if os.path.realpath(source) == f"{os.path.realpath(output)}{PARTIAL}":
+        raise UserError(f"--input {source!r} is what an earlier command left of --output {str(output)!r}: give it another name first.")
     if task is not None:
         predictor.bank_rows(task)
     cache_dir = cache_dir or cache_folder()
