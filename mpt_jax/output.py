@@ -28,7 +28,7 @@ def descriptor(path: str | Path) -> int | None:
 def replaceable(path: str | Path, given_as: str) -> Path:
     """The regular file, there or not, that writing a path replaces: links are followed. Raises UserError for a folder or a device."""
     target = Path(os.path.realpath(path))
-    kind = _kind(target)
+    kind = stat.S_IFDIR if str(path).endswith("/") else _kind(target)
     if kind is not None and not stat.S_ISREG(kind):
         what = "a folder" if stat.S_ISDIR(kind) else "a device or pipe"
         raise UserError(f"{given_as} {str(path)!r} is {what}, and would be replaced: give the name of a file")

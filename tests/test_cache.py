@@ -350,6 +350,13 @@ def test_a_place_that_cannot_be_written_is_named_with_the_setting(file_task, voc
             open_cache(file_task[0], "train", vocabulary, place)
 
 
+def test_the_folder_of_caches(monkeypatch):
+    monkeypatch.setenv("MPT_CACHE_DIR", "/given")
+    assert cache_module.cache_folder() == Path("/given") and cache_module.cache_folder("~/mine") == Path.home() / "mine"
+    with pytest.raises(UserError, match="holds a zero byte"):
+        cache_module.cache_folder("a\0b")
+
+
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(file_task, tmp_path):
     """The kernel refuses to write beyond a limit, as it does on a full disk."""
     code = (

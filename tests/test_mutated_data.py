@@ -1,5 +1,6 @@
 """Data files and caches that somebody or something has changed: they are read, or refused with a message that names them, soon."""
 
+import gzip
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from paper_files import write_published
 from test_teacher_cache import LAYOUT, written
 from tiny_data import byte_vocabulary, sized_cache, token_cache
 
@@ -15,6 +17,7 @@ from mpt_jax.data.cache import open_cache, read_cache
 from mpt_jax.data.checked_folder import META, file_sums, sum_of
 from mpt_jax.data.teacher_cache import TeacherOutputs
 from mpt_jax.errors import UserError
+from tasks.paper import location, reading, sets
 
 SECONDS = 2  # for each file
 SEEDS = int(os.environ.get("MPT_MUTATIONS", "150"))
@@ -123,3 +126,21 @@ def test_changed_teacher_caches(tmp_path):
         read = refused_or_read(lambda: TeacherOutputs(tmp_path / "told", outputs.key, LAYOUT, cache.rows), seed)
         assert not read or same(path, files[path])
         path.write_bytes(files[path])
+
+
+@pytest.mark.parametrize("name", sorted(sets.SETS))
+def test_changed_files_of_the_papers_sets(name, tmp_path, monkeypatch):
+    write_published(tmp_path)
+    monkeypatch.setenv(location.DATA_FOLDER, str(tmp_path))
+    monkeypatch.setattr(reading, "DEV_ROWS", 2)
+    where = location.locate(sets.SETS[name]).files["train"][0]
+    paths = sorted(where.rglob("*.xml")) if where.is_dir() else [where]
+    before = paths[0].read_bytes()
+    for seed in range(max(SEEDS // 8, 2)):
+        draw = random.Random(seed)
+        if paths[0].suffix == ".gz" and seed % 2:
+            paths[0].write_bytes(gzip.compress(changed(gzip.decompress(before), draw)))
+        else:
+            paths[0].write_bytes(changed(before, draw))
+        for variant in ("", ":published"):
+            refused_or_read(lambda variant=variant: list(tasks.rows(f"{name}{variant}", "train")), seed)

@@ -101,6 +101,7 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "x.partial").symlink_to(tmp_path / "file")
     for path, message in (
         (tmp_path, "is a folder"),
+        (f"{tmp_path}/new/", "is a folder"),
         (tmp_path / "file" / "out", "cannot be written: Not a directory"),
         ("/proc/no/such", "cannot be written"),
         (tmp_path / "x", "cannot be written: Too many levels of symbolic links"),
