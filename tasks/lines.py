@@ -13,6 +13,7 @@ from tasks.errors import TaskError
 LINE_LIMIT = 2**24  # bytes of a line or field: more is a file without line ends, not a row [ours]
 FILE_LIMIT = 2**29  # bytes of a file that is read as a whole, unpacked: SQuAD 1.1 has 30 MB [ours]
 DEEPEST = 100  # levels of a JSON object: Python's own limit depends on where it is read and written [ours]
+TOO_DEEP = f"more than {DEEPEST} levels of lists and objects"
 # what the file system and gzip raise
 UNREADABLE = (OSError, EOFError, zlib.error)
 
@@ -61,22 +62,29 @@ def whole_text(path: str | Path) -> str:
 
 def json_object(text: str, place: str) -> dict:
     """The JSON object that a line is. Raises TaskError naming the place ('FILE:LINE')."""
-    shown = f"{text.strip():.80}"
     try:
         found = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{place}: not JSON ({error.msg}, column {error.colno}): {shown}") from error
-    except TaskError as error:
-        raise TaskError(f"{place}: {error}: {shown}") from error
-    except RecursionError as error:
-        raise TaskError(f"{place}: more than {DEEPEST} levels of lists and objects: {shown}") from error
-    except ValueError as error:
-        raise TaskError(f"{place}: a number of more digits than can be read ({error}): write it as a text: {shown}") from error
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{place}: {_what_is_wrong(error)}: {_shown(text)}") from error
     if not isinstance(found, dict):
-        raise TaskError(f'{place}: a JSON object is needed, {{"field": …}}, got {shown}')
-    if text.count("[") + text.count("{") > DEEPEST and _deeper_than(found, DEEPEST):
-        raise TaskError(f"{place}: more than {DEEPEST} levels of lists and objects: {shown}")
+        raise TaskError(f'{place}: a JSON object is needed, {{"field": …}}, got {_shown(text)}')
+    if len(text) > 2 * DEEPEST and text.count("[") + text.count("{") > DEEPEST and _deeper_than(found, DEEPEST):
+        raise TaskError(f"{place}: {TOO_DEEP}: {_shown(text)}")
     return found
+
+
+def _shown(text: str) -> str:
+    return f"{text.strip():.80}"
+
+
+def _what_is_wrong(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return TOO_DEEP
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg}, column {error.colno})"
+    if isinstance(error, TaskError):
+        return str(error)
+    return f"a number of more digits than can be read ({error}): write it as a text"
 
 
 def _fields(pairs: list[tuple[str, object]]) -> dict:

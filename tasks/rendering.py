@@ -50,9 +50,10 @@ def inputs_text(task: Task, record: Mapping, where: str) -> str:
         prepared = task.prepare(record) if task.prepare else record
     except TaskError as error:
         raise TaskError(f"{where}: {error}") from error
-    fields = template_keys(task)
-    if "inputs" in record and "inputs" not in fields and not all(key in prepared for key in fields):
-        return ready_text(record, where)
+    if "inputs" in record:
+        fields = template_keys(task)
+        if "inputs" not in fields and not all(key in prepared for key in fields):
+            return ready_text(record, where)
     return _inputs(task, prepared, where)
 
 
@@ -100,13 +101,15 @@ def _text(task: Task, record: Mapping, key: str, needed_by: str, where: str) -> 
             f"{where}: no field {key!r}, which {needed_by} of task {task.name!r} needs; the fields here are "
             f"{', '.join(map(repr, record)) or 'none'}: correct the row or the task"
         )
-    text = text_of(record[key])
+    value = record[key]
+    text = value if isinstance(value, str) else text_of(value)
     if text is None:
         raise TaskError(
-            f"{where}: field {key!r} is {_shown(record[key])}, which {needed_by} of task {task.name!r} cannot show: "
+            f"{where}: field {key!r} is {_shown(value)}, which {needed_by} of task {task.name!r} cannot show: "
             "it must be a text or a finite number"
         )
-    check_text(f"{where}: field {key!r}", text)
+    if not text.isascii():
+        check_text(f"{where}: field {key!r}", text)
     return text
 
 

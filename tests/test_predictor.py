@@ -256,6 +256,18 @@ def test_labels_that_cannot_be_answered_stop_before_the_first_row(run_dir, tmp_p
         mpt_jax.load(run_dir).predict(["\ud83d"], "sst2")
 
 
+def test_a_long_source_is_read_again_and_answered_alike(run_dir, tmp_path, monkeypatch):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"inputs": f"text {n}"}) + "\n" for n in range(7)))
+    predictor = mpt_jax.load(run_dir)
+    rows.infer(predictor, str(source), tmp_path / "kept.jsonl", "sst2")
+    for name in ("KEPT_ROWS", "KEPT_BYTES"):
+        with monkeypatch.context() as changed:
+            changed.setattr(rows, name, 3)
+            rows.infer(predictor, str(source), tmp_path / f"{name}.jsonl", "sst2")
+        assert (tmp_path / f"{name}.jsonl").read_text() == (tmp_path / "kept.jsonl").read_text()
+
+
 def test_an_output_that_cannot_be_written(run_dir, tmp_path):
     (tmp_path / "file").write_text("x")
     source = tmp_path / "in.jsonl"

@@ -18,6 +18,7 @@ from mpt_jax.output import PARTIAL, kept_in_part
 from tasks.lines import check_file, json_object, lines
 
 CHUNK = 4096  # rows sorted by length together, and held in memory
+KEPT_ROWS, KEPT_BYTES = 2**16, 2**26  # of a source that is read once and kept; a longer one is read again to be answered [ours]
 
 
 class Given(NamedTuple):
@@ -37,7 +38,8 @@ def read_rows(predictor: Predictor, source: str, cache_dir: Path) -> Iterator[Gi
         check_file(source, "--input")
         for number, line in enumerate(lines(source), 1):
             if line.strip():
-                yield Given(f"{source}:{number}", json_object(line, f"{source}:{number}"), ready=False)
+                where = f"{source}:{number}"
+                yield Given(where, json_object(line, where), False)
         return
     name, colon, split = source.rpartition(":")
     if not colon:
@@ -97,8 +99,8 @@ def infer(
     if task is not None:
         predictor.bank_rows(task)
     cache_dir = cache_dir or cache_folder()
-    total = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score)
-    rows = read_rows(predictor, source, cache_dir)
+    total, kept = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score)
+    rows = iter(kept) if len(kept) == total else read_rows(predictor, source, cache_dir)
     passes = 2 if score else 1
     done = 0
     opened = kept_in_part(output, "--output") if is_first() else contextlib.nullcontext()
@@ -122,8 +124,10 @@ def _line(row: dict) -> bytes:
         return f"{json.dumps(row)}\n".encode()
 
 
-def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str | None, score: bool) -> int:
-    total, seen = 0, set()
+def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str | None, score: bool) -> tuple[int, list[Given]]:
+    """(number of rows, the rows of a source that is small enough to be kept)."""
+    total, seen, kept = 0, set(), []
+    keeps = not os.path.isfile(source) or os.path.getsize(source) <= KEPT_BYTES
     for given in rows:
         name = task_of_row(predictor, given.row, task, given.where)
         text_of_row(given, name)
@@ -131,9 +135,11 @@ def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str |
             predictor.check_task(name, score)
         seen.add(name)
         total += 1
+        if keeps and total <= KEPT_ROWS:
+            kept.append(given)
     if not total:
         raise UserError(f"--input {source!r} holds no rows.")
-    return total
+    return total, kept
 
 
 def _answered(predictor: Predictor, chunk: list[Given], task: str | None, score: bool, tell: Callable[[int], None]) -> Iterable[dict]:
