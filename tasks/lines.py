@@ -11,7 +11,7 @@ from pathlib import Path
 from tasks.errors import TaskError
 
 LINE_LIMIT = 2**24  # bytes of a line or field: more is a file without line ends, not a row [ours]
-FILE_LIMIT = 2**29  # bytes of a file that is read as a whole, unpacked: SQuAD 1.1 has 30 MB [ours]
+FILE_LIMIT = 2**26  # bytes of a file that is read as a whole, unpacked: SQuAD 1.1 has 30 MB [ours]
 DEEPEST = 100  # levels of a JSON object: Python's own limit depends on where it is read and written [ours]
 TOO_DEEP = f"more than {DEEPEST} levels of lists and objects"
 # what the file system and gzip raise
@@ -51,7 +51,7 @@ def lines(path: str | Path) -> Iterator[str]:
 
 def whole_text(path: str | Path) -> str:
     """The text of a UTF-8 file (.gz: unpacked) of at most FILE_LIMIT bytes."""
-    found, size = [], 0
+    found, size = [], 0  # of characters, which are bytes or fewer
     for line in lines(path):
         size += len(line)
         if size > FILE_LIMIT:

@@ -161,7 +161,10 @@ def test_seqio_scores_a_task_of_the_table_as_its_vocabulary_writes_the_labels(re
 
 def test_a_file_that_seqio_cannot_read_is_one_line(registry, tmp_path):
     feature = registry.Feature(registry.ByteVocabulary())
-    both = lambda lines: lines.map(lambda line: {"inputs": line, "targets": line})  # noqa: E731
+
+    def both(lines):
+        return lines.map(lambda line: {"inputs": line, "targets": line})
+
     task = registry.TaskRegistry.add(
         "absent", source=registry.TextLineDataSource({"train": str(tmp_path / "x.txt")}),
         preprocessors=[both, registry.preprocessors.tokenize], output_features={"inputs": feature, "targets": feature},

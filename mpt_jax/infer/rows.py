@@ -1,6 +1,7 @@
 """Rows in, rows out: ``mpt-jax infer`` over a JSONL file or a task's split."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -101,12 +102,11 @@ def infer(
     cache_dir = cache_dir or cache_folder()
     total, kept = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score)
     rows = iter(kept) if len(kept) == total else read_rows(predictor, source, cache_dir)
-    passes = 2 if score else 1
     done = 0
     opened = kept_in_part(output, "--output") if is_first() else contextlib.nullcontext()
     with ProgressLine("infer", total, unit="rows") as progress, opened as file:
         while chunk := list(itertools.islice(rows, CHUNK)):
-            tell = lambda answered, start=done: progress.update(start + answered // passes)  # noqa: E731
+            tell = functools.partial(_tell, progress, done, 2 if score else 1)
             for row in _answered(predictor, chunk, task, score, tell):
                 if file is not None:
                     file.write(_line(row))
@@ -114,6 +114,10 @@ def infer(
                 file.flush()
             done += len(chunk)
     return total
+
+
+def _tell(progress: ProgressLine, start: int, passes: int, answered: int) -> None:
+    progress.update(start + answered // passes)
 
 
 def _line(row: dict) -> bytes:
@@ -151,13 +155,16 @@ def _answered(predictor: Predictor, chunk: list[Given], task: str | None, score:
     for name in dict.fromkeys(names):
         places = [place for place, other in enumerate(names) if other == name]
         chosen = [texts[place] for place in places]
-        progress = lambda rows, _: tell(answered + rows)  # noqa: E731, B023 - called before `answered` changes
+
+        def progress(rows: int, _: int, before: int = answered) -> None:
+            tell(before + rows)
+
         for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress), strict=True):
             found[place]["prediction"] = prediction
         answered += len(places)
         if score:
             labels = predictor.labels(name)
-            scores = predictor.score_labels(chosen, labels, name, progress=progress)
+            scores = predictor.score_labels(chosen, labels, name, progress=functools.partial(progress, before=answered))
             for place, logp_C in zip(places, scores, strict=True):
                 found[place]["scores"] = {label: float(logp) for label, logp in zip(labels, logp_C, strict=True)}
             answered += len(places)
