@@ -1,7 +1,8 @@
-"""Files that commands write: whole, or kept in part under a name that says so, and never in the place of a link or a device."""
+"""Files that commands write: whole, or kept in part under a name that says so, never in the place of a link or a device, one for a task."""
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import stat
@@ -15,6 +16,14 @@ from mpt_jax.errors import UserError
 
 PARTIAL = ".partial"  # suffix of an output that is not complete
 DESCRIPTOR = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
+
+
+def file_name(name: str) -> str:
+    """A task's name as a file name; no two names share one, whatever a file system cannot hold."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in name)
+    if safe == name and len(name.encode()) < 200 and name.strip("."):
+        return name
+    return f"{safe.encode()[:150].decode(errors='ignore').strip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def descriptor(path: str | Path) -> int | None:
@@ -43,15 +52,13 @@ def kept_in_part(path: str | Path, given_as: str) -> Iterator[BinaryIO]:
     terminal is written as it comes. Raises UserError where the place cannot be written, or another command is writing it.
     """
     try:
-        number = descriptor(path)
-        target = Path(os.path.realpath(path))
-        kind = _kind(target)
+        number, kind = descriptor(path), _kind(Path(path))
         if number is not None:
             sys.stdout.flush()
             with os.fdopen(os.dup(number), "wb") as file:
                 yield file
         elif kind is not None and (stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)):
-            with open(target, "wb") as file:
+            with open(path, "wb") as file:
                 yield file
         else:
             yield from _partial(replaceable(path, given_as), given_as)

@@ -9,7 +9,7 @@ from tasks.rendering import inputs_text, ready_text
 from tasks.scoring import main_score, scorer
 from tasks.seqio_tasks import ROW_FIELD, row_of_example
 from tasks.sources import ingredients, rows
-from tasks.table import MIXTURES, NAME, TABLE, Task, TaskError, add, add_mixture, check_text, file_name
+from tasks.table import MIXTURES, NAME, TABLE, Task, TaskError, add, add_mixture, check_text
 
 __all__ = [
     "MIXTURES",
@@ -28,7 +28,6 @@ __all__ = [
     "examples",
     "expand",
     "fields_as_json",
-    "file_name",
     "import_module",
     "ingredients",
     "inputs_text",

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -190,14 +189,6 @@ def add_mixture(name: str, members: Sequence[str]) -> None:
     if name in TABLE or MIXTURES.get(name, tuple(members)) != tuple(members):
         raise TaskError(f"mixture {name!r}: the name is taken already: choose another")
     MIXTURES[name] = tuple(members)
-
-
-def file_name(name: str) -> str:
-    """A task's name as a file name; no two names share one, whatever a file system cannot hold."""
-    safe = "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in name)
-    if safe == name and len(name.encode()) < 200 and name.strip("."):
-        return name
-    return f"{safe.encode()[:150].decode(errors='ignore').strip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def unknown_name(name: str, known: Iterable[str]) -> TaskError:

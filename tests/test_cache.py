@@ -343,6 +343,13 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_writer_and_a_live_one
     assert sorted(path.name for path in tmp_path.iterdir()) == [left.name, "toy"]
 
 
+def test_what_a_killed_process_left_beside_a_cache_is_cleared_when_that_is_opened(file_task, vocabulary, tmp_path):
+    folder = open_cache(file_task[0], "train", vocabulary, tmp_path).folder
+    (folder.parent / ".writing-1-2").mkdir()
+    open_cache(file_task[0], "train", vocabulary, tmp_path)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_a_place_that_cannot_be_written_is_named_with_the_setting(file_task, vocabulary, tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", "/proc/no/such"):

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from mpt_jax.errors import UserError
-from mpt_jax.output import descriptor, kept_in_part, replaceable
+from mpt_jax.output import descriptor, file_name, kept_in_part, replaceable
 
 
 def write(path, *texts):
@@ -92,6 +92,9 @@ def test_open_files_of_the_process(tmp_path):
         print("before", file=file, flush=True)
         subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
     assert (tmp_path / "out").read_text() == "before\nrowend\n"
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    done = subprocess.run([sys.executable, "-c", code.replace("/dev/stdout", str(tmp_path / "link"))], capture_output=True, check=True)
+    assert done.stdout == b"rowend\n" and (tmp_path / "link").is_symlink()
     with pytest.raises(UserError, match="--output '/dev/fd/999' cannot be written: Bad file descriptor"):
         write("/dev/fd/999", "x")
 
@@ -126,3 +129,12 @@ def test_what_may_be_replaced(tmp_path):
     for path in (tmp_path, "/dev/null"):
         with pytest.raises(UserError, match="and would be replaced: give the name of a file"):
             replaceable(path, "o")
+
+
+def test_file_names_keep_names_apart():
+    names = ["rte", "RTE", "rte:index", "rte_index", "rte.index", "rte#index", "a:b:c", "a_b:c", "a:b_c", "é", "東京" * 60]
+    names += ["e" * 300, "e" * 301, "..", ".", "", "../a"]
+    found = [file_name(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(0 < len(name.encode()) < 220 and name.strip(".") and "/" not in name and ":" not in name for name in found)
+    assert [file_name(name) for name in ("rte", "rte_index", "a.b#1")] == ["rte", "rte_index", "a.b#1"]

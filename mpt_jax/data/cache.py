@@ -109,6 +109,7 @@ def open_cache(
     except OSError as error:
         raise UserError(f"the cache {str(folder)!r} cannot be read ({error.strerror}): name another by --gin.CACHE_DIR") from error
     if there and not overwrite:
+        cache_writer.clear_left_overs(folder.parent)
         cache = read_cache(folder)
         if latest:
             _tell_taken_as_written(cache, known)

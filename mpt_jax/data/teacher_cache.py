@@ -82,6 +82,7 @@ class TeacherOutputs:
         self._parts: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
         self._part = np.full(num_rows, -1, np.int32)
         self._line = np.zeros(num_rows, np.int64)
+        cache_writer.clear_left_overs(self.folder)
         for part in sorted(self.folder.glob("part-*")):
             self._open(part)
 

@@ -17,6 +17,7 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Progress, Requests
+from mpt_jax.output import file_name
 from mpt_jax.run_folder import write_json
 
 BATCH_SIZE = 64  # rows decoded together, where nothing else is said
@@ -172,13 +173,13 @@ def write_results(
 ) -> list[Path]:
     """Writes ``eval/<task>.json`` for each task: mean and standard deviation (population) of each score over the task's runs, and each run.
 
-    ``run`` is the content of run.json. A file of the same task is replaced; names as `tasks.file_name` makes them.
+    ``run`` is the content of run.json. A file of the same task is replaced; names as output.file_name makes them.
     """
     folder = results_folder(run_dir)
     paths = []
     for task in dict.fromkeys(result.task for result in results):
         found = [result for result in results if result.task == task]
-        path = folder / f"{tasks.file_name(task)}.json"
+        path = folder / f"{file_name(task)}.json"
         more = {"checkpoint": checkpoint, "method": method, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         try:
             write_json(path, summary_of(found, run) | more)

@@ -14,7 +14,7 @@ from mpt_jax.model.formats.arrays import in_memory
 from mpt_jax.model.formats.card import card
 from mpt_jax.model.formats.folder_writer import write_folder
 from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SINGLE, PromptFile
-from tasks.table import file_name
+from mpt_jax.output import file_name
 
 BANK = "bank/"  # before the names of the bank's arrays in an npz
 FORMATS = ("peft", "peft_single", "npz", "npy")
