@@ -13,6 +13,11 @@ from typing import NamedTuple
 from mpt_jax.errors import UserError
 
 ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
+# beyond these a setting is a slip, and would take the machine's memory [ours]
+MOST_ROWS = 2**16  # of a batch
+MOST_TOKENS = 2**17  # of a row
+MOST_AHEAD = 1000  # batches made ahead
+LENGTHS = {"inputs": 256, "targets": 128}  # TASK_FEATURE_LENGTHS where it is not given [ATTEMPT, DPT]
 WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
 STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
 MIXINGS = ("stochastic", "proportional", "equal")  # data/sampler.py
@@ -55,6 +60,10 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
     """Raises UserError unless low <= value <= high."""
     if not low <= value <= high:
         raise UserError(f"{name} = {value!r} is outside {low} .. {high}.")
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +194,8 @@ class DataSettings:
     batch_size: int = 32  # examples a run and step [DPT, ATTEMPT]
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
     cue: str = ""  # CUE: text between input and target of a decoder-only backbone, for example '\nAnswer:'
-    # tokens kept of inputs and targets, EOS included [ATTEMPT, DPT]
-    feature_lengths: dict = dataclasses.field(default_factory=lambda: {"inputs": 256, "targets": 128})
+    # tokens kept of inputs and targets, EOS included; {} = LENGTHS in training, those of training in eval and infer
+    feature_lengths: dict = dataclasses.field(default_factory=dict)
     input_buckets: list | tuple = ()  # padded lengths below the limit; () = those of data/batches.py. Fewer compile less and pad more
     target_buckets: list | tuple = ()
     mixing: str = "stochastic"  # 'stochastic' [MPT, DPT loader] | 'proportional' | 'equal'
@@ -194,19 +203,32 @@ class DataSettings:
     k_shot: int = 0  # training rows of a few-shot run; 0 takes all
     k_per_class: bool = False  # False: k rows in all, balanced over classes [DePT train.py]; True: k of each class
     cache_dir: str = ""  # token caches; '' = ~/.cache/mpt_jax, or the environment's MPT_CACHE_DIR
+    trust_caches: bool = False  # True: token caches as they were written last, without a look at the tasks' files [ours]
     prefetch: int = 2  # batches made ahead
 
     def __post_init__(self):
         check_types(self)
         check_choice("DataSettings.mixing", self.mixing, MIXINGS)
-        if set(self.feature_lengths) != {"inputs", "targets"}:
+        # not a field: what a run is does not depend on whether its lengths were typed
+        object.__setattr__(self, "lengths_given", bool(self.feature_lengths))
+        if not self.lengths_given:
+            object.__setattr__(self, "feature_lengths", dict(LENGTHS))
+        if set(self.feature_lengths) != set(LENGTHS):
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
-        for name, low in (("batch_size", 1), ("micro_batch_size", 1), ("mixing_cap", 1), ("k_shot", 0), ("prefetch", 1)):
-            check_range(f"DataSettings.{name}", getattr(self, name), low)
+        for name, low, high in (
+            ("batch_size", 1, MOST_ROWS), ("micro_batch_size", 1, MOST_ROWS), ("mixing_cap", 1, float("inf")), ("k_shot", 0, float("inf")),
+            ("prefetch", 1, MOST_AHEAD),
+        ):  # fmt: skip
+            check_range(f"DataSettings.{name}", getattr(self, name), low, high)
         for feature, length in self.feature_lengths.items():
-            if not isinstance(length, int) or length < 2:
-                raise UserError(f"DataSettings.feature_lengths[{feature!r}] = {length!r}; it takes a number of tokens >= 2.")
+            if not _whole(length) or not 2 <= length <= MOST_TOKENS:
+                message = f"DataSettings.feature_lengths[{feature!r}] = {length!r} (TASK_FEATURE_LENGTHS)"
+                raise UserError(f"{message}; it takes a number of tokens >= 2 and <= {MOST_TOKENS:,}.")
+        for name in ("input_buckets", "target_buckets"):
+            for size in getattr(self, name):
+                if not _whole(size) or not 1 <= size <= MOST_TOKENS:
+                    raise UserError(f"DataSettings.{name} holds {size!r}; a bucket is a number of tokens, 1 .. {MOST_TOKENS:,}.")
 
     @property
     def input_length(self) -> int:
@@ -329,7 +351,7 @@ class EvalSettings:
         check_types(self)
         check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
         check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
-        check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1)
+        check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
         check_range("EvalSettings.max_rows", self.max_rows, 0)
 
 

@@ -140,9 +140,14 @@ def _scores(run_dir: str) -> dict[int, dict[str, float]]:
 
 
 def _row(held: prompts.PromptFile, task: str) -> int:
-    """The row of a task's label. Raises UserError if there is none, or several of that task."""
-    if task in held.task_names:
-        return held.task_names.index(task)
+    """The row of a task's label. Raises UserError if there is none, or several that it fits."""
+    fits = [n for n, label in enumerate(held.task_names) if label == task]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        runs = held.metadata.get("runs", [])
+        described = [f"row {n}" + (f" (task {runs[n]['task']!r})" if n < len(runs) else "") for n in fits]
+        raise UserError(f"--task {task!r} fits {' and '.join(described)}: rename a task and train it again.")
     several = [label for label in held.task_names if label.rpartition("#")[0] == task]
     if several:
         raise UserError(f"--task {task!r} was trained {len(several)} times; give one of {_described(held, several)}.")

@@ -24,7 +24,7 @@ from mpt_jax.config import (
     TaskSettings,
     TrainSettings,
 )
-from mpt_jax.data.cache import cache_folder
+from mpt_jax.data.cache import cache_folder, cached_names
 from mpt_jax.errors import EXIT_PREEMPTED, Preempted, UserError
 
 SETTINGS = {
@@ -97,7 +97,7 @@ def task_names(required: bool = True) -> tuple[str, ...]:
     if not chosen.chosen and required:
         ways = "--gin.TASKS=\"['task', ...]\" or --gin.MIXTURE_OR_TASK_NAME=\"'task'\""
         raise UserError(f"no task is named: give {ways}; `mpt-jax tasks` lists them.")
-    names = tasks.expand(chosen.chosen)
+    names = tasks.expand(chosen.chosen, cached_names(cache_folder(configured(DataSettings).cache_dir)))
     return tuple(tasks.paper.variant_of(name, chosen.label_targets, chosen.as_published) for name in names)
 
 

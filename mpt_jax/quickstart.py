@@ -88,7 +88,7 @@ def majority_scores(names: tuple[str, ...], split: str, vocabulary) -> dict[str,
     found = {}
     for name in names:
         caches = [open_cache(name, part, vocabulary, cache_folder()) for part in ("train", split)]
-        found[name] = majority(*caches)[tasks.main_score(name)]
+        found[name] = majority(*caches, vocabulary)[tasks.main_score(name)]
     return found
 
 

@@ -10,11 +10,13 @@ import jax
 
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
+from mpt_jax.output import replaceable
 
 VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # changing these does not change what a run computes, up to the order of sums
 FREE_TO_CHANGE = (
     "model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch", "data", "fsdp", "tensor", "remat", "skip_damaged_checkpoints",
+    "trust_caches",
 )  # fmt: skip
 
 
@@ -22,6 +24,7 @@ def write_json(path: Path, value: dict) -> None:
     """Writes JSON from the first process, by way of a temporary file, so that a kill leaves the old file or the new one."""
     if not is_first():
         return
+    path = replaceable(path, "the output")
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)

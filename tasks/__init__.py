@@ -3,35 +3,43 @@
 from tasks import embedded, paper  # add the quickstart's and the paper's tasks to the table
 from tasks.description import describe
 from tasks.files import csv, jsonl, tsv
-from tasks.registration import examples, expand, import_module, register
-from tasks.rendering import inputs_text
+from tasks.outline import outline, stand_in
+from tasks.registration import check_one_meaning, examples, expand, fields_as_json, import_module, register
+from tasks.rendering import inputs_text, ready_text
 from tasks.scoring import main_score, scorer
 from tasks.seqio_tasks import ROW_FIELD, row_of_example
 from tasks.sources import ingredients, rows
-from tasks.table import MIXTURES, TABLE, Task, TaskError, add, add_mixture
+from tasks.table import MIXTURES, NAME, TABLE, Task, TaskError, add, add_mixture, check_text
 
 __all__ = [
     "MIXTURES",
+    "NAME",
     "ROW_FIELD",
     "TABLE",
     "Task",
     "TaskError",
     "add",
     "add_mixture",
+    "check_one_meaning",
+    "check_text",
     "csv",
     "describe",
     "embedded",
     "examples",
     "expand",
+    "fields_as_json",
     "import_module",
     "ingredients",
     "inputs_text",
     "jsonl",
     "main_score",
+    "outline",
     "paper",
+    "ready_text",
     "register",
     "row_of_example",
     "rows",
     "scorer",
+    "stand_in",
     "tsv",
 ]

@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 
 from tasks import seqio_tasks
+from tasks.files import paths_of
 from tasks.scoring import main_score
 from tasks.sources import rows
 from tasks.table import TABLE
@@ -20,17 +21,20 @@ def describe(
     lengths: Mapping[str, int],
     limit: int | None = None,
     shown: int = 3,
+    written: Callable[[str], str] | None = None,
 ) -> dict:
     """A task as JSON-able values, for `mpt-jax tasks NAME`.
 
     `encode` turns text into ids without EOS; `lengths` are TASK_FEATURE_LENGTHS ({'inputs': …, 'targets':
     …}); at most `limit` rows of each split are read (None: all) and `shown` of the first split are given
     whole. `splits`: split -> {rows, complete, labels: {label: rows}, inputs and targets: {median, p95, max,
-    limit, cut}} with lengths in tokens, EOS included. Raises TaskError as `rows` does.
+    limit, cut}} with lengths in tokens, EOS included. `written`: what the vocabulary makes of a text; with it
+    `respelled` is {rows, target, written}: how many targets come back as another text, and the first one (tasks
+    with labels have none: labels are recognised as the vocabulary writes them). Raises TaskError as `rows` does.
     """
     task = TABLE.get(name)
     splits = task.splits if task else seqio_tasks.get(name).splits
-    measured = {split: _measure(name, split, encode, lengths, limit) for split in splits}
+    measured = {split: _measure(name, split, encode, lengths, limit, written) for split in splits}
     found = {
         "name": name,
         "kind": task.kind if task else "seqio",
@@ -59,7 +63,7 @@ def _origin(name: str) -> dict[str, str]:
         seqio_task = seqio_tasks.get(name)
         return {split: str(seqio_task.source) for split in seqio_task.splits}
     if task.kind == "file":
-        return dict(task.files)
+        return {split: ", ".join(paths_of(task, split)) for split in task.splits}
     if task.origin:
         found = task.origin()
         where = f"TFDS {found['tfds']} {found['version']}" if "tfds" in found else "files in their published layout"
@@ -72,10 +76,11 @@ def _short(row: Mapping) -> dict:
     return {key: value for key, value in row.items() if key != "embedding"}
 
 
-def _measure(name: str, split: str, encode: Callable, lengths: Mapping[str, int], limit: int | None) -> dict:
+def _measure(name: str, split: str, encode: Callable, lengths: Mapping[str, int], limit: int | None, written: Callable | None) -> dict:
     task = TABLE.get(name)
     sizes: dict[str, list[int]] = {"inputs": [], "targets": []}
     labels: Counter[str] = Counter()
+    respelled = {"rows": 0, "target": "", "written": ""}
     source = rows(name, split)
     for row in islice(source, limit):
         for key in sizes:
@@ -83,10 +88,14 @@ def _measure(name: str, split: str, encode: Callable, lengths: Mapping[str, int]
             sizes[key].append(len(encode(row[key])) + END_MARK if tokens is None else len(tokens))
         if task and task.labels:
             labels[row["targets"]] += 1
+        elif written and "targets" in row and written(row["targets"]) != row["targets"].strip():
+            first = respelled if respelled["rows"] else {"target": row["targets"], "written": written(row["targets"])}
+            respelled |= {**first, "rows": respelled["rows"] + 1}
     return {
         "rows": len(sizes["inputs"]),
         "complete": next(source, None) is None,
         "labels": {label: labels[label] for label in task.labels} if task and task.labels else {},
+        **({"respelled": respelled} if written else {}),
         **{key: _lengths(np.asarray(values), lengths.get(key)) for key, values in sizes.items()},
     }
 

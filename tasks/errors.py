@@ -1,5 +1,12 @@
 """The one error of this package."""
 
+SHOWN = 1200, 400  # letters of a message that are kept, at its start and at its end: a field of a file may be of any length [ours]
+
 
 class TaskError(ValueError):
-    """Wrong input to a task; the text names the place, the value, the limit and what to change."""
+    """Wrong input to a task; the text names the place, the value, the limit and what to change, in one line that a terminal can show."""
+
+    def __init__(self, message: str):
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+        start, end = SHOWN
+        super().__init__(text if len(text) <= start + end else f"{text[:start]} … {text[-end:]}")

@@ -1,26 +1,31 @@
 """Tasks from JSONL, TSV and CSV files: the short forms `jsonl`, `tsv`, `csv`, and reading such files."""
 
 import csv as csv_reader
-import json
+import glob
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.errors import TaskError
+from tasks.lines import LINE_LIMIT, check_file, json_object, lines
 from tasks.table import FORMATS, Task, add
 
+Files = str | Path | Sequence[str | Path]  # a file, a pattern of files, or a list of them
+csv_reader.field_size_limit(LINE_LIMIT)  # Python's own limit of 131,072 cuts off real texts
 
-def jsonl(name: str, files: Mapping[str, str | Path], template: str, **settings) -> Task:
+
+def jsonl(name: str, files: Mapping[str, Files], template: str, **settings) -> Task:
     """Adds a task whose rows are JSON objects, one a line, to the table; settings as in `file_task`."""
     return file_task("jsonl", _caller_folder(), name, files, template, **settings)
 
 
-def tsv(name: str, files: Mapping[str, str | Path], template: str, **settings) -> Task:
+def tsv(name: str, files: Mapping[str, Files], template: str, **settings) -> Task:
     """Adds a task of tab-separated rows (first line: names; no quoting); settings as in `file_task`."""
     return file_task("tsv", _caller_folder(), name, files, template, **settings)
 
 
-def csv(name: str, files: Mapping[str, str | Path], template: str, **settings) -> Task:
+def csv(name: str, files: Mapping[str, Files], template: str, **settings) -> Task:
     """Adds a task of comma-separated rows (first line: names; "quoted"); settings as in `file_task`."""
     return file_task("csv", _caller_folder(), name, files, template, **settings)
 
@@ -29,11 +34,12 @@ def file_task(
     format: str,
     folder: Path,
     name: str,
-    files: Mapping[str, str | Path],
+    files: Mapping[str, Files],
     template: str,
     labels: Sequence[str] | None = None,
     target: str | None = None,
     score: str | Sequence[str] = "accuracy",
+    references: str | None = None,
     columns: Sequence[str] | None = None,
     embedding_size: int = 0,
     group: str = "user",
@@ -42,10 +48,12 @@ def file_task(
 ) -> Task:
     """Adds a task over files to the table: split -> path, relative to `folder` if it is there, else to here.
 
-    `template` and `target` name fields of a row in braces; instead of `target`, `labels` lists the words
-    that the row's `label` (an index, or one of the words) means. `columns` names the columns where the first
-    line does not. Files are read when rows are asked for. Raises TaskError where the settings do not fit
-    together.
+    A split may have several files, read one after the other: a list of paths, or a pattern ('train-*.jsonl', in
+    the order of their names). `template` and `target` name fields of a row in braces; instead of `target`,
+    `labels` lists the words that the row's `label` (an index, or one of the words) means. `references` names the
+    field with a list of all right answers, where the target is not the only one. `columns` names the columns
+    where the first line does not. Files are read when rows are asked for. Raises TaskError where the settings do
+    not fit together.
     """
     if not isinstance(files, Mapping):
         raise TaskError(f"task {name!r}: `files` must be like {{'train': 'train.{format}'}}, got {files!r}")
@@ -58,17 +66,24 @@ def file_task(
             splits=tuple(files),
             template=template,
             target=target,
-            labels=labels if labels is None or isinstance(labels, str) else tuple(labels),
-            score=score if isinstance(score, str) else tuple(score),
+            labels=None if labels is None else _texts(name, "labels", labels),
+            score=score if isinstance(score, str) else _texts(name, "score", score),
             group=group,
             description=description,
-            files={split: str(_resolve(folder, path)) for split, path in files.items()},
+            references=references,
+            files={split: _resolve_all(name, split, folder, given) for split, given in files.items()},
             format=format,
-            columns=None if columns is None else tuple(columns),
+            columns=None if columns is None else _texts(name, "columns", columns),
             embedding_size=embedding_size,
         ),
         replace=replace,
     )
+
+
+def _texts(name: str, setting: str, given: object) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(text, str) for text in given):
+        raise TaskError(f"task {name!r}: `{setting}` must be a list of texts, got {given!r:.80}")
+    return tuple(given)
 
 
 def _caller_folder() -> Path:
@@ -77,9 +92,32 @@ def _caller_folder() -> Path:
     return Path(file).resolve().parent if file else Path.cwd()
 
 
-def _resolve(folder: Path, path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    return folder / path if (folder / path).exists() else Path.cwd() / path
+def _resolve_all(name: str, split: str, folder: Path, given: Files) -> str | tuple[str, ...]:
+    if isinstance(given, str | Path):
+        return _resolve(folder, given)
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(path, str | Path) for path in given):
+        raise TaskError(f"task {name!r}: files[{split!r}] must be a path, a pattern or a list of paths, got {given!r:.80}")
+    return tuple(_resolve(folder, path) for path in given)
+
+
+def _resolve(folder: Path, path: str | Path) -> str:
+    path = os.path.expanduser(path)
+    beside = str(folder / path)
+    return beside if os.path.lexists(beside) or glob.glob(beside) else str(Path.cwd() / path)
+
+
+def paths_of(task: Task, split: str) -> list[str]:
+    """The files of a split in the order they are read. Raises TaskError for a pattern that fits no file."""
+    given = task.files[split]
+    found = []
+    for path in (given,) if isinstance(given, str) else given:
+        if os.path.lexists(path) or not glob.has_magic(path):
+            found.append(path)
+        elif several := sorted(glob.glob(path)):
+            found += several
+        else:
+            raise TaskError(f"{path}: no file fits this pattern: correct `files` of the task or the current folder")
+    return found
 
 
 def read_records(
@@ -91,9 +129,7 @@ def read_records(
     """
     if format not in FORMATS:
         raise TaskError(f"{path}: format {format!r} is none of {FORMATS}")
-    path = Path(path)
-    if not path.is_file():
-        raise TaskError(f"{path}: there is no such file: correct `files` of the task or the current folder")
+    check_file(path)
     read = _json_records(path) if format == "jsonl" else _separated_records(path, format, columns)
     empty = True
     for line, record in read:
@@ -103,44 +139,24 @@ def read_records(
         raise TaskError(f"{path}: the file holds no row: give it rows or take its split out of `files`")
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise TaskError(f"{path}:{number}: not UTF-8 ({error.reason}): save it as UTF-8") from error
+def _json_records(path: str | Path) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            yield number, json_object(line, f"{path}:{number}")
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            place = f"{path}:{number}"
-            raise TaskError(
-                f"{place}: not JSON ({error.msg}, column {error.colno}): {line.strip():.80}"
-            ) from error
-        if not isinstance(record, dict):
-            raise TaskError(
-                f'{path}:{number}: a JSON object is needed, {{"field": …}}, got {line.strip():.80}'
-            )
-        yield number, record
-
-
-def _separated_records(path: Path, format: str, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]]:
+def _separated_records(path: str | Path, format: str, columns: Sequence[str] | None) -> Iterator[tuple[int, dict]]:
     if format == "tsv":
-        reader = csv_reader.reader(_lines(path), delimiter="\t", quoting=csv_reader.QUOTE_NONE, strict=True)
+        reader = csv_reader.reader(lines(path), delimiter="\t", quoting=csv_reader.QUOTE_NONE, strict=True)
     else:
-        reader = csv_reader.reader(_lines(path), strict=True)
+        reader = csv_reader.reader(lines(path), strict=True)
     names, number = columns, 1
     while True:
         try:
             values = next(reader, None)
         except csv_reader.Error as error:
-            raise TaskError(f"{path}:{number}: not {format.upper()} ({error}): correct the quotes") from error
+            advice = "end rows with line feeds" if "new-line" in str(error) else "correct the quotes"
+            raise TaskError(f"{path}:{number}: not {format.upper()} ({error}): {advice}") from error
         if values is None:
             return
         if names is None:
@@ -150,7 +166,7 @@ def _separated_records(path: Path, format: str, columns: Sequence[str] | None) -
         elif values:
             if len(values) != len(names):
                 raise TaskError(
-                    f"{path}:{number}: {len(values)} values in place of {len(names)} ({', '.join(names)}): "
+                    f"{path}:{number}: {len(values)} values instead of {len(names)} ({', '.join(names)}): "
                     "correct the row; `columns` names columns if the first line does not"
                 )
             yield number, dict(zip(names, values, strict=True))

@@ -38,6 +38,8 @@ def import_module(module: str | None) -> None:
     """
     if not module:
         return
+    if not module.endswith(".py") and "" in module.split("."):
+        raise TaskError(f"MIXTURE_OR_TASK_MODULE = {module!r}: give a dotted name or the path of a .py file")
     if module.endswith(".py"):
         _import_file(Path(module).expanduser().resolve())
         return
@@ -79,6 +81,7 @@ def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[st
     seqio_names, mixtures = seqio_tasks.names()
     found: dict[str, None] = {}
     for name in (names,) if isinstance(names, str) else names:
+        check_one_meaning(name)
         if name in TABLE or name in seqio_names or name in cached:
             found[name] = None
         elif members := table_mixture(name):
@@ -88,6 +91,17 @@ def expand(names: str | Sequence[str], cached: Collection[str] = ()) -> tuple[st
         else:
             raise unknown_name(name, [*TABLE, *MIXTURES, *seqio_names, *mixtures, *cached])
     return tuple(found)
+
+
+def check_one_meaning(name: str) -> None:
+    """Raises TaskError for a name that a user's SeqIO task or mixture shares with a task or mixture of the table."""
+    seqio_names, mixtures = seqio_tasks.names()
+    task, mixture = name in TABLE and TABLE[name].kind != "cached", bool(table_mixture(name))
+    theirs = "task" if name in seqio_names else "mixture" if name in mixtures else ""
+    if not theirs or not (task or mixture) or theirs == "task" and isinstance(seqio_tasks.get(name).source, _source_class()):
+        return
+    ours = "task" if task else f"mixture of {', '.join(table_mixture(name))}"
+    raise TaskError(f"{name!r} is a SeqIO {theirs} and also a {ours} of the table (`mpt-jax tasks`): give the SeqIO {theirs} another name")
 
 
 def table_mixture(name: str) -> tuple[str, ...]:
@@ -131,8 +145,11 @@ def register(name: str, vocabulary: "seqio.Vocabulary") -> "seqio.Task":
         seqio.preprocessors.append_eos,
     ]
 
+    def written(text: str) -> str:
+        return vocabulary.decode(vocabulary.encode(text))
+
     def scores(targets, predictions):
-        return scorer(name)(targets, predictions)
+        return scorer(name, written)(targets, predictions)
 
     return seqio.TaskRegistry.add(
         name,
@@ -204,18 +221,23 @@ def _example(task: Task, row: dict) -> dict:
         example = {key: row.pop(key) for key in ("inputs", "targets")}
     if task.embedding_size:
         example["embedding"] = row.pop("embedding")
-    try:
-        example[seqio_tasks.ROW_FIELD] = json.dumps(row, ensure_ascii=False)
-    except TypeError as error:
-        raise TaskError(f"task {task.name!r}: a row's fields must be JSON values: {error}") from error
+    example[seqio_tasks.ROW_FIELD] = fields_as_json(row, f"task {task.name!r}")
     return example
+
+
+def fields_as_json(row: dict, where: str) -> bytes:
+    """A row's own fields as JSON, half of a surrogate pair as it is. Raises TaskError for a value that JSON does not have."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TaskError(f"{where}: a row's fields must be JSON values: {error}") from error
 
 
 def examples(task: "seqio.Task", dataset: "tf.data.Dataset") -> Iterator[dict]:
     """The examples of a dataset of a registered task, as NumPy values.
 
     A bad row raises the TaskError that names it; iterating the dataset itself raises TensorFlow's error
-    about it.
+    about it. So does what TensorFlow cannot read.
     """
     import tensorflow as tf
 
@@ -225,9 +247,8 @@ def examples(task: "seqio.Task", dataset: "tf.data.Dataset") -> Iterator[dict]:
             example = next(iterator, None)
         except tf.errors.OpError as error:
             cause = getattr(task.source, "error", None)
-            if cause is None:
-                raise
-            raise cause from error
+            first = str(error).strip().partition("\n")[0]
+            raise cause or TaskError(f"SeqIO task {task.name!r}: its rows cannot be read: {first:.300}") from error
         if example is None:
             return
         yield example

@@ -6,17 +6,21 @@ row) and `labels` (the task's label words or None), and returns {score name: per
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tasks.errors import TaskError
+from tasks.words import plain_words, spaced
 
 Golds = Sequence[Sequence[str]]
 Labels = tuple[str, ...] | None
-NOT_A_NUMBER = (
-    -1.0
-)  # what a prediction that is no number counts as; as T5 does (t5/evaluation/postprocessors)
+# what a prediction that is not a number counts as; as T5 does (t5/evaluation/postprocessors)
+NOT_A_NUMBER = -1.0
+INSIDE = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u2019"  # combining accents, typographic apostrophe: no end of a word, as \\b has it
+ARTICLES = re.compile(rf"(?<![{INSIDE}])\b(a|an|the)\b(?![{INSIDE}])")
+DIGIT_SIGNS = str.maketrans({"\u066b": ".", "\u066c": "", "\u2212": "-"})  # Arabic decimal and thousands signs, the minus sign
 
 
 def accuracy(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
@@ -69,11 +73,11 @@ def spearman(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[s
 
 
 def squad(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
-    """SQuAD 1.1's exact match and word F1, best over the right answers, on normalised text."""
+    """SQuAD 1.1's exact match and word F1, best over the right answers, on normalised text; each Chinese character is a word."""
     exact, overlap = 0.0, 0.0
     for answers, prediction in zip(golds, predictions, strict=True):
-        words = normalise_answer(prediction).split()
-        rights = [normalise_answer(answer).split() for answer in answers]
+        words = spaced(normalise_answer(prediction)).split()
+        rights = [spaced(normalise_answer(answer)).split() for answer in answers]
         exact += max(float(right == words) for right in rights)
         overlap += max(word_f1(right, words) for right in rights)
     return {"em": 100.0 * exact / len(golds), "f1": 100.0 * overlap / len(golds)}
@@ -92,10 +96,10 @@ def multirc(golds: Golds, predictions: Sequence[str], labels: Labels, groups: Se
 
 
 def bleu(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
-    """Corpus BLEU of sacrebleu with its own settings (13a words, exponential smoothing); many references."""
+    """Corpus BLEU of sacrebleu with its own settings (13a words, exponential smoothing); each Chinese character is a word."""
     from sacrebleu import corpus_bleu
 
-    return {"bleu": corpus_bleu(list(predictions), _streams(golds)).score}
+    return {"bleu": corpus_bleu([spaced(text) for text in predictions], _streams(golds, spaced)).score}
 
 
 def chrf(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
@@ -106,17 +110,22 @@ def chrf(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, 
 
 
 def ter(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
-    """Corpus translation edit rate of sacrebleu: lower is better, may pass 100."""
+    """Corpus translation edit rate of sacrebleu: lower is better, may pass 100; each Chinese character is a word."""
     from sacrebleu import corpus_ter
 
-    return {"ter": corpus_ter(list(predictions), _streams(golds)).score}
+    return {"ter": corpus_ter([spaced(text) for text in predictions], _streams(golds, spaced)).score}
 
 
 def rouge_l(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[str, float]:
-    """Mean ROUGE-L F of rouge-score without stemming, best over the references."""
+    """Mean ROUGE-L F of rouge-score without stemming, best over the references; its own words are of ASCII letters alone, ours of all."""
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import Tokenizer
 
-    scorer = RougeScorer(["rougeL"])
+    class Words(Tokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            return plain_words(text)
+
+    scorer = RougeScorer(["rougeL"], tokenizer=Words())
     pairs = zip(golds, predictions, strict=True)
     values = [scorer.score_multi(list(right), text)["rougeL"].fmeasure for right, text in pairs]
     return {"rouge_l": 100.0 * sum(values) / len(values)}
@@ -173,8 +182,11 @@ def check_scores(name: str, scores: Sequence[str], labels: Labels) -> None:
 def label_indices(
     golds: Golds, predictions: Sequence[str], labels: tuple[str, ...]
 ) -> tuple[list[int], list[int]]:
-    """(true, predicted) indices into labels; -1 for a prediction that is no label."""
+    """(true, predicted) indices into labels; -1 for a prediction that is no label. Raises TaskError for a target that is none."""
     index = {label: i for i, label in enumerate(labels)}
+    for row, right in enumerate(golds):
+        if right[0] not in index:
+            raise TaskError(f"row {row}: the target {right[0]!r:.80} is none of the labels {', '.join(labels)}")
     return [index[right[0]] for right in golds], [index.get(text.strip(), -1) for text in predictions]
 
 
@@ -187,9 +199,10 @@ def binary_indices(
 
 
 def number(text: str) -> float | None:
-    """The finite number that a text is, or None."""
+    """The finite number that a text is, or None; digits of any script count, with their own decimal sign."""
+    text = unicodedata.normalize("NFKC", text).translate(DIGIT_SIGNS)
     try:
-        value = float(text.strip())
+        value = float("" if "_" in text else text)
     except ValueError:
         return None
     return value if abs(value) < float("inf") else None
@@ -197,8 +210,9 @@ def number(text: str) -> float | None:
 
 def normalise_answer(text: str) -> str:
     """Lower case, without punctuation, the words a, an, the, and needless blanks (SQuAD 1.1's own rule)."""
-    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    text = unicodedata.normalize("NFC", text.lower())
+    text = "".join(letter for letter in text if letter not in string.punctuation)
+    return " ".join(ARTICLES.sub(" ", text).split())
 
 
 def word_f1(right: Sequence[str], words: Sequence[str]) -> float:
@@ -220,7 +234,7 @@ def _correlation(function: Callable, golds: Golds, predictions: Sequence[str]) -
     true = [number(right[0]) for right in golds]
     if None in true:
         row = true.index(None)
-        raise TaskError(f"row {row}: the target {golds[row][0]!r} is no number, which a correlation needs")
+        raise TaskError(f"row {row}: the target {golds[row][0]!r} is not a number, which a correlation needs")
     predicted = [number(text) for text in predictions]
     predicted = [NOT_A_NUMBER if value is None else value for value in predicted]
     if len(set(true)) < 2 or len(set(predicted)) < 2:
@@ -228,7 +242,7 @@ def _correlation(function: Callable, golds: Golds, predictions: Sequence[str]) -
     return 100.0 * float(function(true, predicted).statistic)
 
 
-def _streams(golds: Golds) -> list[list[str | None]]:
-    """References as sacrebleu wants them: the n-th of every row together, None where a row has fewer."""
+def _streams(golds: Golds, change: Callable[[str], str] = str) -> list[list[str | None]]:
+    """References as sacrebleu wants them, changed: the n-th of every row together, None where a row has fewer."""
     most = max(len(right) for right in golds)
-    return [[right[n] if n < len(right) else None for right in golds] for n in range(most)]
+    return [[change(right[n]) if n < len(right) else None for right in golds] for n in range(most)]

@@ -118,10 +118,11 @@ def plain(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that a metric function returned (plain or SeqIO's Scalar), without texts and images."""
+def numbers(found: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers that a metric function returned (plain or SeqIO's Scalar), without texts and images; integers stay integers."""
     plain = {key: getattr(value, "value", value) for key, value in found.items()}
-    return {key: float(value) for key, value in plain.items() if np.isscalar(value) and np.isreal(value)}
+    real = {key: value for key, value in plain.items() if np.isscalar(value) and np.isreal(value)}
+    return {key: int(value) if isinstance(value, int | np.integer) else float(value) for key, value in real.items()}
 
 
 def seqio_ingredients(name: str, split: str) -> dict:

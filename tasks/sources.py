@@ -9,11 +9,12 @@ from importlib import metadata
 
 from tasks import seqio_tasks
 from tasks.errors import TaskError
-from tasks.files import read_records
+from tasks.files import paths_of, read_records
+from tasks.lines import check_file
 from tasks.rendering import render
 from tasks.table import TABLE, Task, check_split
 
-ROW_FORMAT = 1  # raise it when the same records are to become other rows
+ROW_FORMAT = 2  # raise it when the same records are to become other rows
 
 
 def rows(name: str, split: str) -> Iterator[dict]:
@@ -26,18 +27,28 @@ def rows(name: str, split: str) -> Iterator[dict]:
     if task is None:
         return seqio_tasks.seqio_rows(name, split)
     check_split(name, split, task.splits)
+    _check_source(task)
     return (render(task, record, where) for where, record in _records(task, split))
 
 
 def _records(task: Task, split: str) -> Iterator[tuple[str, dict]]:
     if task.kind == "file":
-        yield from read_records(task.files[split], task.format, task.columns)
+        for path in paths_of(task, split):
+            yield from read_records(path, task.format, task.columns)
         return
     number = -1
-    for number, record in enumerate(task.generate(split)):
-        yield f"task {task.name!r} split {split!r} row {number}", record
+    try:
+        for number, record in enumerate(task.generate(split)):
+            yield f"task {task.name!r} split {split!r} row {number}", record
+    except OSError as error:
+        raise TaskError(f"task {task.name!r} split {split!r}: what its rows are made from cannot be read ({error})") from error
     if number < 0:
         raise TaskError(f"task {task.name!r} split {split!r}: the generator gave no row")
+
+
+def _check_source(task: Task) -> None:
+    if task.kind == "cached":
+        raise TaskError(f"task {task.name!r} is known from its token cache alone; its rows need MIXTURE_OR_TASK_MODULE, which registers it")
 
 
 def ingredients(name: str, split: str) -> dict:
@@ -49,6 +60,7 @@ def ingredients(name: str, split: str) -> dict:
     if task is None:
         return seqio_tasks.seqio_ingredients(name, split)
     check_split(name, split, task.splits)
+    _check_source(task)
     found = {
         "name": name,
         "split": split,
@@ -57,12 +69,14 @@ def ingredients(name: str, split: str) -> dict:
         "template": task.template,
         "target": task.target,
         "labels": None if task.labels is None else list(task.labels),
+        "references": task.references,
         "embedding_size": task.embedding_size,
         "tokens": task.tokens,
     }
     if task.kind == "file":
         columns = None if task.columns is None else list(task.columns)
-        return found | {"format": task.format, "columns": columns, "file": file_digest(task.files[split])}
+        digests = [file_digest(path) for path in paths_of(task, split)]
+        return found | {"format": task.format, "columns": columns, "files": digests}
     return found | {
         "version": task.version,
         "packages": {package: version(package) for package in task.packages},
@@ -83,12 +97,13 @@ def version(package: str) -> str:
 
 
 def file_digest(path: str) -> dict:
-    """{'bytes': size, 'sha256': hex} of a file. Raises TaskError if it is missing."""
+    """{'bytes': size, 'sha256': hex} of a file. Raises TaskError if it is missing, cannot be read, or is a pipe or device."""
+    check_file(path)
     try:
         status = os.stat(path)
-    except FileNotFoundError as error:
-        raise TaskError(f"{path}: there is no such file: correct `files` of the task") from error
-    return {"bytes": status.st_size, "sha256": _sha256(str(path), status.st_size, status.st_mtime_ns)}
+        return {"bytes": status.st_size, "sha256": _sha256(str(path), status.st_size, status.st_mtime_ns)}
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error}): correct `files` of the task") from error
 
 
 @functools.lru_cache

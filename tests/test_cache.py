@@ -16,6 +16,7 @@ from mpt_jax.data import cache_writer
 from mpt_jax.data.cache import cached_names, open_cache, read_cache, write_cache
 from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.model.backbone import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = [
@@ -214,14 +215,16 @@ def test_without_build_a_missing_cache_is_an_error(file_task, vocabulary, tmp_pa
         open_cache(file_task[0], "train", vocabulary, tmp_path / "cache", build=False)
 
 
-def test_a_source_that_is_elsewhere_leaves_the_cache_usable(file_task, vocabulary, tmp_path, caplog):
+def test_a_missing_source_is_an_error_and_its_cache_is_used_only_when_asked(file_task, vocabulary, tmp_path, caplog):
     name, source = file_task
     first = open_cache(name, "train", vocabulary, tmp_path / "cache")
     source.unlink()
+    with pytest.raises(tasks.TaskError, match=r"rows.jsonl: there is no such file.*it was cached before: --gin.TRUST_CACHES=True"):
+        open_cache(name, "train", vocabulary, tmp_path / "cache")
     with caplog.at_level("WARNING"):
-        again = open_cache(name, "train", vocabulary, tmp_path / "cache", build=False)
-    assert again.folder == first.folder and "unchecked" in caplog.text
-    with pytest.raises(tasks.TaskError, match="no such file"):
+        again = open_cache(name, "train", vocabulary, tmp_path / "cache", trust=True)
+    assert again.folder == first.folder and f"{first.folder} is used as it was written last" in caplog.text
+    with pytest.raises(tasks.TaskError, match="no such file: correct `files` of the task or the current folder$"):
         open_cache(name, "train", load_vocabulary(piece_file(), 50), tmp_path / "cache")
 
 
@@ -282,14 +285,160 @@ def test_a_killed_writing_leaves_the_old_cache(tmp_path):
     assert read_cache(good.folder).inputs(0).tolist() == [5, 1]
 
 
-def test_the_cache_of_a_faster_process_stays(tmp_path, monkeypatch):
+def test_an_equal_cache_that_is_there_stays(tmp_path):
     good = token_cache(tmp_path, [([5, 1], [6, 1])])
-    replace = os.replace
-    # The other process finishes between this one's two moves: its folder is in the way of the second.
-    monkeypatch.setattr(os, "replace", lambda old, new: None if old == good.folder else replace(old, new))
+    before = good.folder.stat().st_ino
     again = token_cache(tmp_path, [([5, 1], [6, 1])])
-    assert again.fingerprint == good.fingerprint
+    assert again.fingerprint == good.fingerprint and again.folder.stat().st_ino == before
+    other = token_cache(tmp_path, [([7, 1], [6, 1])])
+    assert other.fingerprint != good.fingerprint and other.folder.stat().st_ino != before
+    assert good.inputs(0).tolist() == [5, 1], "what is open stays readable"
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+RACE = """
+import sys
+from pathlib import Path
+from tiny_data import token_cache
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+while not (folder / "go").exists():
+    pass
+for turn in range(30):
+    cache = token_cache(folder / str(turn), [([5 + row, 1], [6, 1]) for row in range(50)])
+    assert cache.rows == 50
+"""
+
+
+def test_processes_that_start_together_share_one_cache(tmp_path):
+    running = [
+        subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path), str(number)], env=environment(), stderr=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    (tmp_path / "go").touch()
+    assert [(process.wait(), process.stderr.read()) for process in running] == [(0, "")] * 3
+    assert [path.name for turn in tmp_path.glob("*/") for path in turn.iterdir()] == ["toy"] * 30
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_writer_and_a_live_one_goes_on(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from mpt_jax.data import cache_writer\n"
+        "with cache_writer.whole_or_not_at_all(Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'half').write_text('x'); print('writing', flush=True); time.sleep(float(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code]
+    killed, live = (
+        subprocess.Popen([*command, str(tmp_path / name), "60"], env=environment(), stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    )
+    assert {killed.stdout.readline(), live.stdout.readline()} == {"writing\n"}
+    (tmp_path / ".retired-0123").mkdir()
+    killed.kill()
+    killed.wait()
+    assert len(list(tmp_path.glob(".writing-*"))) == 2
+    token_cache(tmp_path, [([5, 1], [6, 1])])
+    (left,) = tmp_path.glob(".writing-*")
+    assert str(live.pid) in left.name and (left / "half").is_file()
+    live.kill()
+    live.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left.name, "toy"]
+
+
+def test_what_a_killed_process_left_beside_a_cache_is_cleared_when_that_is_opened(file_task, vocabulary, tmp_path):
+    folder = open_cache(file_task[0], "train", vocabulary, tmp_path).folder
+    (folder.parent / ".writing-1-2").mkdir()
+    open_cache(file_task[0], "train", vocabulary, tmp_path)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_setting(file_task, vocabulary, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", "/proc/no/such"):
+        with pytest.raises(UserError, match=r"the cache folder .* cannot be written .*--gin.CACHE_DIR or the variable MPT_CACHE_DIR"):
+            open_cache(file_task[0], "train", vocabulary, place)
+
+
+def test_the_folder_of_caches(monkeypatch):
+    monkeypatch.setenv("MPT_CACHE_DIR", "/given")
+    assert cache_module.cache_folder() == Path("/given") and cache_module.cache_folder("~/mine") == Path.home() / "mine"
+    with pytest.raises(UserError, match="holds a zero byte"):
+        cache_module.cache_folder("a\0b")
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(file_task, tmp_path):
+    """The kernel refuses to write beyond a limit, as it does on a full disk."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+        "from pathlib import Path; from tiny_data import token_cache\n"
+        "token_cache(Path(sys.argv[1]), [([5] * 100, [6, 1])] * 9)"
+    )
+    (tmp_path / "full").mkdir()
+    command = [sys.executable, "-c", code, str(tmp_path / "full")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert "UserError: the cache folder" in done.stderr and "cannot be written (File too large)" in done.stderr
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_half_a_surrogate_pair_in_a_field_of_its_own_comes_back(table, vocabulary, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"s": "fun", "user": "\\ud83d", "label": 1}\n')
+    tasks.jsonl("tweets", files={"train": tmp_path / "a.jsonl"}, template="{s}", labels=("no", "yes"))
+    assert open_cache("tweets", "train", vocabulary, tmp_path / "cache").extra(0)["user"] == "\ud83d"
+
+
+def test_embeddings_beyond_half_precision_are_refused(tmp_path):
+    rows = [{"inputs": np.array([5, 1]), "targets": np.array([1]), "embedding": np.array([value])} for value in (1.0, 1e6)]
+    key = {"format": 1, "task": "toy", "split": "train", "vocabulary": "", "ingredients": {}}
+    with pytest.raises(UserError, match="row 1: its embedding is not finite, or beyond what float16 holds"):
+        cache_writer.write(key, rows, byte_vocabulary(), tmp_path / "toy")
+
+
+def test_a_task_that_nobody_registers_opens_as_it_was_written_last_and_stands_in(file_task, vocabulary, tmp_path, caplog):
+    name, source = file_task
+    open_cache(name, "train", vocabulary, tmp_path)
+    source.write_text(json.dumps(RECORDS[0]) + "\n")
+    last = open_cache(name, "train", vocabulary, tmp_path)
+    task = tasks.TABLE.pop(name)
+    with caplog.at_level("WARNING"):
+        assert open_cache(name, "train", vocabulary, tmp_path).folder == last.folder
+    assert f"Task {name} is known from its cache alone (scored by accuracy)" in caplog.text
+    there = tasks.TABLE[name]
+    assert (there.kind, there.labels, there.template, there.splits) == ("cached", task.labels, task.template, ("train",))
+    assert tasks.main_score(name) == "accuracy"
+    with pytest.raises(UserError, match="no token cache of task .* and MIXTURE_OR_TASK_MODULE, which registers the task"):
+        open_cache(name, "test", vocabulary, tmp_path)
+
+
+def test_a_name_that_seqio_and_the_table_share_is_not_taken_from_the_table(seqio_task, table, vocabulary, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
+    tasks.jsonl("ordinary_toy", files={"train": tmp_path / "a.jsonl"}, template="{text}", labels=("no", "yes"))
+    with pytest.raises(tasks.TaskError, match="'ordinary_toy' is a SeqIO task and also a task of the table"):
+        open_cache("ordinary_toy", "train", vocabulary, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("field", ["text", "answer"])
+def test_texts_of_which_the_vocabulary_can_write_nothing_are_refused(table, field, tmp_path):
+    row = {"text": "x", "answer": "y"} | {field: "\u200b"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    tasks.jsonl("nothing", files={"train": tmp_path / "a.jsonl"}, template="{text}", target="{answer}")
+    with pytest.raises(UserError, match="task 'nothing', split 'train', row 0: .* can write nothing: correct or remove the row"):
+        open_cache("nothing", "train", load_vocabulary(SHIPPED / "nano"), tmp_path / "cache")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    folder = token_cache(tmp_path, [([5, 1], [6, 1])]).folder
+    for name in ("extra.bin", "meta.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=f"{name}' is (missing|not a file)"):
+            read_cache(folder)
+
+
+def test_names_in_a_folder_of_caches(tmp_path, vocabulary):
+    token_cache(tmp_path / "toy" / "train", [([5, 1], [6, 1])], name="0123456789abcdef")
+    (tmp_path / "other" / "train").mkdir(parents=True)
+    found = cached_names(tmp_path)
+    assert "toy" in found and "other" not in found and "../toy" not in found and None not in found
+    assert "t" * 300 not in found
+    assert list(found) == ["toy"] and len(found) == 1 and list(cached_names(tmp_path / "none")) == []
 
 
 def test_rows_that_cannot_be_trained_on_are_named(tmp_path):

@@ -1,5 +1,6 @@
 """Settings check types, choices and ranges, whatever gin hands them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from mpt_jax.config import (
     Computation,
     DataSettings,
     DistillationSettings,
+    EvalSettings,
     OptimizerSettings,
     PromptSettings,
     Settings,
@@ -30,6 +32,16 @@ from mpt_jax.errors import UserError
         (lambda: OptimizerSettings(name="sgd"), "'sgd' is not one of 'adamw', 'adafactor'"),
         (lambda: OptimizerSettings(learning_rate=[0.1, "x"]), "a learning rate is a number"),
         (lambda: DataSettings(feature_lengths={"inputs": 5, "targets": 1}), "number of tokens >= 2"),
+        (lambda: DataSettings(input_buckets=[0]), "DataSettings.input_buckets.* 0"),
+        (lambda: DataSettings(input_buckets=(16, -5)), "DataSettings.input_buckets.* -5"),
+        (lambda: DataSettings(target_buckets=[16.5]), "DataSettings.target_buckets.* 16.5"),
+        (lambda: DataSettings(target_buckets=["8"]), "DataSettings.target_buckets.* '8'"),
+        (lambda: DataSettings(target_buckets=[True]), "DataSettings.target_buckets.* True"),
+        (lambda: DataSettings(batch_size=10**9), "DataSettings.batch_size = 1000000000 is outside 1 .. 65536"),
+        (lambda: DataSettings(micro_batch_size=10**9), "micro_batch_size = 1000000000 is outside 1 .. 65536"),
+        (lambda: DataSettings(prefetch=10**9), "prefetch = 1000000000 is outside 1 .. 1000"),
+        (lambda: DataSettings(feature_lengths={"inputs": 10**9, "targets": 8}), "number of tokens >= 2 and <= 131,072"),
+        (lambda: EvalSettings("run", batch_size=10**9), "EVAL_BATCH_SIZE. = 1000000000 is outside 1 .. 65536"),
         (lambda: TaskSettings(names="sst2"), "TaskSettings.names = 'sst2' is of type str"),
         (lambda: TaskSettings(names=["a"], mixture_or_task_name="b"), "keep one"),
         (lambda: TrainSettings("training", "x"), "'training' is not one of 'teacher'"),
@@ -64,3 +76,10 @@ def test_a_shape_and_how_it_is_computed_are_apart():
 def test_settings_describe_themselves_as_plain_values():
     described = json.loads(json.dumps(Settings(TrainSettings("target", "x"), BackboneSettings("y")).describe()))
     assert described["backbone"]["path"] == "y" and described["train"]["model_dir"] == "x" and described["mesh"]["fsdp"] == 1
+
+
+def test_lengths_that_are_not_given_are_the_default_and_known_not_to_be_given():
+    assert DataSettings().feature_lengths == {"inputs": 256, "targets": 128} == DataSettings(feature_lengths={}).feature_lengths
+    assert not DataSettings().lengths_given and DataSettings(feature_lengths={"inputs": 256, "targets": 128}).lengths_given
+    assert DataSettings() == DataSettings(feature_lengths={"inputs": 256, "targets": 128})
+    assert "lengths_given" not in dataclasses.asdict(DataSettings())

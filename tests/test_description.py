@@ -64,3 +64,11 @@ def test_tokens_and_files(table, tmp_path):
     (tmp_path / "a.csv").write_text("a,b\nx,y\n")
     tasks.csv("file", files={"train": tmp_path / "a.csv"}, template="{a}", target="{b}")
     assert tasks.describe("file", list, {})["source"] == {"train": str(tmp_path / "a.csv")}
+
+
+def test_targets_that_the_vocabulary_writes_otherwise_are_counted(table, words):
+    rows = [{"inputs": "a", "targets": text} for text in ("Paris", "rome ", "Wait", "end")]
+    tasks.add(tasks.Task("texts", "generated", ("train",), generate=lambda split: rows, version="1"))
+    found = tasks.describe("texts", list, {}, written=lambda text: text.lower().strip())["splits"]["train"]["respelled"]
+    assert found["rows"] == 2 and (found["target"], found["written"]) == ("Paris", "paris")
+    assert tasks.describe("words", list, {}, written=str.upper)["splits"]["train"]["respelled"]["rows"] == 0

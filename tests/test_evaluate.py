@@ -13,13 +13,16 @@ from tiny_model import CONFIG, rows_of, weights
 
 import tasks
 from mpt_jax.data.batches import BatchSpec
+from mpt_jax.data.spelling import spelling
 from mpt_jax.data.vocabulary import load_vocabulary
+from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, requests
 from mpt_jax.infer.decode import greedy_decode
-from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, spelling
+from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
 from mpt_jax.infer.likelihood import target_log_probabilities
 from mpt_jax.infer.requests import Model, Requests
 from mpt_jax.methods.prompt import METHOD
+from mpt_jax.model.backbone import SHIPPED
 from mpt_jax.model.families.family import Network
 from mpt_jax.model.network import decode_targets, prefill
 
@@ -110,11 +113,11 @@ def letters_task(labels=("no", "yes")):
     tasks.add(tasks.Task("letters", "generated", ("validation",), "{t}", labels=labels, generate=lambda _: [], version="1"))
 
 
-def test_answers_of_a_label_task_are_limited_by_its_labels(cache, table):
-    assert EvalRun(cache).limit(SPEC) == 12
-    letters_task()
-    assert EvalRun(cache).limit(SPEC) == len("yes") + 2
-    assert EvalRun(cache, max_tokens=3).limit(SPEC) == 3
+def test_answers_of_a_label_task_are_limited_by_its_labels_also_by_one_that_no_row_has(cache, table):
+    assert EvalRun(cache).limit(SPEC, VOCABULARY) == 12
+    letters_task(("yes", "no", "perhaps"))
+    assert EvalRun(cache).limit(SPEC, VOCABULARY) == len("perhaps") + 2
+    assert EvalRun(cache, max_tokens=3).limit(SPEC, VOCABULARY) == 3
 
 
 def test_short_and_long_answers_in_one_call(model, cache):
@@ -138,7 +141,7 @@ def test_scores_of_targets_and_labels_agree(model, cache):
     zeros = np.zeros(cache.rows)
     each = requests.score_each_label(model, Requests(inputs, zeros + 1, zeros), tokens, SPEC)
     for number, label in enumerate(labels):
-        targets = [requests.tokens_of(label, VOCABULARY)] * cache.rows
+        targets = [np.array(VOCABULARY.target_tokens(label), np.int32)] * cache.rows
         given = requests.score_given(model, Requests(inputs, zeros + 1, zeros, targets), SPEC)
         np.testing.assert_allclose(each[:, number], given, atol=1e-4)
 
@@ -156,7 +159,7 @@ def test_files_of_results(model, cache, tmp_path, table):
     values = [result.scores["accuracy"] for result in results]
     assert written["scores"]["accuracy"] == pytest.approx(np.mean(values))
     assert written["std"]["accuracy"] == pytest.approx(np.std(values))
-    assert evaluate.majority(cache, cache, Witness())["accuracy"] >= 50.0
+    assert evaluate.majority(cache, cache, VOCABULARY, Witness())["accuracy"] >= 50.0
     assert "| letters | validation | 23 | 2 | **accuracy** |" in evaluate.table([written])
 
 
@@ -231,3 +234,36 @@ def test_labels_that_the_vocabulary_spells_otherwise_are_still_labels(table):
     tasks.jsonl("news", files={"train": "absent.jsonl"}, template="{text}", labels=("World", "sports"))
     assert spelling("news", lower_case) == {"world": "World", "sports": "sports"}
     assert spelling("unknown", lower_case) == {}
+
+
+def test_right_texts_that_the_vocabulary_writes_otherwise_can_be_reached(table, tmp_path):
+    """The nano vocabulary has lower case alone: "paris" is the best that it can answer."""
+    nano = load_vocabulary(SHIPPED / "nano")
+    tasks.jsonl("city", files={"validation": "absent.jsonl"}, template="{q}", target="{a}", score=("exact_match", "squad"))
+    cache = text_cache(tmp_path, ["a", "b", "c"], ["Paris", "Paris", "Rome"], "city")
+    assert evaluate.majority(cache, cache, nano)["exact_match"] == pytest.approx(200 / 3)
+
+
+def test_results_of_tasks_whose_names_no_file_holds_are_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "main_score", lambda name: "accuracy")
+    results = [evaluate.EvalResult(name, "test", 0, {"accuracy": 1.0}, ["x"], np.arange(1), 0) for name in ("a:b", "a_b", "a.b", "a#b")]
+    paths = evaluate.write_results(tmp_path, results, {}, "best")
+    assert [json.loads(path.read_text())["task"] for path in paths] == ["a:b", "a_b", "a.b", "a#b"] and len(set(paths)) == 4
+
+
+def test_a_link_in_the_place_of_results_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "main_score", lambda name: "accuracy")
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "a.json").symlink_to(tmp_path / "elsewhere.json")
+    result = evaluate.EvalResult("a", "test", 0, {"accuracy": 1.0}, ["x"], np.arange(1), 0)
+    evaluate.write_results(tmp_path, [result], {}, "best")
+    assert (tmp_path / "eval" / "a.json").is_symlink() and json.loads((tmp_path / "elsewhere.json").read_text())["task"] == "a"
+    (tmp_path / "eval" / "b.json").symlink_to("/dev/null")
+    with pytest.raises(UserError, match="b.json' is a device or pipe, and would be replaced"):
+        evaluate.write_results(tmp_path, [dataclasses.replace(result, task="b")], {}, "best")
+
+
+def test_scores_that_not_every_run_has_are_left_to_the_runs():
+    first = evaluate.EvalResult("word_valence", "test", 0, {"accuracy": 50.0, "extra": 1.0}, ["x"], np.arange(1), 0)
+    summary = evaluate.summary_of([first, dataclasses.replace(first, bank_index=1, scores={"accuracy": 70.0})], {})
+    assert summary["scores"] == {"accuracy": 60.0} and summary["runs"][0]["scores"]["extra"] == 1.0

@@ -226,3 +226,45 @@ def test_a_prompt_of_any_format_starts_a_run(tmp_path):
     ):
         with pytest.raises(UserError, match=f"init_file.*{message}"):
             read_prompt_array(str(tmp_path / path), length, width)
+
+
+def named(*names: str) -> PromptFile:
+    """Prompts without factors under these names."""
+    rng = np.random.default_rng(0)
+    return prompts.plain(rng.normal(size=(len(names), 4, 6)).astype(np.float32), names, {})
+
+
+def test_tasks_called_like_an_argument_of_numpy_or_a_field_are_kept(tmp_path):
+    held = named("file", "allow_pickle", "shared_GPD", "group_N", "arr_0", "x.npy")
+    prompt_writers.write("npz", str(tmp_path / "all"), held)
+    same(prompts.read(str(tmp_path / "all.npz")), held)
+    with np.load(tmp_path / "all.npz") as arrays:
+        for name, prompt_PD in zip(held.task_names, held.compose(), strict=True):
+            np.testing.assert_array_equal(arrays[name], prompt_PD)
+
+
+def test_tasks_whose_names_no_file_holds_are_written_apart(tmp_path):
+    held = named("a:b", "a_b", "a/b", "..")
+    written = prompt_writers.write("npy", str(tmp_path / "each"), held)
+    arrays = [np.load(path) for path in written if path.endswith(".npy")]
+    assert len(arrays) == 4 and {array.tobytes() for array in arrays} == {prompt.tobytes() for prompt in held.compose()}
+    assert all(path.startswith(f"{tmp_path}/each/") for path in written)
+
+
+def test_one_name_for_two_prompts_is_refused(tmp_path):
+    for kind in prompt_writers.FORMATS:
+        with pytest.raises(UserError, match="Prompts 0 and 2 are both called 'a'"):
+            prompt_writers.write(kind, str(tmp_path / kind), named("a", "b", "a"))
+    with pytest.raises(UserError, match="called 'bank/shared_GPD' has the name of an array of the bank"):
+        prompt_writers.write("npz", str(tmp_path / "npz"), named("bank/shared_GPD"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_fits_two_rows_names_both(tmp_path):
+    from mpt_jax.convert import _row
+
+    runs = [{"task": "a"}, {"task": "a"}, {"task": "a#1"}]
+    held = dataclasses.replace(named(*prompts.task_labels(runs)), metadata={"runs": runs})
+    assert held.task_names == ("a#0", "a#1", "a#1") and _row(held, "a#0") == 0
+    with pytest.raises(UserError, match="--task 'a#1' fits row 1 .task 'a'. and row 2 .task 'a#1'."):
+        _row(held, "a#1")

@@ -86,3 +86,13 @@ def test_punctuation_is_padded_as_t5_does_it():
         text = "".join(rng.choice(letters, size=12))
         padded = tf.strings.regex_replace(text, r"([^_\s\p{N}\p{L}\p{M}])", r" \1 ")
         assert prepare.pad_punctuation(text) == tf.strings.regex_replace(padded, r"\s+", " ").numpy().decode().strip(" ")
+
+
+def test_a_damaged_folder_is_one_line(tfds, tmp_path, monkeypatch):
+    where = tmp_path / "glue" / "sst2" / "2.0.0"
+    where.mkdir(parents=True)
+    monkeypatch.setenv(location.DATA_FOLDER, str(tmp_path))
+    for content in ("", "not JSON", "{}", '{"name": 5}'):
+        (where / "dataset_info.json").write_text(content)
+        with pytest.raises(tasks.TaskError, match="split .* of this TFDS folder cannot be read"):
+            list(tasks.rows("sst2", "train"))

@@ -1,6 +1,7 @@
 """A run folder loaded for prediction, and rows in and out (rows.py)."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_scores_are_log_probabilities_of_the_forward_pass(run_dir, prompts):
     outputs = jax.jit(forward, static_argnums=0)(given(CONFIG), predictor.model.params, Rows(*padded), own(prompt_BPD))
     logp_BTV = jax.nn.log_softmax(outputs.logits_BTV)
     for number, (target, value) in enumerate(zip(targets, logp, strict=True)):
-        wanted = requests.tokens_of(target, predictor.vocabulary)
+        wanted = np.array(predictor.vocabulary.target_tokens(target), np.int32)
         assert value == pytest.approx(float(logp_BTV[number, np.arange(len(wanted)), wanted].sum()), abs=1e-3)
 
 
@@ -106,8 +107,11 @@ def test_wrong_calls(run_dir, tmp_path):
         (lambda: predictor.predict(["x", " "], "sst2"), "zero-length input: text 1 of 2"),
         (lambda: predictor.prompt("sst2", seed=9), "seed = 9: the run holds seeds 1, 2"),
         (lambda: predictor.score(["x"], ["a", "b"], "sst2"), "1 inputs, 2 targets"),
-        (lambda: predictor.score(["x"], ["a" * 12], "sst2"), "a target has 13 tokens, the limit is 12"),
+        (lambda: predictor.score(["x"], ["a" * 16], "sst2"), "a target has 17 tokens, the limit is 16"),
         (lambda: predictor.labels("unheard"), "has no labels here"),
+        (lambda: predictor.predict(["x"], "sst2", max_tokens=10**9), "max_tokens = 1000000000: must be 0 .. 131,072"),
+        (lambda: mpt_jax.load(run_dir, batch_size=10**9), "micro_batch_size = 1000000000: must be 1 .. 65,536"),
+        (lambda: mpt_jax.load(run_dir, feature_lengths={"inputs": 5}), "it takes {'inputs': tokens, 'targets': tokens}"),
         (lambda: mpt_jax.load(run_dir, "newest"), "is not one of 'best', 'last'"),
         (lambda: mpt_jax.load(tmp_path), "is no run folder"),
     ):
@@ -136,6 +140,115 @@ def test_rows_in_and_out(run_dir, tmp_path, sst2):
     assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
 
 
+def test_input_files_are_read_as_tasks_read_theirs(run_dir, tmp_path, sst2):
+    predictor, output = mpt_jax.load(run_dir), tmp_path / "out.jsonl"
+    (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"sentence": "caf\xc3\xa9"}\n')
+    assert rows.infer(predictor, str(tmp_path / "bom.jsonl"), output, "sst2") == 1
+    assert json.loads(output.read_text())["inputs"] == "sentence: café"
+    os.mkfifo(tmp_path / "pipe")
+    for name, content, message in (
+        ("latin1", b'{"sentence": "caf\xe9"}\n', "latin1:1: not UTF-8"),
+        ("deep", b'{"sentence": "x", "a": ' + b"[" * 9999 + b"]" * 9999 + b"}\n", "deep:1: more than 100 levels"),
+        ("digits", b'{"sentence": "x", "n": ' + b"1" * 5000 + b"}\n", "digits:1: a number of more digits"),
+        ("nan", b'{"sentence": NaN}\n', "nan:1: field 'sentence' is nan"),
+        ("half", b'{"sentence": "x \\ud83d"}\n', "half:1: field 'sentence' is not Unicode text"),
+        ("half_ready", b'{"inputs": "x \\ud83d"}\n', "half_ready:1: field 'inputs' is not Unicode text"),
+        ("pipe", None, "pipe: is a pipe or device"),
+        ("folder/..", None, "is a folder|there is no such file"),
+        ("none:train", None, "there is no such file, and as TASK:SPLIT: unknown task"),
+    ):
+        if content:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises((UserError, tasks.TaskError), match=message):
+            rows.infer(predictor, str(tmp_path / name), tmp_path / "never.jsonl", "sst2")
+    assert not (tmp_path / "never.jsonl").exists()
+
+
+def test_half_a_surrogate_pair_that_is_passed_through_is_written_as_it_was(run_dir, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"inputs": "fun", "user": "\\ud83d"}\n{"inputs": "é", "user": "日"}\n')
+    rows.infer(mpt_jax.load(run_dir), str(source), output, "sst2")
+    first, second = output.read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["user"] == "\ud83d" and first.isascii()
+    assert "日" in second and json.loads(second)["inputs"] == "é"
+
+
+def test_rows_whose_own_field_is_called_inputs_go_through_the_template(run_dir, tmp_path, table):
+    tasks.add(
+        tasks.Task(
+            "sst2", "generated", ("train",), "Review: {inputs} Sentiment:", labels=("no", "yes"), generate=lambda split: [], version="9"
+        ),
+        replace=True,
+    )
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"inputs": "bad film", "label": 0}\n')
+    predictor = mpt_jax.load(run_dir)
+    rows.infer(predictor, str(source), output, "sst2")
+    assert json.loads(output.read_text())["inputs"] == predictor.format({"inputs": "bad film"}, "sst2") == "Review: bad film Sentiment:"
+
+
+def test_a_failure_in_a_later_chunk_keeps_what_was_answered(run_dir, tmp_path, monkeypatch):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"inputs": f"text {n}"}) + "\n" for n in range(6)))
+    predictor = mpt_jax.load(run_dir)
+    monkeypatch.setattr(rows, "CHUNK", 2)
+    predict, calls = predictor.predict, []
+
+    def fails_third(texts, *arguments, **settings):
+        calls.append(texts)
+        if len(calls) == 3:
+            raise UserError("the third chunk")
+        return predict(texts, *arguments, **settings)
+
+    monkeypatch.setattr(predictor, "predict", fails_third)
+    with pytest.raises(UserError, match="the third chunk"):
+        rows.infer(predictor, str(source), output, "sst2")
+    kept = [json.loads(line)["inputs"] for line in (tmp_path / "out.jsonl.partial").read_text().splitlines()]
+    assert kept == [f"text {n}" for n in range(4)] and not output.exists()
+
+
+def test_what_an_earlier_command_left_is_not_written_over_while_it_is_read(run_dir, tmp_path):
+    left = tmp_path / "out.jsonl.partial"
+    left.write_text('{"inputs": "a"}\n')
+    with pytest.raises(UserError, match="is what an earlier command left of --output .* give it another name"):
+        rows.infer(mpt_jax.load(run_dir), str(left), tmp_path / "out.jsonl", "sst2")
+    assert left.read_text() == '{"inputs": "a"}\n'
+
+
+def test_a_task_without_labels_has_no_scores_of_labels(run_dir, tmp_path, table):
+    tasks.jsonl("sst2", files={"train": "x"}, template="{s}", target="{t}", replace=True)
+    (tmp_path / "in.jsonl").write_text('{"s": "a"}\n')
+    with pytest.raises(UserError, match="task 'sst2' has a target and no labels: leave out --score"):
+        rows.infer(mpt_jax.load(run_dir), str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", "sst2", score=True)
+
+
+def test_labels_that_cannot_be_answered_stop_before_the_first_row(run_dir, tmp_path, table):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"inputs": "a"}\n')
+    predictor = mpt_jax.load(run_dir, feature_lengths={"inputs": 32, "targets": 4})
+    tasks.jsonl("sst2", files={"train": "x"}, template="{s}", labels=("no", "absolutely"), replace=True)
+    for call in (lambda: predictor.predict(["x"], "sst2"), lambda: rows.infer(predictor, str(source), output, "sst2")):
+        with pytest.raises(UserError, match="label 'absolutely' has 11 tokens, the limit is 4"):
+            call()
+    for labels, message in ((["a", "a"], "labels 'a' and 'a' are the same"), (["a", "\ud83d"], "label 1 of 2 is not Unicode text")):
+        with pytest.raises(UserError, match=message):
+            predictor.score_labels(["x"], labels, "sst2")
+    with pytest.raises(UserError, match="text 0 of 1 is not Unicode text"):
+        mpt_jax.load(run_dir).predict(["\ud83d"], "sst2")
+
+
+def test_a_long_source_is_read_again_and_answered_alike(run_dir, tmp_path, monkeypatch):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"inputs": f"text {n}"}) + "\n" for n in range(7)))
+    predictor = mpt_jax.load(run_dir)
+    rows.infer(predictor, str(source), tmp_path / "kept.jsonl", "sst2")
+    for name in ("KEPT_ROWS", "KEPT_BYTES"):
+        with monkeypatch.context() as changed:
+            changed.setattr(rows, name, 3)
+            rows.infer(predictor, str(source), tmp_path / f"{name}.jsonl", "sst2")
+        assert (tmp_path / f"{name}.jsonl").read_text() == (tmp_path / "kept.jsonl").read_text()
+
+
 def test_an_output_that_cannot_be_written(run_dir, tmp_path):
     (tmp_path / "file").write_text("x")
     source = tmp_path / "in.jsonl"
@@ -158,8 +271,8 @@ def test_each_row_may_name_its_task(run_dir, tmp_path):
     [
         ('{"sentence": "x"}\n{"text": "y"}\n', r"in\.jsonl:2: no field 'sentence'"),
         ('{"inputs": ""}\n', r"in\.jsonl:1: field 'inputs'"),
-        ("{\n", r"in\.jsonl:1: no JSON"),
-        ("[1]\n", r"in\.jsonl:1: .* is no object"),
+        ("{\n", r"in\.jsonl:1: not JSON"),
+        ("[1]\n", r"in\.jsonl:1: a JSON object is needed"),
         ("\n", "holds no rows"),
     ],
 )

@@ -134,6 +134,46 @@ def test_expand(registry, trees):
         tasks.expand(["one", "bot"])
 
 
+def test_a_name_that_seqio_and_the_table_share_is_refused(registry, trees):
+    feature = registry.Feature(registry.ByteVocabulary())
+    features = {"inputs": feature, "targets": feature}
+    for name, ours in (("trees", "task"), ("superglue", "mixture of superglue_multirc")):
+        registry.TaskRegistry.add(name, source=registry.TextLineDataSource({"train": "x"}), output_features=features)
+        with pytest.raises(tasks.TaskError, match=f"'{name}' is a SeqIO task and also a {ours}.*another name"):
+            tasks.expand([name])
+    registry.MixtureRegistry.add("glue", ["superglue"], default_rate=1.0)
+    with pytest.raises(tasks.TaskError, match="'glue' is a SeqIO mixture and also a mixture of mnli"):
+        tasks.expand(["glue"])
+    tasks.check_one_meaning("mnli")
+    tasks.register("mnli", registry.ByteVocabulary())
+    tasks.check_one_meaning("mnli")
+
+
+def test_seqio_scores_a_task_of_the_table_as_its_vocabulary_writes_the_labels(registry, table):
+    class LowerCase(registry.ByteVocabulary):
+        def encode(self, s):
+            return super().encode(s.lower())
+
+    tasks.add(tasks.Task("news", "generated", ("train",), labels=("World", "sports"), generate=lambda split: [], version="1"))
+    scores = tasks.register("news", LowerCase()).metric_fns[0]
+    assert scores([{"targets": "World"}], ["world"]) == {"accuracy": 100.0, "invalid": 0.0}
+
+
+def test_a_file_that_seqio_cannot_read_is_one_line(registry, tmp_path):
+    feature = registry.Feature(registry.ByteVocabulary())
+
+    def both(lines):
+        return lines.map(lambda line: {"inputs": line, "targets": line})
+
+    task = registry.TaskRegistry.add(
+        "absent", source=registry.TextLineDataSource({"train": str(tmp_path / "x.txt")}),
+        preprocessors=[both, registry.preprocessors.tokenize], output_features={"inputs": feature, "targets": feature},
+    )  # fmt: skip
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(tasks.TaskError, match="SeqIO task 'absent': its rows cannot be read"):
+        dataset(task)
+
+
 def test_expand_without_seqio(trees, monkeypatch):
     monkeypatch.delitem(sys.modules, "seqio", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it now fails
@@ -173,6 +213,9 @@ def test_import_module_that_is_not_there(tmp_path, monkeypatch):
         tasks.import_module("no_such.thing")
     with pytest.raises(tasks.TaskError, match="MIXTURE_OR_TASK_MODULE: there is no file .*no.py"):
         tasks.import_module(str(tmp_path / "no.py"))
+    for name in (".mine", "a..b", "mine."):
+        with pytest.raises(tasks.TaskError, match=f"MIXTURE_OR_TASK_MODULE = '{name}': give a dotted name"):
+            tasks.import_module(name)
 
 
 def test_errors_inside_a_module_come_out(tmp_path):

@@ -107,13 +107,15 @@ def test_every_score_is_tested_and_has_its_own_keys():
     assert len(set(keys)) == len(keys)
 
 
-def test_target_that_is_no_number():
-    with pytest.raises(TaskError, match="row 1: the target 'high' is no number"):
+def test_target_that_is_not_a_number():
+    with pytest.raises(TaskError, match="row 1: the target 'high' is not a number"):
         of("pearson", ["1", "high"], ["1", "2"])
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [(" 2.50 ", 2.5), ("-1e2", -100.0), ("nan", None), ("inf", None), ("", None)]
+    ("text", "value"),
+    [(" 2.50 ", 2.5), ("-1e2", -100.0), ("nan", None), ("inf", None), ("", None), ("1_0", None), ("3,5", None)]
+    + [("٣٫٥", 3.5), ("१२", 12.0), ("３．５", 3.5), ("−1", -1.0), ("١٬٠٠٠", 1000.0)],
 )
 def test_number(text, value):
     assert scores.number(text) == value
@@ -121,6 +123,56 @@ def test_number(text, value):
 
 def test_normalise_answer():
     assert scores.normalise_answer(" The  U.S. theatre, an A-team ") == "us theatre ateam"
+    # an "a" with an accent or behind an apostrophe is no article, however the accent is encoded
+    assert scores.normalise_answer("a\u0302ge, l’a, à, q\u0303a") == "âge l’a à q\u0303a"
+    assert scores.normalise_answer("e\u0301te\u0301") == scores.normalise_answer("Été") == "été"
+
+
+TEXTS = {  # script: a sentence, and the same with its last word changed
+    "Arabic": ("هذا اختبار جيد جدا اليوم", "هذا اختبار جيد جدا غدا"),
+    "Chinese": ("今天的天气非常好", "今天的天气非常坏"),
+    "Hindi": ("यह हिन्दी में लिखा हुआ वाक्य", "यह हिन्दी में लिखा हुआ पत्र"),
+    "accented": ("l’été était très beau à Besançon", "l’été était très beau à Orléans"),
+    "Japanese": ("東京タワーはとても高い", "東京タワーはとても低い"),
+    "Korean": ("오늘 날씨가 매우 아주 좋다", "오늘 날씨가 매우 아주 나쁘다"),
+}
+NEED_NO_LABELS = ("accuracy", "exact_match", "squad", "bleu", "chrf", "ter", "rouge_l")
+
+
+@pytest.mark.parametrize("script", TEXTS)
+@pytest.mark.parametrize("name", NEED_NO_LABELS)
+def test_no_score_drops_the_letters_of_a_script(name, script):
+    text, other = TEXTS[script]
+
+    def value(prediction):
+        return of(name, [text], [prediction])["f1" if name == "squad" else name]
+
+    best, worst = (0, 100) if name == "ter" else (100, 0)
+    assert value(text) == pytest.approx(best)
+    assert value("x") == pytest.approx(worst)
+    if name in ("accuracy", "exact_match"):
+        assert value(other) == 0
+    else:  # most words, or characters of scripts without blanks, are right
+        assert (20 < value(other) < 100) if name != "ter" else (0 < value(other) < 50)
+
+
+@pytest.mark.parametrize("script", TEXTS)
+def test_labels_of_any_script_are_scored(script):
+    labels = TEXTS[script]
+    for name in ("f1", "macro_f1", "matthews"):
+        assert of(name, labels, labels, labels)[name] == pytest.approx(100)
+        assert of(name, labels, labels[::-1], labels)[name] <= 0
+    found = scores.multirc([[label] for label in labels], labels, labels, ["q", "q"])
+    assert found == {"f1a": 100, "em": 100}
+
+
+def test_rouge_of_english_is_that_of_rouge_score():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    draw, theirs = random.Random(1), RougeScorer(["rougeL"])
+    for _ in range(50):
+        one, two = (" ".join(draw.choices(["the", "Cat's", "A_b", "sat.", "(on)", "U.S.", "3,5", "mat-s"], k=6)) for _ in range(2))
+        assert of("rouge_l", [one], [two])["rouge_l"] == pytest.approx(100 * theirs.score(one, two)["rougeL"].fmeasure)
 
 
 @pytest.mark.slow

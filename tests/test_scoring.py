@@ -3,6 +3,7 @@
 import pytest
 
 import tasks
+from tasks import scoring
 
 
 def add(name, **settings):
@@ -36,13 +37,64 @@ def test_several_scores_have_an_average_without_falling_ones(table):
     assert tasks.scorer("text")([{"targets": "a b"}], ["a c"]) == {"exact_match": 0.0, "ter": 50.0}
 
 
-@pytest.mark.parametrize(
-    "field", [{"answers": ["cat", "dog"]}, {"answers": {"text": ["dog"]}}, {"references": ["dog"]}]
-)
-def test_all_right_answers_count(table, field):
-    add("answers", score="squad")
-    assert tasks.scorer("answers")([{"targets": "cat", **field}], ["Dog"])["em"] == 100
+@pytest.mark.parametrize("right", [["cat", "dog"], {"text": ["dog"]}])
+def test_all_right_answers_count_where_the_task_says_where_they_are(table, right):
+    add("answers", score="squad", target="{t}", references="others")
+    assert tasks.scorer("answers")([{"targets": "cat", "others": right}], ["Dog"])["em"] == 100
     assert tasks.main_score("answers") == "average"
+    with pytest.raises(tasks.TaskError, match="field 'others' is None"):
+        tasks.scorer("answers")([{"targets": "cat", "answers": ["cat"]}], ["Dog"])
+
+
+@pytest.mark.parametrize("field", ["answers", "references"])
+def test_fields_that_no_setting_names_are_not_right_answers(table, field):
+    add("choice", target="{correct}")
+    rows = [{"targets": "green", field: ["red", "green"]}, {"targets": "red", field: ["red", "green"]}]
+    assert tasks.scorer("choice")(rows, ["red", "red"]) == {"accuracy": 50.0}
+
+
+def test_references_are_texts_or_an_error():
+    assert scoring.references({"targets": "5", "answers": [5, "five"]}) == ["5", "five"]
+    with pytest.raises(tasks.TaskError, match="field 'answers' is"):
+        scoring.references({"targets": "a", "answers": [["a"], ["b"]]})
+
+
+LOWER = {"World": "world", "Paris": "paris", "x²": "x2"}
+
+
+def written(text):
+    """What a lower-case vocabulary makes of the texts here."""
+    return LOWER.get(text, text)
+
+
+def test_right_texts_are_compared_as_the_vocabulary_writes_them(table):
+    add("texts", score=("exact_match", "squad"), target="{t}")
+    rows = [{"targets": "Paris"}, {"targets": "x²"}, {"targets": "end"}]
+    assert tasks.scorer("texts", written)(rows, ["paris", "x2", "end"]) == {"exact_match": 100, "em": 100, "f1": 100, "average": 100}
+    assert tasks.scorer("texts")(rows, ["paris", "x2", "end"])["exact_match"] == pytest.approx(100 / 3)
+    add("several", score="exact_match", target="{t}", references="r")
+    assert tasks.scorer("several", written)([{"targets": "Rome", "r": ["Rome", "Paris"]}], ["paris"]) == {"exact_match": 100.0}
+    add("label", labels=("World", "sports"))
+    assert tasks.scorer("label", written)([{"targets": "World"}], ["world"]) == {"accuracy": 100.0, "invalid": 0.0}
+
+
+def test_numbers_are_compared_as_numbers_whatever_the_vocabulary_writes(table):
+    add("numbers", score="pearson", target="{t}")
+    assert tasks.scorer("numbers", lambda text: "?")([{"targets": "1"}, {"targets": "2"}], ["1", "2"])["pearson"] == pytest.approx(100)
+
+
+def test_the_score_that_selects_comes_first(table):
+    add("rising", score=("ter", "exact_match"), target="{t}")
+    assert next(iter(tasks.scorer("rising")([{"targets": "a"}], ["a"]))) == tasks.main_score("rising") == "exact_match"
+    add("pair", labels=("no", "yes"), score=("f1", "accuracy"))
+    assert next(iter(tasks.scorer("pair")([{"targets": "no"}], ["no"]))) == tasks.main_score("pair") == "average"
+
+
+@pytest.mark.parametrize("score", ["f1", "macro_f1", "matthews"])
+def test_a_target_that_is_not_a_label_is_named(table, score):
+    add("label", labels=("no", "yes"), score=score)
+    with pytest.raises(tasks.TaskError, match="row 1: the target 'maybe' is none of the labels no, yes"):
+        tasks.scorer("label")([{"targets": "no"}, {"targets": "maybe"}], ["no", "no"])
 
 
 def test_numbers_count_invalid(table):

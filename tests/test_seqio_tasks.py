@@ -90,6 +90,52 @@ def test_own_postprocessing_and_scores(lines):
     assert tasks.main_score("lines") == "average"
 
 
+def metric(numbers, **attributes):
+    def found(targets, predictions):
+        return dict(numbers)
+
+    vars(found).update(attributes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("numbers", "average"),
+    [
+        ({"accuracy": 40.0, "loss": 3.0, "num_examples": 8, "cross_entropy_loss": 7.0}, 40.0),
+        ({"em": 50.0, "f1": 70.0, "total": 900.0, "neg_log_perplexity": -2.5, "seconds": 3.0}, 60.0),
+        ({"rouge1": 30.0, "right": 4, "rouge2": 10.0}, 20.0),  # integers count
+        ({"accuracy": 100}, 100.0),  # but where there is nothing else
+    ],
+)
+def test_counts_and_losses_choose_no_checkpoint(lines, numbers, average):
+    lines(metric_fns=[metric(numbers)])
+    found = tasks.scorer("lines")(list(tasks.rows("lines", "train")), ["a", "b"])
+    assert found == {"average": average, **numbers} and next(iter(found)) == tasks.main_score("lines") == "average"
+
+
+def test_a_metric_function_may_declare_its_main_score(lines):
+    lines(metric_fns=[metric({"em": 50.0, "f1": 70.0}, main_score="f1"), metric({"more": 1.0})])
+    found = tasks.scorer("lines")(list(tasks.rows("lines", "train")), ["a", "b"])
+    assert found == {"f1": 70.0, "em": 50.0, "more": 1.0} and next(iter(found)) == tasks.main_score("lines") == "f1"
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ([metric({"loss": 1.0, "count": 3})], "none of its numbers is a score .loss, count; counts and losses are not"),
+        ([metric({})], "none of its numbers is a score .there are none"),
+        ([metric({"em": 1.0}, main_score="f1")], "`main_score` = 'f1' is none of its numbers: em"),
+        ([metric({"em": 1.0}, main_score="em"), metric({"f1": 1.0}, main_score="f1")], r"several main scores \(em, f1\)"),
+        ([metric({"em": 1.0, "step": 2.0, "average": 3.0})], "give a number called average, step"),
+    ],
+)
+def test_metric_functions_that_choose_nothing(lines, functions, message):
+    lines(metric_fns=functions)
+    rows = list(tasks.rows("lines", "train"))
+    with pytest.raises(tasks.TaskError, match=message):
+        tasks.scorer("lines")(rows, ["a", "b"])
+
+
 def test_scalars_count_and_clashes_are_told(lines, seqio):
     def scalar(targets, predictions):
         return {"s": seqio.metrics.Scalar(3.0), "note": seqio.metrics.Text("x")}

@@ -68,11 +68,38 @@ def test_generated_tasks_are_compared_by_version(table):
         ({"score": ("squad", "f1")}, "share a name: em, f1, f1"),
         ({"score": "ter"}, "higher is better"),
         ({"score": ()}, "higher is better"),
+        ({"name": 5}, "task name 5"),
+        ({"template": 5}, "`template` must be a text, got 5"),
+        ({"template": "x {a} \ud83d"}, "`template` is not Unicode text"),
+        ({"labels": ("no", "\ud83d")}, "a label is not Unicode text"),
+        ({"labels": ("1", "2", "1.0")}, "two of its labels are the same number: 1, 2, 1.0"),
+        ({"references": "answers"}, "`references` is for a `target`"),
+        ({"labels": None, "target": "{b}", "references": "targets"}, "is the name of the row's own text"),
+        ({"splits": ("a/b",)}, "split 'a/b' must be a name"),
+        ({"splits": "train"}, "`splits` must be a list of texts, got 'train'"),
+        ({"columns": ("a", "b", "a"), "format": "csv"}, "two of its columns have the same name: a, b, a"),
     ],
 )
 def test_wrong_settings(change, message):
     with pytest.raises(TaskError, match=message):
         replace(GOOD, **change)
+
+
+def test_lists_are_as_good_as_tuples():
+    assert replace(GOOD, labels=["no", "yes"], splits=["train"]) == GOOD
+
+
+def test_a_task_may_take_the_name_of_a_mixture_and_says_so(table, caplog):
+    assert "superglue" not in TABLE
+    with caplog.at_level("WARNING"):
+        add(replace(GOOD, name="superglue"))
+    assert "Task superglue takes the place of the shipped mixture of that name (superglue_multirc" in caplog.text
+
+
+def test_a_stand_in_gives_way_to_the_task_itself(table):
+    add(replace(GOOD, kind="cached", files={}, format=""))
+    add(GOOD)
+    assert table["t"] == GOOD
 
 
 def test_template_fields():

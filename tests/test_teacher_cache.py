@@ -1,5 +1,8 @@
 """Teacher outputs on disk: written whole or not at all, read back to the bit, damage named."""
 
+import random
+import resource
+
 import numpy as np
 import pytest
 from tiny_data import sized_cache
@@ -103,6 +106,51 @@ def test_a_damaged_part_is_named(tmp_path):
     file.write_bytes(held)
     with pytest.raises(UserError, match=r"decoder.npy' does not match its checksum: delete '.*part-"):
         TeacherOutputs(tmp_path / "told", outputs.key, LAYOUT, cache.rows)
+
+
+def test_a_flipped_bit_anywhere_in_a_part_is_named(tmp_path):
+    cache = sized_cache(tmp_path, 12)
+    outputs = written(tmp_path / "told", cache, np.array([1, 4]))
+    draw, files = random.Random(3), sorted(next(outputs.folder.glob("part-*")).iterdir())
+    for _ in range(120):
+        path = draw.choice(files)
+        whole = path.read_bytes()
+        held = bytearray(whole)
+        held[draw.randrange(len(held))] ^= 1 << draw.randrange(8)
+        path.write_bytes(held)
+        with pytest.raises(UserError, match="cache file .*: delete '.*part-"):
+            TeacherOutputs(tmp_path / "told", outputs.key, LAYOUT, cache.rows)
+        path.write_bytes(whole)
+    assert TeacherOutputs(tmp_path / "told", outputs.key, LAYOUT, cache.rows).missing(np.arange(12)).size == 10
+
+
+def test_a_part_that_is_missing_a_file_or_is_cut_is_named(tmp_path):
+    cache = sized_cache(tmp_path, 12)
+    outputs = written(tmp_path / "told", cache, np.array([1, 4]))
+    part = next(outputs.folder.glob("part-*"))
+    for name in ("rows.npy", "logp.npy", "meta.json"):
+        whole = (part / name).read_bytes()
+        (part / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=f"{name}' "):
+            TeacherOutputs(tmp_path / "told", outputs.key, LAYOUT, cache.rows)
+        (part / name).unlink()
+        with pytest.raises(UserError, match=f"{name}' (is missing|cannot be read)"):
+            TeacherOutputs(tmp_path / "told", outputs.key, LAYOUT, cache.rows)
+        (part / name).write_bytes(whole)
+
+
+def test_a_disk_that_is_full_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    cache = sized_cache(tmp_path, 12)
+    outputs = TeacherOutputs(tmp_path / "told", {"task": "toy"}, LAYOUT, cache.rows)
+    rows = np.arange(12)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\): free space there"):
+            outputs.write(rows, *lengths(cache, rows), computed(cache, rows))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(outputs.folder.iterdir()) == []
 
 
 def test_states_that_the_dtype_cannot_hold_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import grain
 import numpy as np
 
+from mpt_jax.config import MOST_ROWS, MOST_TOKENS
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, draw
 from mpt_jax.errors import UserError
@@ -19,9 +20,10 @@ from mpt_jax.errors import UserError
 # int32: inputs_BL, targets_BT, input_length_B and target_length_B (tokens that are real, whatever their ids), task_id_B;
 # embedding_BE float32 where a cache has embeddings; teacher_… (data/teacher_cache.py) where taught
 MicroBatch = dict[str, np.ndarray]
+LONG = tuple(2**power for power in range(11, 17))  # rows far below a long limit are not padded to it
 # steps of an eighth or less of the positions that the encoder sees with 100 prompt vectors [ours]
-INPUT_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
-TARGET_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
+INPUT_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024, *LONG)
+TARGET_BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, *LONG)
 ENDLESS = 2**40  # steps; Grain wants a length
 
 
@@ -51,9 +53,9 @@ class BatchSpec:
     target_end: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        for name in ("input_length", "target_length", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        for name, most in (("input_length", MOST_TOKENS), ("target_length", MOST_TOKENS), ("micro_batch_size", MOST_ROWS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} = {getattr(self, name)}: must be 1 .. {most:,}")
         inputs, targets = self.input_buckets or INPUT_BUCKETS, self.target_buckets or TARGET_BUCKETS
         object.__setattr__(self, "input_buckets", buckets(self.input_length, inputs))
         object.__setattr__(self, "target_buckets", buckets(self.target_length, targets))

@@ -8,25 +8,28 @@ went into the rows, so a changed task or vocabulary is another folder.
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import logging
 import os
-import sys
-import zlib
-from collections.abc import Callable
+import time
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 import tasks
+from mpt_jax.data import cache_writer
+from mpt_jax.data.cache_writer import Progress
+from mpt_jax.data.checked_folder import META, checked_meta, damaged, key_name, map_array, read_meta
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
-FORMAT = 1  # raise when files or their meaning change: older caches are then written anew
-ARRAYS = ("inputs", "input_offsets", "targets", "target_offsets", "extra_offsets")
-Progress = Callable[[int], None]
+FORMAT = 2  # raise when files or their meaning change: older caches are then written anew
+TOKENS = {"inputs": "input_offsets", "targets": "target_offsets"}  # array -> where its rows start
+CACHES = f"*/*/[0-9a-f]*/{META}"  # of all tasks, below a cache folder
+REPLACED_S = 0.05  # to wait while another process puts a new cache in the place of one that is being opened
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +81,13 @@ class TokenCache:
 
 def cache_folder(setting: str = "") -> Path:
     """Folder of the token caches: setting CACHE_DIR, else the variable MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
-    return Path(setting or os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
+    given = setting or os.environ.get("MPT_CACHE_DIR") or "~/.cache/mpt_jax"
+    if "\0" in given:
+        raise UserError(f"CACHE_DIR = {given!r} holds a zero byte, which no name may have.")
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:  # neither HOME nor an entry of the user
+        raise UserError("there is no home folder for token caches: name a folder by --gin.CACHE_DIR or MPT_CACHE_DIR") from error
 
 
 def open_cache(
@@ -89,20 +98,33 @@ def open_cache(
     build: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> TokenCache:
     """The cache of a task split, written first where there is none for this task, source and vocabulary.
 
-    An existing cache opens without TensorFlow or SeqIO. A task that only SeqIO knows, while SeqIO is not
-    loaded, and a task whose source is not on this machine open as they were written last. Raises UserError if
-    the cache is damaged, or missing and not `build`.
+    An existing cache opens without TensorFlow or SeqIO. A task that nobody has registered opens as it was written last, and stands in
+    the table of tasks with what its cache knows of it. ``trust``: any task opens so, without a look at its source. Raises UserError
+    if the cache is damaged, or missing and not `build`, or cannot be written; TaskError for a source that is missing.
     """
-    folder = _find(name, split, vocabulary, Path(cache_dir))
-    if folder is not None and folder.exists() and not overwrite:
-        return read_cache(folder)
-    if not build:
+    tasks.check_one_meaning(name)
+    cache_dir, known = Path(cache_dir), _registered(name)
+    latest = trust or not known
+    folder = _latest(name, split, vocabulary, cache_dir) if latest else _current(name, split, vocabulary, cache_dir)
+    try:
+        there = folder is not None and folder.exists()
+    except OSError as error:
+        raise UserError(f"the cache {str(folder)!r} cannot be read ({error.strerror}): name another by --gin.CACHE_DIR") from error
+    if there and not overwrite:
+        cache_writer.clear_left_overs(folder.parent)
+        cache = read_cache(folder)
+        if latest:
+            _tell_taken_as_written(cache, known)
+        return cache
+    if not build or (latest and not known):
         raise UserError(
             f"no token cache of task {name!r}, split {split!r}, vocabulary {vocabulary.path!r} in "
-            f"{str(cache_dir)!r}: write it with `mpt-jax cache`, or name another cache folder"
+            f"{str(cache_dir)!r}: write it with `mpt-jax cache`{'' if known else ' and MIXTURE_OR_TASK_MODULE, which registers the task'}, "
+            "or name another cache folder"
         )
     return write_cache(name, split, vocabulary, cache_dir, progress)
 
@@ -110,13 +132,11 @@ def open_cache(
 def write_cache(
     name: str, split: str, vocabulary: Vocabulary, cache_dir: str | Path, progress: Progress | None = None
 ) -> TokenCache:
-    """Tokenises a task split and writes its cache, replacing one with the same key.
+    """Tokenises a task split and writes its cache; an equal one that is there stays, another one with the same key is replaced.
 
     `progress` is told the rows done. Atomic: a kill at any moment leaves the old cache or none. Raises
     UserError for rows that cannot be trained on.
     """
-    from mpt_jax.data import cache_writer
-
     key = cache_key(name, split, vocabulary)
     folder = _split_folder(name, split, Path(cache_dir)) / key_name(key)
     cache_writer.write(
@@ -125,9 +145,26 @@ def write_cache(
     return read_cache(folder)
 
 
-def cached_names(cache_dir: str | Path) -> set[str]:
-    """Names of the tasks with a cache, whatever its key; for `tasks.expand` where SeqIO is not at hand."""
-    return {_read_meta(path.parent)["key"]["task"] for path in Path(cache_dir).rglob("[0-9a-f]*/meta.json")}
+def cached_names(cache_dir: str | Path) -> Set[str]:
+    """Names of the tasks with a cache, whatever its key; for `tasks.expand`, where nobody has registered them. Looks when asked."""
+    return _CachedNames(cache_dir)
+
+
+class _CachedNames(Set):
+    def __init__(self, cache_dir: str | Path):
+        self._folder = Path(cache_dir)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and bool(tasks.NAME.fullmatch(name)) and any(self._folder.glob(CACHES.replace("*", name, 1)))
+        except OSError:  # a name that no folder can have
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({path.relative_to(self._folder).parts[0] for path in self._folder.glob(CACHES)}))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 def cache_key(name: str, split: str, vocabulary: Vocabulary) -> dict:
@@ -141,107 +178,99 @@ def cache_key(name: str, split: str, vocabulary: Vocabulary) -> dict:
     }
 
 
-def key_name(key: dict) -> str:
-    """The folder name of a key: 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def read_cache(folder: Path) -> TokenCache:
     """Opens a cache folder after checking each file's size and checksum; UserError names a damaged file."""
-    meta = checked_meta(folder)
-    names = [*ARRAYS, "embedding"] if "embedding.npy" in meta["files"] else ARRAYS
-    arrays = {name: map_array(folder / f"{name}.npy") for name in names}
-    extra = np.memmap(folder / "extra.bin", np.uint8, "r").view(np.ndarray)
-    for tokens, offsets in (("inputs", "input_offsets"), ("targets", "target_offsets")):
-        if len(arrays[offsets]) != meta["rows"] + 1 or arrays[offsets][-1] != len(arrays[tokens]):
-            raise damaged(folder / f"{offsets}.npy", f"does not fit {tokens}.npy")
+    for last in (False, False, True):
+        before = _identity(folder)
+        try:
+            cache = _opened(folder)
+            if _identity(folder) == before:
+                return cache
+        except UserError:
+            if last or before is not None and _identity(folder) == before:
+                raise
+        time.sleep(REPLACED_S)
+    raise UserError(f"cache {str(folder)!r} is replaced by another process all the time: let one process write the caches first")
+
+
+def _identity(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
+def _opened(folder: Path) -> TokenCache:
+    meta = checked_meta(folder, (*(f"{name}.npy" for pair in TOKENS.items() for name in pair), "extra_offsets.npy", "extra.bin"))
+    if not isinstance(meta["key"].get("task"), str) or not isinstance(meta["key"].get("split"), str):
+        raise damaged(folder / META, "names no task and split")
+    arrays = {name: map_array(folder / f"{name}.npy", "int32") for name in TOKENS}
+    arrays |= {name: map_array(folder / f"{name}.npy", "int64") for name in (*TOKENS.values(), "extra_offsets")}
+    if "embedding.npy" in meta["files"]:
+        arrays["embedding"] = map_array(folder / "embedding.npy", "float16", 2)
+        if len(arrays["embedding"]) != meta["rows"]:
+            raise damaged(folder / "embedding.npy", "does not fit meta.json")
+    try:
+        extra = np.memmap(folder / "extra.bin", np.uint8, "r").view(np.ndarray)
+    except (OSError, ValueError) as error:
+        raise damaged(folder / "extra.bin", f"cannot be read ({error})") from error
+    for tokens, offsets in TOKENS.items():
+        _check_offsets(folder, offsets, arrays[offsets], meta["rows"], len(arrays[tokens]))
+    _check_offsets(folder, "extra_offsets", arrays["extra_offsets"], meta["rows"], len(extra))
     return TokenCache(folder, meta, arrays, extra)
 
 
-def checked_meta(folder: Path) -> dict:
-    """`meta.json` of a cache folder, after checking each file's size and checksum; UserError names a damaged file."""
-    meta = _read_meta(folder)
-    for file, (size, checksum) in meta["files"].items():
-        path = folder / file
-        if not path.is_file():
-            raise damaged(path, "is missing")
-        if path.stat().st_size != size:
-            raise damaged(path, f"has {path.stat().st_size} bytes, {size} were written")
-        if file_checksum(path) != checksum:
-            raise damaged(path, "does not match its checksum")
-    return meta
+def _check_offsets(folder: Path, name: str, offsets: np.ndarray, rows: int, end: int) -> None:
+    if len(offsets) != rows + 1 or offsets[0] != 0 or offsets[-1] != end or np.any(np.diff(offsets) < 0):
+        raise damaged(folder / f"{name}.npy", "does not fit the other files")
 
 
-def damaged(path: Path, what: str) -> UserError:
-    """The error for a cache file that is not as it was written."""
-    return UserError(
-        f"cache file {str(path)!r} {what}: delete {str(path.parent)!r} or set overwrite = True"
-    )
+def _registered(name: str) -> bool:
+    """Whether somebody has registered the task, so that its rows and scores are known."""
+    task = tasks.TABLE.get(name)
+    return task.kind != "cached" if task is not None else name in tasks.seqio_tasks.names()[0]
 
 
-def file_checksum(path: Path) -> str:
-    """CRC-32 of a file as 8 hexadecimal digits, read in pieces."""
-    value = 0
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            value = zlib.crc32(piece, value)
-    return f"{value:08x}"
-
-
-def _find(name: str, split: str, vocabulary: Vocabulary, cache_dir: Path) -> Path | None:
-    """The folder that must hold the cache, or the latest one where the task's source cannot be looked at."""
-    parent = _split_folder(name, split, cache_dir)
-    if name not in tasks.TABLE and "seqio" not in sys.modules:
-        return _latest(parent, vocabulary)
+def _current(name: str, split: str, vocabulary: Vocabulary, cache_dir: Path) -> Path:
+    """The folder that must hold the cache."""
     try:
-        return parent / key_name(cache_key(name, split, vocabulary))
-    except (tasks.TaskError, OSError) as error:
-        folder = _latest(parent, vocabulary)
-        if folder is None:
+        return _split_folder(name, split, cache_dir) / key_name(cache_key(name, split, vocabulary))
+    except tasks.TaskError as error:
+        if _latest(name, split, vocabulary, cache_dir) is None:
             raise
-        log.warning(
-            "Task %s, split %s: source not readable (%s); cache %s is used unchecked",
-            name,
-            split,
-            error,
-            folder,
-        )
-        return folder
+        hint = "it was cached before: --gin.TRUST_CACHES=True takes the cache as it is"
+        raise tasks.TaskError(f"{error}; {hint}") from error
 
 
-def _latest(parent: Path, vocabulary: Vocabulary) -> Path | None:
-    """The cache written last for this vocabulary and format."""
-    folders = sorted(parent.glob("[0-9a-f]*/meta.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in folders:
-        key = _read_meta(path.parent)["key"]
-        if key["format"] == FORMAT and key["vocabulary"] == vocabulary.fingerprint:
-            return path.parent
-    return None
+def _latest(name: str, split: str, vocabulary: Vocabulary, cache_dir: Path) -> Path | None:
+    """The cache of a task split written last for this vocabulary and format."""
+    found = []
+    for path in _split_folder(name, split, cache_dir).glob(f"[0-9a-f]*/{META}"):
+        try:
+            key, written = read_meta(path.parent)["key"], path.stat().st_mtime
+        except (UserError, OSError):
+            continue  # of another version, or replaced just now
+        if key.get("format") == FORMAT and key.get("vocabulary") == vocabulary.fingerprint:
+            found.append((written, path.parent))
+    return max(found)[1] if found else None
+
+
+def _tell_taken_as_written(cache: TokenCache, known: bool) -> None:
+    """Says which cache is used unchecked; puts a task that nobody has registered into the table as its cache describes it."""
+    log.warning("Task %s, split %s: token cache %s is used as it was written last", cache.name, cache.split, cache.folder)
+    if known:
+        return
+    old = tasks.TABLE.get(cache.name)
+    task = tasks.stand_in(cache.name, cache.split, cache.meta.get("outline"))
+    splits = tuple(dict.fromkeys((*(old.splits if old else ()), cache.split)))
+    tasks.add(dataclasses.replace(task, splits=splits), replace=True)
+    if old is None:
+        scored = "not scored" if task.tokens else f"scored by {', '.join(task.scores)}"
+        log.warning("Task %s is known from its cache alone (%s): MIXTURE_OR_TASK_MODULE is not given", cache.name, scored)
 
 
 def _split_folder(name: str, split: str, cache_dir: Path) -> Path:
     relative = Path(name) / split
-    if relative.is_absolute() or ".." in relative.parts:
+    if relative.is_absolute() or ".." in relative.parts or "\0" in f"{relative}":
         raise UserError(f"task {name!r}, split {split!r}: '..' and absolute names cannot be cached")
     return cache_dir / relative
-
-
-def _read_meta(folder: Path) -> dict:
-    path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_text())
-    except OSError as error:
-        raise damaged(path, f"cannot be read ({error})") from error
-    except ValueError as error:
-        raise damaged(path, f"is no JSON ({error})") from error
-    if not isinstance(meta, dict) or not {"key", "rows", "files", "fingerprint"} <= meta.keys():
-        raise damaged(path, "lacks entries")
-    return meta
-
-
-def map_array(path: Path) -> np.ndarray:
-    """A memory-mapped array as a plain ndarray, whose slices cost a third of a memmap's."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except ValueError as error:
-        raise damaged(path, f"is no array ({error})") from error

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import tasks
-from mpt_jax.data.cache import Progress, file_checksum
+from mpt_jax.data.checked_folder import META, checked_meta, file_sums, read_meta, sum_of
 from mpt_jax.data.vocabulary import Vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     import seqio
 
+Progress = Callable[[int], None]
 FEATURES = ("inputs", "targets")
+WRITING, RETIRED = ".writing-", ".retired-"  # names of folders on their way in and out
+ATTEMPTS = 20  # at putting a folder in its place while other processes put theirs there
 READ_ROWS = 256  # rows that leave TensorFlow together: one by one costs five times the time
 
 
@@ -34,7 +39,7 @@ def write(
     folder: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Writes the cache of `key` at `folder` from SeqIO's examples, by way of a temporary folder beside it."""
+    """Writes the cache of `key` at `folder` from examples, by way of a temporary folder beside it."""
     with whole_or_not_at_all(folder) as temporary:
         arrays = _collect(examples, key, temporary / "extra.bin", progress)
         _check_tokens(arrays, key, vocabulary)
@@ -43,15 +48,60 @@ def write(
 
 @contextlib.contextmanager
 def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".writing-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary.mkdir()
+    """A temporary folder beside `folder`, which takes its place when the block ends without an error; an equal one there stays.
+
+    Raises UserError where the place cannot be written.
+    """
     try:
-        yield temporary
-        _install(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_left_overs(folder.parent)
+        temporary, lock = _claim(folder.parent)
+        try:
+            yield temporary
+            _install(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {str(folder.parent)!r} cannot be written ({error.strerror or error}): free space there, or name another "
+            "by --gin.CACHE_DIR or the variable MPT_CACHE_DIR"
+        ) from error
+
+
+def _claim(parent: Path) -> tuple[Path, int]:
+    """A new temporary folder and its lock, which ends with the process, however it ends."""
+    while True:
+        temporary = parent / f"{WRITING}{os.getpid()}-{secrets.token_hex(4)}"
+        temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another process may clear it until it is locked
+            lock = os.open(temporary, os.O_RDONLY)
+            if _locked(lock) is not False and temporary.exists():
+                return temporary, lock
+            os.close(lock)
+
+
+def _locked(handle: int) -> bool | None:
+    """Whether the lock could be taken; None where the file system has none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def clear_left_overs(parent: Path) -> None:
+    """Removes what killed processes were writing in a folder; what a live one is writing stays."""
+    for path in [*parent.glob(f"{WRITING}*"), *parent.glob(f"{RETIRED}*")]:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        if _locked(handle):
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
 
 
 def examples_of(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
@@ -64,17 +114,20 @@ def examples_of(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]
 def table_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
     """Examples of a task of the table, the same as SeqIO makes of it: without TensorFlow."""
     task = tasks.TABLE[name]
-    for row in tasks.rows(name, split):
+    for number, row in enumerate(tasks.rows(name, split)):
         fields = dict(row)
         example = {"embedding": fields.pop("embedding")} if task.embedding_size else {}
         for feature in FEATURES:
             if task.tokens:
                 example[feature] = fields.pop(f"{feature}_tokens")
             else:
+                if not vocabulary.encode(fields[feature]):
+                    text = f"{feature!r} is {fields[feature]!r:.60}, of which vocabulary {vocabulary.path!r} can write nothing"
+                    raise UserError(f"task {name!r}, split {split!r}, row {number}: {text}: correct or remove the row")
                 tokens = vocabulary.input_tokens if feature == "inputs" else vocabulary.target_tokens
                 example[feature] = tokens(fields[feature])
                 example[f"{feature}_pretokenized"] = fields.pop(feature)
-        yield example | {tasks.ROW_FIELD: json.dumps(fields, ensure_ascii=False)}
+        yield example | {tasks.ROW_FIELD: tasks.fields_as_json(fields, f"task {name!r}")}
 
 
 def seqio_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
@@ -96,7 +149,11 @@ def seqio_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[di
         _check_vocabulary(name, feature, task.output_features[feature].vocabulary, vocabulary)
     # A function source need not take a seed; others seed random preprocessors, so that the cache repeats.
     seed = None if isinstance(task.source, seqio.FunctionDataSource) else 0
-    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1)
+    try:
+        dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, seed=seed, num_epochs=1)
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"SeqIO task {name!r}, split {split!r}: its rows cannot be read: {first:.300}") from error
     options = tf.data.Options()
     options.deterministic = True
     dataset = dataset.with_options(options)
@@ -174,18 +231,17 @@ def _collect(
     for feature, name in (("inputs", "input"), ("targets", "target"), ("extra", "extra")):
         arrays[f"{name}_offsets"] = np.frombuffer(offsets[feature], np.int64)
     if width:
-        arrays["embedding"] = np.frombuffer(embedding, np.float32).astype(np.float16).reshape(count, width)
+        with np.errstate(over="ignore"):
+            arrays["embedding"] = np.frombuffer(embedding, np.float32).astype(np.float16).reshape(count, width)
+        wrong = np.flatnonzero(~np.isfinite(arrays["embedding"]).all(axis=1))
+        if len(wrong):
+            raise UserError(f"{where}, row {wrong[0]}: its embedding is not finite, or beyond what float16 holds (65504)")
     return arrays
 
 
 def _fields(example: dict, where: str, row: int) -> bytes:
     """The row's own fields and texts as JSON."""
-    try:
-        return json.dumps(tasks.row_of_example(example), ensure_ascii=False).encode()
-    except TypeError as error:
-        raise UserError(
-            f"{where}, row {row}: a field cannot be kept ({error}): drop it in the task"
-        ) from error
+    return tasks.fields_as_json(tasks.row_of_example(example), f"{where}, row {row}")
 
 
 def _check_tokens(arrays: dict[str, np.ndarray], key: dict, vocabulary: Vocabulary) -> None:
@@ -218,35 +274,44 @@ def _write_files(arrays: dict[str, np.ndarray], key: dict, folder: Path) -> None
         "longest_input": int(np.diff(arrays["input_offsets"]).max()),
         "longest_target": int(np.diff(arrays["target_offsets"]).max()),
         "files": files,
+        "outline": tasks.outline(key["task"]),
     }
     write_meta(folder, meta)
 
 
-def file_sums(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size in bytes and checksum of each file of a folder, as `meta.json` holds them."""
-    return {path.name: (path.stat().st_size, file_checksum(path)) for path in sorted(folder.iterdir())}
-
-
 def write_meta(folder: Path, meta: dict) -> None:
-    """Writes `meta.json`; the folder's files are on disk when it returns."""
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+    """Writes `meta.json` with its own checksum; the folder's files are on disk when it returns."""
+    (folder / META).write_text(json.dumps({**meta, "sum": sum_of(meta)}, indent=1, sort_keys=True))
     for path in folder.iterdir():
         _sync(path)
     _sync(folder)
 
 
 def _install(temporary: Path, folder: Path) -> None:
-    """Moves a finished cache to its place; where another process was faster, its equal cache stays."""
-    retired = temporary.with_name(temporary.name.replace(".writing-", ".retired-"))
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(folder, retired)  # a folder that is not empty cannot be replaced in one step
+    """Moves a finished folder to its place. An equal one that is there stays: another process may be reading it."""
+    for _ in range(ATTEMPTS):
+        try:
+            os.rename(temporary, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            _sync(folder.parent)
+            return
+        if _equal(temporary, folder):
+            return
+        retired = temporary.with_name(f"{RETIRED}{secrets.token_hex(8)}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, retired)
+        shutil.rmtree(retired, ignore_errors=True)
+    raise UserError(f"{str(folder)!r} is written by other processes all the time: let one process write the caches first")
+
+
+def _equal(temporary: Path, folder: Path) -> bool:
     try:
-        os.replace(temporary, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-    _sync(folder.parent)
-    shutil.rmtree(retired, ignore_errors=True)
+        return checked_meta(folder) == read_meta(temporary)
+    except UserError:
+        return False
 
 
 def _sync(path: Path) -> None:

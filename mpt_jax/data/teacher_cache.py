@@ -10,7 +10,9 @@ B examples, L input tokens, P prompt positions, S encoder positions, T target to
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from mpt_jax.data import cache_writer
-from mpt_jax.data.cache import TokenCache, checked_meta, damaged, key_name, map_array
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.checked_folder import META, checked_meta, damaged, file_sums, key_name, map_array
 from mpt_jax.errors import UserError
 
-FORMAT = 1  # raise when files or their meaning change
+FORMAT = 2  # raise when files or their meaning change
 # file: array of a micro-batch; states have a file each, named as in the network's outputs
 BATCH_NAMES = {"logp": "teacher_logp_BTA", "ids": "teacher_ids_BTA", "tail": "teacher_tail_BT"}
 STATES_NAME = "teacher_{}_BSD"
@@ -80,6 +83,7 @@ class TeacherOutputs:
         self._parts: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
         self._part = np.full(num_rows, -1, np.int32)
         self._line = np.zeros(num_rows, np.int64)
+        cache_writer.clear_left_overs(self.folder)
         for part in sorted(self.folder.glob("part-*")):
             self._open(part)
 
@@ -89,13 +93,19 @@ class TeacherOutputs:
         return rows[self._part[rows] < 0]
 
     def _open(self, part: Path) -> None:
-        meta = checked_meta(part)
-        arrays = {file: map_array(part / f"{file}.npy") for file in (*self.layout.files(), "rows", "inputs", "targets")}
-        rows, lengths = arrays["rows"], (arrays["inputs"], arrays["targets"])
+        files = self.layout.files()
+        meta = checked_meta(part, tuple(f"{file}.npy" for file in (*files, "rows", "inputs", "targets")))
+        if meta["key"] != self.key:
+            raise damaged(part / META, "is of other outputs")
+        arrays = {file: map_array(part / f"{file}.npy", dtype, 1 + len(shape)) for file, (shape, dtype) in files.items()}
+        rows, *lengths = (map_array(part / f"{file}.npy", "int64") for file in ("rows", "inputs", "targets"))
+        fit = len(rows) == len(lengths[0]) == len(lengths[1]) and np.all((rows >= 0) & (rows < len(self._part)))
+        if not fit or any(np.any(length < 0) for length in lengths):
+            raise damaged(part / "rows.npy", "does not fit the other files")
         offsets = {}
-        for file in self.layout.files():
+        for file, (shape, _) in files.items():
             offsets[file] = np.concatenate([[0], np.cumsum(self.layout.tokens(file, *lengths))]).astype(np.int64)
-            if meta["key"] != self.key or len(arrays[file]) != offsets[file][-1] or len(rows) != len(lengths[0]):
+            if arrays[file].shape != (offsets[file][-1], *shape):
                 raise damaged(part / f"{file}.npy", "does not fit the other files")
         self._part[rows], self._line[rows] = len(self._parts), np.arange(len(rows))
         self._parts.append((arrays, offsets))
@@ -115,14 +125,14 @@ class TeacherOutputs:
                 counts = self.layout.tokens(file, inputs, targets)
                 starts[file] = np.concatenate([[0], np.cumsum(counts)])
                 total = (int(starts[file][-1]), *shape)
-                arrays[file] = np.lib.format.open_memmap(temporary / f"{file}.npy", mode="w+", dtype=dtype, shape=total)
+                arrays[file] = _reserved(temporary / f"{file}.npy", dtype, total)
             for row, lines in computed:
                 for file, array in arrays.items():
                     first, end = starts[file][place[row] : place[row] + 2]
                     array[first:end] = self._finite(lines[file][: end - first], row)
             for array in arrays.values():
                 array.flush()
-            meta = {"key": self.key, "rows": len(rows), "fingerprint": key_name(self.key), "files": cache_writer.file_sums(temporary)}
+            meta = {"key": self.key, "rows": len(rows), "fingerprint": key_name(self.key), "files": file_sums(temporary)}
             cache_writer.write_meta(temporary, meta)
         self._open(self.folder / name)
 
@@ -139,6 +149,20 @@ class TeacherOutputs:
         for file in self.layout.files():
             first, end = offsets[file][line : line + 2]
             micro[batch_name(file)][place, : end - first] = arrays[file][first:end]
+
+
+def _reserved(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A new array file, mapped for writing. A full disk is an OSError here; in a page of a file with holes it would end the process."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    try:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except AttributeError:  # macOS
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise  # others: the file system cannot reserve
+    return array
 
 
 def with_teacher(cache: TokenCache, outputs: TeacherOutputs) -> TokenCache:

@@ -6,6 +6,7 @@ import tasks
 from mpt_jax import distributed
 from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, MeshSettings, check_folder
 from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.data.spelling import spelling, writer
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, rows
@@ -14,15 +15,16 @@ from mpt_jax.infer.predictor import Predictor, load
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import backbone_folder, framed, vocabulary_path
+from mpt_jax.output import descriptor
 from mpt_jax.sharding import mesh_or_none
 
 DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at most
 
 
 def _load(settings: EvalSettings, data: DataSettings, mesh: MeshSettings) -> Predictor:
-    """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS was set to others."""
+    """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS is given."""
     check_folder("MODEL_DIR", settings.model_dir)
-    given = data.feature_lengths if data.feature_lengths != DataSettings().feature_lengths else None
+    given = data.feature_lengths if data.lengths_given else None
     return load(settings.model_dir, settings.checkpoint, feature_lengths=given, batch_size=settings.batch_size, mesh=mesh_or_none(mesh))
 
 
@@ -35,8 +37,11 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
     chosen = tuple(names) or predictor.tasks
     bank_rows = {name: predictor.bank_rows(name) for name in chosen}
     folder = cache_folder(data.cache_dir)
+    evaluate.results_folder(settings.model_dir)  # before the work, which would be lost
+    for name in chosen:
+        predictor.check_task(name)
     with distributed.first_before_others("token caches"):
-        caches = {name: open_cache(name, settings.split, predictor.vocabulary, folder) for name in chosen}
+        caches = {name: open_cache(name, settings.split, predictor.vocabulary, folder, trust=data.trust_caches) for name in chosen}
     runs = [EvalRun(caches[name], n, settings.max_rows) for name in chosen for n in bank_rows[name]]
     spec = predictor.spec
     with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:
@@ -48,8 +53,9 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
     paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
-    cut = [f"{summary['task']} {summary['cut_inputs']}" for summary in summaries if summary["cut_inputs"]]
-    lengths += f"; inputs cut: {', '.join(cut)} (TASK_FEATURE_LENGTHS)" if cut else ""
+    for feature in ("inputs", "targets"):
+        cut = [f"{summary['task']} {summary[f'cut_{feature}']}" for summary in summaries if summary[f"cut_{feature}"]]
+        lengths += f"; {feature} cut: {', '.join(cut)} (TASK_FEATURE_LENGTHS)" if cut else ""
     return f"{evaluate.table(summaries)}\n{lengths}; written: {', '.join(map(str, paths))}\n"
 
 
@@ -60,8 +66,12 @@ def run_infer(
     if len(names) > 1:
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
     predictor = _load(settings, data, mesh)
-    count = rows.infer(predictor, source, output, names[0] if names else None, score)
-    return f"{count} rows written to {output}\n"
+    count = rows.infer(predictor, source, output, names[0] if names else None, score, cache_folder(data.cache_dir))
+    said = f"{count} rows written to {output}"
+    if descriptor(output) != 1:
+        return f"{said}\n"
+    distributed.say(said)  # the answers are what stdout holds
+    return ""
 
 
 def _vocabulary(backbone: BackboneSettings, cue: str) -> Vocabulary:
@@ -74,10 +84,13 @@ def run_cache(
     backbone: BackboneSettings, data: DataSettings, names: Sequence[str], splits: str, overwrite: bool = False
 ) -> Iterator[str]:
     """Writes the token caches of tasks that are missing or stale (all with ``overwrite``); a line for each."""
+    chosen = [part.strip() for part in splits.split(",") if part.strip()]
+    if not chosen:
+        raise UserError(f"--splits {splits!r} names no split: give some, for example train,validation.")
     loaded, folder = _vocabulary(backbone, data.cue), cache_folder(data.cache_dir)
     for name in names:
-        for split in filter(None, (part.strip() for part in splits.split(","))):
-            cache = open_cache(name, split, loaded, folder, overwrite=overwrite)
+        for split in chosen:
+            cache = open_cache(name, split, loaded, folder, overwrite=overwrite, trust=data.trust_caches)
             tokens = int(cache.input_lengths.sum()), int(cache.target_lengths.sum())
             cut = int((cache.input_lengths > data.input_length).sum())
             counts = f"{tokens[0]:,} input and {tokens[1]:,} target tokens"
@@ -106,15 +119,24 @@ def _cells(line: Sequence[str], widths: Sequence[int]) -> str:
 
 def show_task(name: str, backbone: BackboneSettings, data: DataSettings, shown: int = 3) -> str:
     """One task: origin, template, labels, scores, and for each split rows, lengths in tokens, cuts and label counts; a few rows."""
-    (name,) = tasks.expand([name])
-    encode = _vocabulary(backbone, data.cue).encode
-    found = tasks.describe(name, encode, data.feature_lengths, DESCRIBED_ROWS, shown)
+    found_names = tasks.expand([name])
+    if len(found_names) > 1:
+        raise UserError(f"{name!r} is a mixture of {', '.join(found_names)}: name one of them.")
+    if shown < 0:
+        raise UserError(f"--rows {shown}: must be 0 or more.")
+    (name,) = found_names
+    loaded = _vocabulary(backbone, data.cue)
+    found = tasks.describe(name, loaded.encode, data.feature_lengths, DESCRIBED_ROWS, shown, writer(loaded))
     lines = [f"{found['name']} ({found['kind']}, {found['group']})  {found['description']}".rstrip()]
     for key in ("template", "target"):
         if found[key]:
             lines.append(f"{key}: {found[key]}")
     if found["labels"]:
         lines.append(f"labels: {', '.join(found['labels'])}")
+        try:
+            spelling(name, loaded, data.target_length)
+        except UserError as error:
+            lines.append(f"  with this vocabulary and these lengths it cannot be trained: {error}")
     lines.append(f"scores: {', '.join(found['scores'])} (selects: {found['main_score']})")
     for split, measured in found["splits"].items():
         lines += ["", f"{split}: {found['source'].get(split, '')}", *_split_lines(measured)]
@@ -131,6 +153,10 @@ def _split_lines(measured: dict) -> list[str]:
         sizes = measured[feature]
         cut = f"; {sizes['cut']:,} get cut at {sizes['limit']}" if sizes["limit"] else ""
         lines.append(f"  {feature}: median {sizes['median']:g}, 95 % {sizes['p95']:g}, longest {sizes['max']} tokens{cut}")
+    respelled = measured["respelled"]
+    if respelled["rows"]:
+        example = f"for example {respelled['target']!r:.80} comes back as {respelled['written']!r:.80}"
+        lines.append(f"  {respelled['rows']:,} targets lose letters, blanks or case in this vocabulary: {example}")
     if measured["labels"]:
         lines.append("  " + ", ".join(f"{label} {count:,}" for label, count in measured["labels"].items()))
     return lines

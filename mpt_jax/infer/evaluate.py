@@ -13,9 +13,12 @@ import numpy as np
 import tasks
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.spelling import longest_label, spelling, writer
 from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Progress, Requests
+from mpt_jax.output import file_name
 from mpt_jax.run_folder import write_json
 
 FOLDER = "eval"
@@ -27,8 +30,8 @@ Scorer = Callable[[Sequence[dict], Sequence[str]], dict[str, float]]
 class EvalRun:
     """Rows to score: all of a token cache, or ``limit_rows`` drawn once and for all, answered with row ``bank_index`` of the bank.
 
-    ``max_tokens`` of an answer; 0 = the target length of the batch specification, or for a task with labels one token more than the
-    longest right answer, which tells every wrong answer from the right one.
+    ``max_tokens`` of an answer; 0 = the target length of the batch specification, or for a task with labels one token more than its
+    longest label, which tells every wrong answer from the right one, also where no row of the split has that label.
     """
 
     cache: TokenCache
@@ -43,13 +46,23 @@ class EvalRun:
             return np.arange(self.cache.rows)
         return np.sort(np.random.default_rng(0).permutation(self.cache.rows)[: self.limit_rows])
 
-    def limit(self, spec: BatchSpec) -> int:
+    def limit(self, spec: BatchSpec, vocabulary: Vocabulary) -> int:
         """Most tokens of an answer, EOS included."""
         if self.max_tokens:
             return self.max_tokens
         task = tasks.TABLE.get(self.cache.name)
-        longest = int(self.cache.target_lengths.max(initial=0)) + 1
-        return min(longest, spec.target_length) if task is not None and task.labels else spec.target_length
+        labels = task.labels if task is not None else None
+        return min(longest_label(labels, vocabulary) + 1, spec.target_length) if labels else spec.target_length
+
+    def described_rows(self, vocabulary: Vocabulary) -> list[dict]:
+        """The rows to score as their scorer takes them; texts that a SeqIO task did not keep are read back from their tokens."""
+        found = []
+        for row in self.rows():
+            fields = self.cache.extra(row)
+            if "targets" not in fields:
+                fields["targets"] = vocabulary.text_of(self.cache.targets(row))
+            found.append(fields)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +76,7 @@ class EvalResult:
     predictions: list[str]
     row_index: np.ndarray
     cut_inputs: int
+    cut_targets: int = 0
 
 
 def evaluate(
@@ -85,9 +99,10 @@ def evaluate_runs(
     """Scores of many (bank row, task) pairs. Rows of all of them share batches, each with its own prompt.
 
     ``spec``: see requests.inference_spec. ``method``: a row of config.ANSWERS; tasks without labels are decoded by any.
-    Raises tasks.TaskError where a task has no scores.
+    Raises tasks.TaskError where a task has no scores, UserError for labels that the vocabulary cannot tell apart or that are too long.
     """
-    scorers = [run.scorer or tasks.scorer(run.cache.name) for run in runs]
+    spellings = [spelling(run.cache.name, model.vocabulary, spec.target_length) for run in runs]
+    scorers = [run.scorer or tasks.scorer(run.cache.name, writer(model.vocabulary)) for run in runs]
     rows = [run.rows() for run in runs]
     predictions_of: list[list[str]] = [[] for _ in runs]
     done, total = 0, sum(map(len, rows))
@@ -97,26 +112,20 @@ def evaluate_runs(
             run, index = runs[place], rows[place]
             inputs += [run.cache.inputs(row) for row in index]
             task_id += [run.bank_index] * len(index)
-            limit += [run.limit(spec)] * len(index)
+            limit += [run.limit(spec, model.vocabulary)] * len(index)
         count = progress and functools.partial(_from, progress, done, total)
         texts = _answers(model, Requests(inputs, task_id, limit), labels, method, spec, count)
         done += len(inputs)
         for place in members:
             predictions_of[place] = list(itertools.islice(texts, len(rows[place])))
     results = []
-    for run, index, scorer, found in zip(runs, rows, scorers, predictions_of, strict=True):
-        spelled = spelling(run.cache.name, model.vocabulary)
+    for run, index, scorer, spelled, found in zip(runs, rows, scorers, spellings, predictions_of, strict=True):
         predictions = [spelled.get(text, text) for text in found]
-        scores = scorer([run.cache.extra(row) for row in index], predictions)
-        cut = int(np.sum(run.cache.input_lengths[index] > spec.input_length))
-        results.append(EvalResult(run.cache.name, run.cache.split, run.bank_index, scores, predictions, index, cut))
+        scores = scorer(run.described_rows(model.vocabulary), predictions)
+        sizes = (run.cache.input_lengths, spec.input_length), (run.cache.target_lengths, spec.target_length)
+        cut = (int(np.sum(lengths[index] > limit)) for lengths, limit in sizes)
+        results.append(EvalResult(run.cache.name, run.cache.split, run.bank_index, scores, predictions, index, *cut))
     return results
-
-
-def spelling(task: str, vocabulary: Vocabulary) -> dict[str, str]:
-    """A task's labels by what the vocabulary makes of them: a lower-case vocabulary cannot answer "World" otherwise."""
-    known = tasks.TABLE.get(task)
-    return {vocabulary.text_of(vocabulary.target_tokens(label)): label for label in (known.labels if known else None) or ()}
 
 
 def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[int]]:
@@ -167,26 +176,36 @@ def write_results(
 ) -> list[Path]:
     """Writes ``eval/<task>.json`` for each task: mean and standard deviation (population) of each score over the task's runs, and each run.
 
-    ``run`` is the content of run.json. A file of the same task is replaced; '/' and ':' of a task's name become '_'.
+    ``run`` is the content of run.json. A file of the same task is replaced; names as output.file_name makes them.
     """
-    folder = Path(run_dir) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(run_dir)
     paths = []
     for task in dict.fromkeys(result.task for result in results):
         found = [result for result in results if result.task == task]
-        path = folder / f"{task.replace('/', '_').replace(':', '_')}.json"
-        write_json(
-            path,
-            summary_of(found, run) | {"checkpoint": checkpoint, "method": method, "time": time.strftime("%Y-%m-%dT%H:%M:%S")},
-        )
+        path = folder / f"{file_name(task)}.json"
+        more = {"checkpoint": checkpoint, "method": method, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        try:
+            write_json(path, summary_of(found, run) | more)
+        except OSError as error:
+            raise UserError(f"{str(path)!r} cannot be written ({error.strerror or error}): free space there.") from error
         paths.append(path)
     return paths
+
+
+def results_folder(run_dir: str | Path) -> Path:
+    """The folder of a run's scores, made if it is not there. Raises UserError where it cannot be."""
+    folder = Path(run_dir) / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be made, which scores are written to ({error.strerror or error}).") from error
+    return folder
 
 
 def summary_of(results: Sequence[EvalResult], run: dict) -> dict:
     """One task's results over its runs as JSON: ``scores`` and ``std`` by name, ``main_score``, ``runs`` with seed and rate of each."""
     first = results[0]
-    names = list(first.scores)
+    names = [name for name in first.scores if all(name in result.scores for result in results)]
     values = {name: [result.scores[name] for result in results] for name in names}
     rows = [{"run": r.bank_index, **_described(run, r), "scores": r.scores} for r in results]
     return {
@@ -194,6 +213,7 @@ def summary_of(results: Sequence[EvalResult], run: dict) -> dict:
         "split": first.split,
         "rows": len(first.predictions),
         "cut_inputs": first.cut_inputs,
+        "cut_targets": first.cut_targets,
         "main_score": tasks.main_score(first.task),
         "scores": {name: float(np.mean(values[name])) for name in names},
         "std": {name: float(np.std(values[name])) for name in names},
@@ -208,12 +228,11 @@ def _described(run: dict, result: EvalResult) -> dict:
     return {key: row[key] for key in DESCRIBED if key in row} if row.get("task") == result.task else {}
 
 
-def majority(train: TokenCache, cache: TokenCache, scorer: Scorer | None = None) -> dict[str, float]:
-    """Scores of ``cache`` if every answer is the most frequent target text of ``train``."""
-    target_text = tasks.scoring.target_text
-    counts = collections.Counter(target_text(train.extra(row)) for row in range(train.rows))
-    rows = [cache.extra(row) for row in range(cache.rows)]
-    return (scorer or tasks.scorer(cache.name))(rows, [counts.most_common(1)[0][0]] * len(rows))
+def majority(train: TokenCache, cache: TokenCache, vocabulary: Vocabulary, scorer: Scorer | None = None) -> dict[str, float]:
+    """Scores of ``cache`` if every answer is the most frequent target text of ``train``, as the vocabulary writes it."""
+    counts = collections.Counter(row["targets"] for row in EvalRun(train).described_rows(vocabulary))
+    rows, write = EvalRun(cache).described_rows(vocabulary), writer(vocabulary)
+    return (scorer or tasks.scorer(cache.name, write))(rows, [write(counts.most_common(1)[0][0])] * len(rows))
 
 
 def table(summaries: Sequence[dict]) -> str:

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 import tasks
 from mpt_jax.checkpoint import load_trainable
-from mpt_jax.config import BackboneSettings
+from mpt_jax.config import MOST_TOKENS, BackboneSettings, DataSettings
 from mpt_jax.data.batches import BatchSpec
+from mpt_jax.data.spelling import check_labels, spelling
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
-from mpt_jax.infer.evaluate import spelling
 from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.infer.requests import BATCH_SIZE, Model, Progress, Requests
 from mpt_jax.methods.bank import compose
@@ -81,16 +81,19 @@ class Predictor:
         progress: Progress | None = None,
     ) -> list[str]:
         """The most likely answer to each text, token by token; at most ``max_tokens`` (0: the run's target length)."""
+        if not 0 <= max_tokens <= MOST_TOKENS:
+            raise UserError(f"max_tokens = {max_tokens}: must be 0 .. {MOST_TOKENS:,}.")
         limit = max_tokens or self.spec.target_length
+        spelled = spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
         given = self._requests(texts, self.bank_row(task, seed), limit)
         answers = requests.decode(self.model, given, self._spec(len(given.task_id)), progress)
-        spelled = spelling(task or self.tasks[0], self.vocabulary)
         return [spelled.get(text, text) for text in map(self.vocabulary.text_of, answers)]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], task: str | None = None, seed: int | None = None) -> np.ndarray:
         """Log-probability of each target (natural logarithm, summed over its tokens, EOS included): (B,) float32."""
         if isinstance(targets, str) or len(inputs) != len(targets):
             raise UserError(f"score takes a target for each input: {len(inputs)} inputs, {len(targets)} targets.")
+        _check_texts("target", targets)
         tokens = [np.array(self.vocabulary.target_tokens(text), np.int32) for text in targets]
         longest = max(map(len, tokens), default=0)
         if longest > self.spec.target_length:
@@ -107,18 +110,36 @@ class Predictor:
         seed: int | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """Log-probability of every label for each text: (B, C) float32; labels default to the registered task's."""
-        tokens = requests.label_tokens(labels or self.labels(task), self.vocabulary)
+        """Log-probability of every label for each text: (B, C) float32; labels default to the registered task's.
+
+        Raises UserError for labels that the vocabulary cannot tell apart.
+        """
+        labels = labels or self.labels(task)
+        _check_texts("label", labels)
+        check_labels(self._one_task(task), labels, self.vocabulary)
+        tokens = requests.label_tokens(labels, self.vocabulary)
         given = self._requests(texts, self.bank_row(task, seed), 0)
         return requests.score_each_label(self.model, given, tokens, self._spec(given.rows), progress)
 
     def labels(self, task: str | None = None) -> tuple[str, ...]:
         """Labels of a task of the table. Raises UserError where it has none."""
-        name = self.tasks[0] if task is None and len(self.tasks) == 1 else task
+        name = self._one_task(task)
         registered = tasks.TABLE.get(name)
-        if registered is None or not registered.labels:
+        if registered is not None and not registered.labels:
+            raise UserError(f"task {name!r} has a target and no labels: leave out --score, or give `labels`.")
+        if registered is None:
             raise UserError(f"task {name!r} has no labels here: register it (MIXTURE_OR_TASK_MODULE) or give `labels`.")
         return registered.labels
+
+    def check_task(self, task: str | None, needs_labels: bool = False) -> None:
+        """Raises UserError for labels that cannot be answered (too long, the same to the vocabulary), or none where they are needed."""
+        spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
+        if needs_labels:
+            self.labels(task)
+
+    def _one_task(self, task: str | None) -> str | None:
+        """The task named, or the run's only one."""
+        return self.tasks[0] if task is None and len(self.tasks) == 1 else task
 
     def prompt(self, task: str | None = None, seed: int | None = None) -> np.ndarray:
         """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained something else."""
@@ -129,7 +150,7 @@ class Predictor:
 
     def format(self, row: Mapping, task: str | None = None) -> str:
         """The text that the model reads for a row of fields. Raises tasks.TaskError for a missing field, UserError for the task."""
-        name = self.tasks[0] if task is None and len(self.tasks) == 1 else task
+        name = self._one_task(task)
         if name not in tasks.TABLE:
             raise UserError(f"task {name!r} is not registered here: import its module (MIXTURE_OR_TASK_MODULE), or give texts.")
         return tasks.inputs_text(tasks.TABLE[name], row, "the given row")
@@ -142,16 +163,30 @@ class Predictor:
     def _requests(self, texts: Sequence[str], bank_row: int, limit: int, targets=None) -> Requests:
         if isinstance(texts, str):
             raise UserError(f"texts must be a list of texts, not the text {texts!r:.60}.")
+        _check_texts("text", texts)
         empty = [number for number, text in enumerate(texts) if not text.strip()]
         if empty:
             raise UserError(f"zero-length input: text {empty[0]} of {len(texts)} is {texts[empty[0]]!r}.")
         tokens = [np.array(self.vocabulary.input_tokens(text), np.int32) for text in texts]
+        around = len(self.vocabulary.input_tokens(""))
+        empty = [number for number, row in enumerate(tokens) if len(row) == around]
+        if empty:
+            text = f"text {empty[0]} of {len(texts)} is {texts[empty[0]]!r:.60}"
+            raise UserError(f"zero-length input: {text}, of which vocabulary {self.vocabulary.path!r} can write nothing.")
         longest = self.spec.input_length
         cut = sum(len(row) > longest for row in tokens)
         if cut and (limit or targets is not None):  # label scores come with answers to the same texts
             message = "%d of %d inputs are longer than %d tokens and were cut; raise TASK_FEATURE_LENGTHS['inputs']"
             log.warning(message, cut, len(tokens), longest)
         return Requests(tokens, [bank_row] * len(tokens), [limit] * len(tokens), targets)
+
+
+def _check_texts(what: str, texts: Sequence[str]) -> None:
+    try:
+        for number, text in enumerate(texts):
+            tasks.check_text(f"{what} {number} of {len(texts)}", text)
+    except tasks.TaskError as error:
+        raise UserError(str(error)) from error
 
 
 def load(
@@ -183,7 +218,7 @@ def load(
     # trained weights take the place of the frozen ones; what else was trained for them (teaching heads) answers nothing
     weights = {path: jnp.asarray(array, flat[path].dtype) for path, array in trained.items() if path in flat}
     params = backbone_of(flat | places(loaded.config).put(weights))
-    lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
+    lengths = DataSettings(feature_lengths=dict(feature_lengths or run["settings"]["data"]["feature_lengths"])).feature_lengths
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     group_N = np.array([row["group"] for row in run["runs"]], np.int32)
     network = Network(loaded.config, given.computation, method.adaptation)

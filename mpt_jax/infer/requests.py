@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mpt_jax import sharding
 from mpt_jax.config import EvalSettings
-from mpt_jax.data.batches import BatchSpec, eval_batches
+from mpt_jax.data.batches import LONG, BatchSpec, eval_batches
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.infer.decode import greedy_decode
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]  # told (rows done, rows in all)
 BATCH_SIZE = EvalSettings.batch_size  # rows answered together, where nothing else is said
 SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so that short ones need not wait for them
 # of inputs: fewer than in training, since on 2 CPU cores a program compiles as long as 4 batches of the nano backbone run
-INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024)
+INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024, *LONG)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,40 +7,61 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import tasks
+from mpt_jax.data.cache import cache_folder, cached_names, open_cache
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 from mpt_jax.infer.predictor import Predictor
 from mpt_jax.metrics import ProgressLine
+from mpt_jax.output import PARTIAL, kept_in_part
+from tasks.lines import check_file, json_object, lines
 
 CHUNK = 4096  # rows sorted by length together, and held in memory
+KEPT_ROWS, KEPT_BYTES = 2**16, 2**26  # of a source that is read once and kept; a longer one is read again to be answered [ours]
 
 
-def read_rows(source: str) -> Iterator[tuple[str, dict]]:
-    """(place for messages, row) of a JSONL file, or of TASK:SPLIT for a task's split. Raises UserError naming file and line."""
-    path = Path(source)
-    if not path.is_file():
-        name, colon, split = source.rpartition(":")
-        if not colon:
-            raise UserError(f"--input {source!r}: there is no such file (and it is not TASK:SPLIT).")
-        for number, row in enumerate(tasks.rows(name, split)):
-            yield f"{source} row {number}", row
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+class Given(NamedTuple):
+    """A row to answer. where: its place for messages; ready: its field `inputs` is what the model reads, whatever the template names."""
+
+    where: str
+    row: dict
+    ready: bool
+
+
+def read_rows(predictor: Predictor, source: str, cache_dir: Path) -> Iterator[Given]:
+    """The rows of a JSONL file, or of TASK:SPLIT: of a task that is registered here, or from its token cache.
+
+    Raises UserError or tasks.TaskError naming file and line.
+    """
+    if os.path.lexists(source):
+        check_file(source, "--input")
+        for number, line in enumerate(lines(source), 1):
             if line.strip():
-                yield f"{source}:{number}", _parsed(line, f"{source}:{number}")
+                where = f"{source}:{number}"
+                yield Given(where, json_object(line, where), False)
+        return
+    name, colon, split = source.rpartition(":")
+    if not colon:
+        raise UserError(f"--input {source!r}: there is no such file (and it is not TASK:SPLIT).")
+    for number, row in enumerate(_rows_of_split(predictor, source, name, split, cache_dir)):
+        yield Given(f"{source} row {number}", row, ready=True)
 
 
-def _parsed(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: no JSON ({error}); each line must be one object.") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: {line.strip()!r:.80} is no object; each line must be one.")
-    return row
+def _rows_of_split(predictor: Predictor, source: str, name: str, split: str, cache_dir: Path) -> Iterator[dict]:
+    registered = tasks.TABLE[name].kind != "cached" if name in tasks.TABLE else name in tasks.seqio_tasks.names()[0]
+    if registered or name not in cached_names(cache_dir):
+        try:
+            found = tasks.rows(name, split)
+        except tasks.TaskError as error:
+            raise UserError(f"--input {source!r}: there is no such file, and as TASK:SPLIT: {error}") from error
+        yield from found
+        return
+    cache = open_cache(name, split, predictor.vocabulary, cache_dir, build=False)
+    for row in range(cache.rows):
+        fields = cache.extra(row)
+        yield fields if "inputs" in fields else {**fields, "inputs": predictor.vocabulary.decode(cache.inputs(row))}
 
 
 def task_of_row(predictor: Predictor, row: dict, task: str | None, where: str) -> str | None:
@@ -55,58 +76,48 @@ def task_of_row(predictor: Predictor, row: dict, task: str | None, where: str) -
     raise UserError(f"{message}; give --gin.MIXTURE_OR_TASK_NAME=\"'task'\", or a field 'task' in each row.")
 
 
-def text_of_row(row: dict, task: str | None, where: str) -> str:
-    """What the model reads: the field ``inputs`` if there is one, else the task's template over the row's fields."""
+def text_of_row(given: Given, task: str | None) -> str:
+    """What the model reads: as in training where the task is registered here, else the field ``inputs``."""
+    where, row, ready = given
+    if task in tasks.TABLE and not ready:
+        return tasks.inputs_text(tasks.TABLE[task], row, where)
     if "inputs" in row:
-        if not isinstance(row["inputs"], str) or not row["inputs"].strip():
-            raise UserError(f"{where}: field 'inputs' is {row['inputs']!r:.60}; it must be a text that is not empty.")
-        return row["inputs"]
-    if task not in tasks.TABLE:
-        message = f"{where}: no field 'inputs', and task {task!r} is not registered here to make it from {', '.join(map(repr, row))}"
-        raise UserError(f"{message}; name its module by MIXTURE_OR_TASK_MODULE.")
-    return tasks.inputs_text(tasks.TABLE[task], row, where)
+        return tasks.ready_text(row, where)
+    message = f"{where}: no field 'inputs', and task {task!r} is not registered here to make it from {', '.join(map(repr, row))}"
+    raise UserError(f"{message}; name its module by MIXTURE_OR_TASK_MODULE.")
 
 
-def infer(predictor: Predictor, source: str, output: str | Path, task: str | None = None, score: bool = False) -> int:
+def infer(
+    predictor: Predictor, source: str, output: str | Path, task: str | None = None, score: bool = False, cache_dir: Path | None = None
+) -> int:
     """Writes each row of ``source`` with ``inputs`` as the model saw it, ``prediction`` and, with ``score``, ``scores`` of the labels.
 
-    Returns the number of rows. The output file appears when it is complete. Raises UserError and tasks.TaskError naming the row; all
-    rows are checked before the first is answered.
+    Returns the number of rows. The output file appears when it is complete; until then, and after an error, what is answered is in
+    OUTPUT.partial. Raises UserError and tasks.TaskError naming the row; all rows are checked before the first is answered.
     """
+    if os.path.realpath(source) == f"{os.path.realpath(output)}{PARTIAL}":
+        raise UserError(f"--input {source!r} is what an earlier command left of --output {str(output)!r}: give it another name first.")
     if task is not None:
         predictor.bank_rows(task)
-    total = _check(predictor, source, task, score)
-    output = Path(output)
-    temporary = output.with_name(output.name + ".tmp")
-    rows = read_rows(source)
-    passes = 2 if score else 1
+    cache_dir = cache_dir or cache_folder()
+    total, kept = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score)
+    rows = iter(kept) if len(kept) == total else read_rows(predictor, source, cache_dir)
     done = 0
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        opened = temporary.open("w", encoding="utf-8") if is_first() else contextlib.nullcontext()
-        with ProgressLine("infer", total, unit="rows") as progress, opened as file:
-            while chunk := list(itertools.islice(rows, CHUNK)):
-                for row in _answered(predictor, chunk, task, score, _counting(progress, done, passes)):
-                    if file is not None:
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                done += len(chunk)
-        if is_first():
-            os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"--output {str(output)!r} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if is_first() and temporary.is_file():
-            temporary.unlink()
+    opened = kept_in_part(output, "--output") if is_first() else contextlib.nullcontext()
+    with ProgressLine("infer", total, unit="rows") as progress, opened as file:
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            tell = functools.partial(_tell, progress, done, 2 if score else 1)
+            for row in _answered(predictor, chunk, task, score, tell):
+                if file is not None:
+                    file.write(_line(row))
+            if file is not None:
+                file.flush()
+            done += len(chunk)
     return total
 
 
-def _counting(progress: ProgressLine, before: int, passes: int) -> Callable[[int], None]:
-    """Hears the rows answered of a chunk, counted once in each of ``passes``; ``before`` rows were done earlier."""
-
-    def tell(answered: int) -> None:
-        progress.update(before + answered // passes)
-
-    return tell
+def _tell(progress: ProgressLine, start: int, passes: int, answered: int) -> None:
+    progress.update(start + answered // passes)
 
 
 def _more(tell: Callable[[int], None], answered: int, rows: int, _: int) -> None:
@@ -114,26 +125,36 @@ def _more(tell: Callable[[int], None], answered: int, rows: int, _: int) -> None
     tell(answered + rows)
 
 
-def _check(predictor: Predictor, source: str, task: str | None, score: bool) -> int:
-    total, seen = 0, set()
-    for where, row in read_rows(source):
-        name = task_of_row(predictor, row, task, where)
-        text_of_row(row, name, where)
-        if name not in seen and score:
-            predictor.labels(name)
+def _line(row: dict) -> bytes:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        return f"{text}\n".encode()
+    except UnicodeEncodeError:  # half of a surrogate pair in a field that is passed through: as it was given, escaped
+        return f"{json.dumps(row)}\n".encode()
+
+
+def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str | None, score: bool) -> tuple[int, list[Given]]:
+    """(number of rows, the rows of a source that is small enough to be kept)."""
+    total, seen, kept = 0, set(), []
+    keeps = not os.path.isfile(source) or os.path.getsize(source) <= KEPT_BYTES
+    for given in rows:
+        name = task_of_row(predictor, given.row, task, given.where)
+        text_of_row(given, name)
+        if name not in seen:
+            predictor.check_task(name, score)
         seen.add(name)
         total += 1
+        if keeps and total <= KEPT_ROWS:
+            kept.append(given)
     if not total:
         raise UserError(f"--input {source!r} holds no rows.")
-    return total
+    return total, kept
 
 
-def _answered(
-    predictor: Predictor, chunk: list[tuple[str, dict]], task: str | None, score: bool, tell: Callable[[int], None]
-) -> Iterable[dict]:
+def _answered(predictor: Predictor, chunk: list[Given], task: str | None, score: bool, tell: Callable[[int], None]) -> Iterable[dict]:
     """The rows of a chunk with their answers, in the order given; ``tell`` hears the rows answered, those scored counted again."""
-    names = [task_of_row(predictor, row, task, where) for where, row in chunk]
-    texts = [text_of_row(row, name, where) for (where, row), name in zip(chunk, names, strict=True)]
+    names = [task_of_row(predictor, given.row, task, given.where) for given in chunk]
+    texts = [text_of_row(given, name) for given, name in zip(chunk, names, strict=True)]
     found: list[dict] = [{} for _ in chunk]
     answered = 0
     for name in dict.fromkeys(names):
@@ -149,5 +170,5 @@ def _answered(
             for place, logp_C in zip(places, scores, strict=True):
                 found[place]["scores"] = {label: float(logp) for label, logp in zip(labels, logp_C, strict=True)}
             answered += len(places)
-    for (_, row), text, answer in zip(chunk, texts, found, strict=True):
-        yield {**row, "inputs": text, **answer}
+    for given, text, answer in zip(chunk, texts, found, strict=True):
+        yield {**given.row, "inputs": text, **answer}

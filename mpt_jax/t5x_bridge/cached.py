@@ -15,6 +15,7 @@ from clu.data import dataset_iterator
 from mpt_jax.config import DataSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
 from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.data.spelling import spelling
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.families.t5 import shift_right
@@ -38,7 +39,9 @@ def token_cache_batches(
         raise UserError(f"BATCH_SIZE = {cfg.batch_size} does not divide by the {groups} groups of tasks and {num_shards} hosts.")
     vocabulary = load_vocabulary(model.description["vocabulary"]["path"])
     folder = cache_folder(data.cache_dir)
-    caches = {run.task: open_cache(run.task, cfg.split, vocabulary, folder) for run in runs}
+    for run in runs:
+        spelling(run.task, vocabulary, data.target_length)
+    caches = {run.task: open_cache(run.task, cfg.split, vocabulary, folder, trust=data.trust_caches) for run in runs}
     streams = plan.make_streams(planned, caches, dataclasses.replace(data, batch_size=cfg.batch_size // groups))
     inputs, targets = data.input_length, data.target_length
     spec = BatchSpec(inputs, targets, cfg.batch_size, (inputs,), (targets,))

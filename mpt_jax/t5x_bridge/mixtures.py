@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 
 import tasks
+from mpt_jax.data.spelling import spelling
 from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.t5x_bridge.features import TASK_ID
@@ -47,9 +48,10 @@ def with_task_ids(
         raise UserError(f"{message}. Name one of them with TASK_IDS = {{task: id}}.")
     theirs = seqio.MixtureRegistry.get(names) if isinstance(names, str) and names in seqio.MixtureRegistry.names() else None
     rate = functools.partial(seqio.mixing_rate_num_examples, maximum=cap) if mixing == "proportional" else 1.0
-    shares = []
+    shares, loaded = [], load_vocabulary(vocabulary)
     for name in members:
-        task = tasks.register(name, seqio_vocabulary(load_vocabulary(vocabulary)))
+        spelling(name, loaded)
+        task = tasks.register(name, seqio_vocabulary(loaded))
         shares.append((_register(task, ids[name], max(ids.values())), theirs.get_rate(task) if theirs else rate))
     title = (names if isinstance(names, str) else "tasks" if len(members) > 1 else members[0]) + SUFFIX + ".mixture"
     if title in seqio.MixtureRegistry.names():

@@ -11,6 +11,7 @@ from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import Settings, check_folder
 from mpt_jax.data.batches import batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
+from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
 from mpt_jax.methods.method import BACKBONE, places_for
 from mpt_jax.methods.table import method_of
@@ -76,11 +77,24 @@ def run_train(
 
 
 def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) -> Caches:
-    """The token caches of a run, written first where there are none."""
-    folder, vocabulary, train = cache_folder(settings.data.cache_dir), backbone.vocabulary(settings.data.cue), settings.train
+    """The token caches of a run, written first where there are none; says what is cut.
+
+    Raises UserError for labels that cannot be learned: too long, or the same to the vocabulary.
+    """
+    train, data = settings.train, settings.data
+    if train.stage == "fewshot" and not data.k_shot:
+        raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; --gin_file=target.gin trains on all.")
+    folder, vocabulary = cache_folder(data.cache_dir), backbone.vocabulary(data.cue)
+    for task in tasks:
+        spelling(task, vocabulary, data.target_length)
     with distributed.first_before_others("token caches"):
-        rows = {task: open_cache(task, "train", vocabulary, folder) for task in tasks}
-        dev_rows = {task: open_cache(task, train.eval_split, vocabulary, folder) for task in tasks} if train.score_tasks else {}
+        rows = {task: open_cache(task, "train", vocabulary, folder, trust=data.trust_caches) for task in tasks}
+        scored = tasks if train.score_tasks else ()
+        dev_rows = {task: open_cache(task, train.eval_split, vocabulary, folder, trust=data.trust_caches) for task in scored}
+    for task in tasks:
+        spelling(task, vocabulary, data.target_length)  # once more: a task may be known from its cache alone
+    for note in cut_notes([*rows.values(), *dev_rows.values()], data.feature_lengths):
+        distributed.say(note)
     return Caches(folder, rows, dev_rows)
 
 

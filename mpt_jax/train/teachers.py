@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from mpt_jax import distributed, sharding
 from mpt_jax.config import DistillationSettings
 from mpt_jax.data.batches import BatchSpec, eval_batches
-from mpt_jax.data.cache import TokenCache, key_name
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.checked_folder import key_name
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.sampler import Stream, rows_in
 from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher

@@ -10,7 +10,7 @@ from functools import partial
 
 from tasks.paper import location
 from tasks.paper.reading import SPLITS, VERSION, fields_to_predict, generate, origin
-from tasks.paper.sets import ALIASES, MIXTURES, SETS, PaperSet
+from tasks.paper.sets import ALIASES, MIXTURES, REFERENCES, SETS, PaperSet
 from tasks.table import TABLE, Task, add, add_mixture
 
 INDEX, PUBLISHED = "index", "published"
@@ -29,6 +29,7 @@ def _task(row: PaperSet, variant: str = "") -> Task:
         labels=labels or None,
         target=row.target or None,
         score=row.score,
+        references=row.answers or (REFERENCES if row.references else None),
         group="source" if row.source else "target",
         description=about[variant] or f"{row.mixture or 'source task'}; {row.tfds}",
         generate=partial(generate, row, published=published),

@@ -1,24 +1,34 @@
 """Readers of the sets' own published files: each yields records with the fields that TFDS gives the same set."""
 
 import csv
-import gzip
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO
 from xml.etree import ElementTree
 
 from tasks.errors import TaskError
+from tasks.lines import check_file, json_object, lines, whole_text
 
 Reader = Callable[[Path], Iterator[dict]]
+# what a file raises that has other fields, or other values in them, than the published one
+OTHER_LAYOUT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 
-def _open(path: Path) -> IO[str]:
-    """Lines end at line feeds alone: some texts hold other line ends."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
-    return open(path, encoding="utf-8-sig", newline="\n")
+def published(reader: Callable[..., Iterator[dict]]) -> Callable[..., Iterator[dict]]:
+    """A reader whose every failure is a TaskError that names the file."""
+
+    @functools.wraps(reader)
+    def read(path: Path, *arguments, **settings) -> Iterator[dict]:
+        try:
+            yield from reader(path, *arguments, **settings)
+        except TaskError:
+            raise
+        except OTHER_LAYOUT as error:
+            raise TaskError(f"{path}: not the published file ({type(error).__name__}: {error!s:.200})") from error
+
+    return read
 
 
 def _take(path: Path, line: int, record: Mapping, fields: Mapping[str, str]) -> dict:
@@ -30,25 +40,26 @@ def _take(path: Path, line: int, record: Mapping, fields: Mapping[str, str]) -> 
     return {ours: record[key] for ours, key in fields.items()}
 
 
+@published
 def tsv(path: Path, fields: Mapping[str, str], columns: tuple[str, ...] = (), broken: bool = False) -> Iterator[dict]:
     """Tab-separated rows without quoting; the first line names the columns unless `columns` does.
 
     `broken`: rows with too few columns are left out, as TFDS does (QQP has some).
     """
-    with _open(path) as file:
-        names = columns
-        for number, line in enumerate(file, 1):
-            values = line.rstrip("\r\n").split("\t")
-            if not names:
-                names = tuple(values)
+    names = columns
+    for number, line in enumerate(lines(path), 1):
+        values = line.rstrip("\r\n").split("\t")
+        if not names:
+            names = tuple(values)
+            continue
+        if len(values) < len(names):
+            if broken:
                 continue
-            if len(values) < len(names):
-                if broken:
-                    continue
-                raise TaskError(f"{path}:{number}: {len(values)} columns, {len(names)} are needed: {line[:80]!r}")
-            yield _take(path, number, dict(zip(names, values, strict=False)), fields)
+            raise TaskError(f"{path}:{number}: {len(values)} columns, {len(names)} are needed: {line[:80]!r}")
+        yield _take(path, number, dict(zip(names, values, strict=False)), fields)
 
 
+@published
 def jsonl(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[dict]:
     """A JSON object a line; the given fields, or all."""
     for number, record in _json_lines(path):
@@ -56,19 +67,12 @@ def jsonl(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[dict]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TaskError(f"{path}:{number}: not JSON ({error.msg}): {line[:80]!r}") from error
-            if not isinstance(record, dict):
-                raise TaskError(f"{path}:{number}: a JSON object is needed, got {line[:80]!r}")
-            yield number, record
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            yield number, json_object(line, f"{path}:{number}")
 
 
+@published
 def multirc(path: Path) -> Iterator[dict]:
     """SuperGLUE's MultiRC: a passage a line, its questions and answers inside."""
     for number, record in _json_lines(path):
@@ -80,6 +84,7 @@ def multirc(path: Path) -> Iterator[dict]:
                 yield {**texts, "label": answer.get("label"), "idx": place}
 
 
+@published
 def record(path: Path) -> Iterator[dict]:
     """SuperGLUE's ReCoRD: a passage a line; entities and answers as sorted sets of texts, as in TFDS."""
     for number, line in _json_lines(path):
@@ -92,6 +97,7 @@ def record(path: Path) -> Iterator[dict]:
             yield {"passage": text, "query": question["query"], "entities": entities, "answers": answers, "idx": place}
 
 
+@published
 def wsc(path: Path) -> Iterator[dict]:
     """SuperGLUE's WSC: the two spans inside `target`."""
     for number, line in _json_lines(path):
@@ -101,13 +107,14 @@ def wsc(path: Path) -> Iterator[dict]:
         yield {**fields, **_take(path, number, target, {key: key for key in spans})}
 
 
+@published
 def squad(path: Path) -> Iterator[dict]:
     """SQuAD 1.1's JSON."""
-    with _open(path) as file:
-        try:
-            articles = json.load(file)["data"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise TaskError(f"{path}: not SQuAD's JSON ({error})") from error
+    text = whole_text(path)
+    try:
+        articles = json.loads(text)["data"]
+    except OTHER_LAYOUT as error:
+        raise TaskError(f"{path}: not SQuAD's JSON ({error})") from error
     for article in articles:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
@@ -116,6 +123,7 @@ def squad(path: Path) -> Iterator[dict]:
                 yield {"id": question["id"], **texts, "answers": {"text": answers}}
 
 
+@published
 def mrqa(path: Path) -> Iterator[dict]:
     """MRQA's JSONL: a header line, then a context a line with its questions."""
     for number, line in _json_lines(path):
@@ -127,29 +135,35 @@ def mrqa(path: Path) -> Iterator[dict]:
             yield {"qid": question.get("qid"), **texts, "answers": question["answers"]}
 
 
+@published
 def yelp(path: Path) -> Iterator[dict]:
     """The polarity CSV, without header: "1" or "2", then the text, raw as TFDS and Hugging Face give it."""
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            line = line.rstrip("\r\n")
-            if line[:1] != '"' or line[1:2] not in ("1", "2"):
-                raise TaskError(f'{path}:{number}: the line must start with "1" or "2" in quotes, got {line[:60]!r}')
-            yield {"text": line[5:-1].strip(), "label": int(line[1]) - 1}
+    for number, line in enumerate(lines(path), 1):
+        line = line.rstrip("\r\n")
+        if line[:1] != '"' or line[1:2] not in ("1", "2"):
+            raise TaskError(f'{path}:{number}: the line must start with "1" or "2" in quotes, got {line[:60]!r}')
+        yield {"text": line[5:-1].strip(), "label": int(line[1]) - 1}
 
 
+@published
 def e2e(path: Path) -> Iterator[dict]:
     """E2E's CSV, cleaned or original: `mr` and `ref`; fields as in TFDS gem/e2e_nlg."""
-    with _open(path) as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
+    rows = csv.DictReader(lines(path))
+    try:
+        for number, row in enumerate(rows, 2):
             yield _take(path, number, row, {"meaning_representation": "mr", "target": "ref"})
+    except csv.Error as error:
+        raise TaskError(f"{path}:{rows.line_num}: not CSV ({error})") from error
 
 
+@published
 def webnlg(path: Path) -> Iterator[dict]:
     """WebNLG's XML, one file or a folder of files (1triples/…): a record a text; fields as in TFDS gem/web_nlg_en."""
     for file in sorted(path.rglob("*.xml")) if path.is_dir() else [path]:
+        check_file(file)
         try:
             entries = ElementTree.parse(file).getroot().iter("entry")
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, OSError) as error:
             raise TaskError(f"{file}: not XML ({error})") from error
         for entry in entries:
             triples = [triple.text.strip() for triple in entry.iterfind("modifiedtripleset/mtriple")]

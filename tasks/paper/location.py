@@ -31,7 +31,10 @@ def locate(row: PaperSet) -> Location:
     Raises TaskError saying what to download and where to put it if some split is nowhere.
     """
     folder = os.environ.get(DATA_FOLDER)
-    found = _files(Path(folder).expanduser(), row) if folder else {}
+    try:
+        found = _files(Path(folder).expanduser(), row) if folder else {}
+    except OSError as error:
+        raise TaskError(f"task {row.name!r}: TASK_DATA_DIR = {folder!r} cannot be read ({error})") from error
     if len(found) == len(ROLES[row.carving]):
         return Location(found, None)
     prepared = _tfds_folder(row.tfds)
@@ -126,12 +129,17 @@ def read(row: PaperSet, where: Location, split: str) -> Iterator[dict]:
 def _tfds_records(folder: Path, split: str) -> Iterator[dict]:
     import tensorflow as tf
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
 
     with contextlib.suppress(RuntimeError):  # TensorFlow has started already and keeps what it holds
         tf.config.set_visible_devices([], "GPU")  # or it would take the accelerator's memory from JAX
-    dataset = tfds.builder_from_directory(folder).as_dataset(split=split, shuffle_files=False)
-    for example in tfds.as_numpy(dataset):
-        yield plain(example)
+    try:
+        dataset = tfds.builder_from_directory(folder).as_dataset(split=split, shuffle_files=False)
+        for example in tfds.as_numpy(dataset):
+            yield plain(example)
+    except (OSError, KeyError, ValueError, ParseError, tf.errors.OpError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise TaskError(f"{folder}: split {split!r} of this TFDS folder cannot be read: {first:.300}: prepare it anew") from error
 
 
 def fingerprint(row: PaperSet, where: Location) -> dict:

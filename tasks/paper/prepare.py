@@ -103,8 +103,7 @@ def _padded(match: re.Match) -> str:
 def winogrande(record: dict, published: bool) -> dict:
     """Both options; published: option 1 twice, so that option 2 is never shown (ATTEMPT, DePT)."""
     second = record["option1"] if published else record["option2"]
-    answer = record.get("label", record.get("answer"))
-    label = int(answer) - 1 if isinstance(answer, str) else answer  # TFDS: index of '1', '2'
+    label = record["label"] if "label" in record else int(record["answer"]) - 1  # TFDS: an index; published: option 1 or 2
     return {"sentence": record["sentence"], "option0": record["option1"], "option1": second, "label": label}
 
 

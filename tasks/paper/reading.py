@@ -7,11 +7,12 @@ import numpy as np
 
 from tasks.errors import TaskError
 from tasks.paper import splits
+from tasks.paper.layouts import OTHER_LAYOUT
 from tasks.paper.location import Location, fingerprint, locate, read
-from tasks.paper.sets import DEV_ROWS, HALVES, OF_TRAIN, OWN, PaperSet
+from tasks.paper.sets import DEV_ROWS, HALVES, OF_TRAIN, OWN, REFERENCES, PaperSet
 
 log = logging.getLogger(__name__)
-VERSION = "1"  # raise it when the same records are to become other rows or fall into other splits
+VERSION = "2"  # raise it when the same records are to become other rows or fall into other splits
 SPLITS = ("train", "validation", "test")
 # in place of what a record to predict for does not have
 UNANSWERED = {"label": 0, "answers": [], "target": "", "idx": {"paragraph": 0, "question": 0}}
@@ -28,6 +29,8 @@ def generate(row: PaperSet, split: str, published: bool = False) -> Iterator[dic
         if not chosen[number]:
             continue
         prepared = prepare(row, record, published)
+        if row.references:
+            prepared = [{**fields, REFERENCES: [fields[row.references[1]]]} for fields in prepared]
         # a record with several answers is several rows in training; published: in evaluation too
         yield from prepared if split == "train" or published else prepared[:1]
 
@@ -42,8 +45,12 @@ def prepare(row: PaperSet, record: dict, published: bool = False) -> list[dict]:
     """The rows of a record: the template's fields, and `label` as an index."""
     try:
         found = row.prepare(record, published) if row.prepare else _own_fields(row, record)
+    except TaskError:
+        raise
     except KeyError as error:
         raise TaskError(f"task {row.name!r}: a row has no field {error}; its fields are {', '.join(record)}") from error
+    except OTHER_LAYOUT as error:
+        raise TaskError(f"task {row.name!r}: a row's fields are not those published ({error!s:.200})") from error
     rows = found if isinstance(found, list) else [found]
     if row.labels:
         for fields in rows:
@@ -59,6 +66,10 @@ def fields_to_predict(row: PaperSet, published: bool, record: Mapping) -> Mappin
         found = row.prepare({**UNANSWERED, **record}, published)
     except KeyError:
         return record
+    except TaskError:
+        raise
+    except OTHER_LAYOUT as error:
+        raise TaskError(f"task {row.name!r}: the fields are not those published ({error!s:.200})") from error
     return {**record, **(found[0] if isinstance(found, list) else found)}
 
 
@@ -158,7 +169,7 @@ def _one_row_an_input(row: PaperSet, where: Location, role: str, published: bool
     found: dict[str, dict] = {}
     for record in read(row, where, role):
         for fields in prepare(row, record, published):
-            first = found.setdefault(fields[key], {**fields, "references": []})
-            texts = record.get("references") or [fields[text]]
-            first["references"] += [text for text in texts if text not in first["references"]]
+            first = found.setdefault(fields[key], {**fields, REFERENCES: []})
+            texts = record.get(REFERENCES) or [fields[text]]
+            first[REFERENCES] += [text for text in texts if text not in first[REFERENCES]]
     yield from found.values()

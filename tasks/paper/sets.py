@@ -16,6 +16,7 @@ OF_TRAIN = "of train"  # 1,000 rows of train are dev, the published validation s
 OWN = "own"  # three splits as published
 ROLES = {HALVES: ("train", "validation"), OF_TRAIN: ("train", "test"), OWN: ("train", "validation", "test")}
 DEV_ROWS = 1000  # of OF_TRAIN
+REFERENCES = "references"  # field of a generated row with all texts of its input
 
 # where to get the files; what a message tells who has none
 GLUE = "https://gluebenchmark.com/tasks"
@@ -44,6 +45,7 @@ class PaperSet:
     group: str = ""  # template of what must not straddle splits; '' = what the model reads
     cap: int = 0  # training rows at most
     references: tuple[str, str] | None = None  # (input field, target field): evaluation has one row an input, all texts as references
+    answers: str = ""  # field with all right answers, where the target is one of several
     aliases: tuple[str, ...] = ()
     source: bool = False  # one of the six source tasks
     description: str = ""
@@ -97,6 +99,7 @@ def _question_answer(name: str, tfds: str, files: Mapping, home: str, **more) ->
         template=f"{name} question: {{question}} context: {{context}}",
         published_template="squad question: {question} context: {context}",
         target="{answer}",
+        answers="answers",
         score="squad",
         home=home,
         tfds_splits=VALIDATION,
@@ -171,7 +174,7 @@ SUPERGLUE_SETS = (
     ),
     _superglue(
         "record", "ReCoRD", "record query: {query} entities: {entities} passage: {passage}", (), mixture="", carving=OF_TRAIN,
-        reader=layouts.record, prepare=prepare.record, target="{answer}", score="squad", source=True,
+        reader=layouts.record, prepare=prepare.record, target="{answer}", answers="answers", score="squad", source=True,
     ),
 )  # fmt: skip
 QUESTION_SETS = (

@@ -15,7 +15,9 @@ from mpt_jax.model.formats.arrays import in_memory
 from mpt_jax.model.formats.card import card
 from mpt_jax.model.formats.folder_writer import write_files, write_folder
 from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SINGLE, PromptFile
+from mpt_jax.output import file_name
 
+BANK = "bank/"  # before the names of the bank's arrays in an npz
 FORMATS = ("peft", "peft_single", "npz", "npy")
 
 
@@ -29,6 +31,7 @@ def write(kind: str, dest: str, prompts: PromptFile) -> list[str]:
     """
     if kind not in FORMATS:
         raise UserError(f"Prompts cannot be written as {kind!r}; formats: {', '.join(FORMATS)}.")
+    _check_labels(prompts)
     if kind == "peft":
         return write_folder(dest, lambda folder: _multitask(folder, prompts))
     if kind == "npz":
@@ -53,10 +56,14 @@ def _each(kind: str, folder: str, prompts: PromptFile) -> None:
         write(kind, os.path.join(folder, file_name(label)), prompts.select([n]))
 
 
-def file_name(task: str) -> str:
-    """A task's name as a file name: what a file name cannot hold becomes _, and so does a dot at its start."""
-    name = "".join(letter if letter.isalnum() or letter in "-_.#" else "_" for letter in task) or "_"
-    return "_" + name[1:] if name.startswith(".") else name
+def _check_labels(prompts: PromptFile) -> None:
+    """Raises UserError for two prompts of one name, and for a name that an npz gives to its own arrays."""
+    for n, label in enumerate(prompts.task_names):
+        first = prompts.task_names.index(label)
+        if first != n:
+            raise UserError(f"Prompts {first} and {n} are both called {label!r}, and would become one: rename a task and train it again.")
+        if label.startswith(BANK):
+            raise UserError(f"The prompt called {label!r} has the name of an array of the bank: rename its task.")
 
 
 def _write_file(dest: str, suffix: str, prompts: PromptFile, save: Callable[[BinaryIO, PromptFile], None]) -> list[str]:
@@ -83,12 +90,9 @@ def _npz(file: BinaryIO, prompts: PromptFile) -> None:
     As np.savez does, which cannot take a task called `file`.
     """
     arrays = dict(zip(prompts.task_names, prompts.compose(), strict=True))
-    reserved = [name for name in arrays if name.startswith("bank/")]
-    if reserved:
-        raise UserError(f"The task {reserved[0]!r} has the name of a part of the bank (bank/...); give it another, or use --to npy.")
     bank = {"shared_GPD": prompts.shared_GPD, "cols_NPR": prompts.cols_NPR, "rows_NRD": prompts.rows_NRD, "group_N": prompts.group_N}
     bank |= {"task_names": np.array(prompts.task_names), "metadata": np.array(json.dumps(prompts.metadata))}
-    arrays |= {f"bank/{name}": array for name, array in bank.items() if array is not None}
+    arrays |= {f"{BANK}{name}": array for name, array in bank.items() if array is not None}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             archive.writestr(f"{name}.npy", _as_npy(array))
