@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mpt_jax.checkpoint import read_run_json
 from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, figures
 from mpt_jax.infer.comparison import Comparison, comparisons
 from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
 from mpt_jax.metrics import read_metrics
+from mpt_jax.run_folder import read_run_json
 
 IN_TRAINING = "dev, best in training"
 
