@@ -1,17 +1,24 @@
 """The command ``mpt-jax``: reads gin, builds settings, calls one function for each command. The only file that imports gin."""
 
 import argparse
+import contextlib
+import dataclasses
 import difflib
 import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import gin
 import tasks
+from mpt_jax import paths
+from mpt_jax.bindings import as_gin
 from mpt_jax.config import (
+    STAGES,
     CompileSettings,
     DataSettings,
     DistillationSettings,
@@ -35,13 +42,16 @@ SETTINGS = {
 PLACES = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
 # beside an installed package, gin/ is the package gin-config
 GIN_FOLDER = next(folder for folder in PLACES if (folder / "base.gin").is_file())
-PACKAGE = Path(__file__).parent
+PATHS: dict[str, tuple[str, tuple[str, ...]]] = {  # arguments that are paths: flag, and the addresses that it takes as well
+    "source": ("--from", paths.BUCKETS), "backbone": ("--backbone", paths.BUCKETS), "input": ("--input", ()), "output": ("--output", ()),
+    "json": ("--json", ()), "run_dirs": ("run folder", ()), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),
+}  # fmt: skip
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
     """Reads gin files (found by name from any folder) and bindings. Raises UserError for unknown names and files."""
     gin.clear_config()
-    folders = [str(Path(folder)) for folder in search_paths] + [str(GIN_FOLDER)]
+    folders = [paths.local("--gin_search_paths", folder) for folder in search_paths] + [str(GIN_FOLDER)]
     for folder in folders:
         gin.add_config_file_search_path(folder)
     for file in files:
@@ -51,21 +61,64 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
             raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")
     try:
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
-        gin.parse_config_files_and_bindings(list(files), list(bindings), print_includes_and_imports=False)
-    except (ValueError, SyntaxError, OSError, TypeError) as error:
-        raise UserError(_gin_message(error)) from error
+        for file in files:
+            with _gin_errors(f"--gin_file={file}: "):
+                gin.parse_config_files_and_bindings([file], [], finalize_config=False, print_includes_and_imports=False)
+        hints = _hints(gin.config_str())
+        for binding in bindings:
+            name, _, text = (part.strip() for part in binding.partition("="))
+            value = as_gin(name, text, hints.get(name.rpartition("/")[2]))
+            with _gin_errors(f"--gin.{binding}: "):
+                gin.parse_config([f"{name} = {value}"])
+        with _gin_errors(""):
+            gin.finalize()
     finally:
         logging.disable(logging.NOTSET)
     _check_macros()
 
 
+@contextlib.contextmanager
+def _gin_errors(binding: str) -> Iterator[None]:
+    """Turns what gin raises in the block into a UserError that names the binding, or the line of a file."""
+    try:
+        yield
+    except (ValueError, SyntaxError, LookupError, OSError, TypeError, AttributeError, ImportError, RecursionError, TokenError) as error:
+        raise UserError(binding + _gin_message(error)) from error
+
+
+def _hints(config: str) -> dict[str, object]:
+    """Types of the fields by name, ``PromptSettings.length``, and of the macros that fill one in the given bindings."""
+    hints = {f"{cls.__name__}.{name}": hint for cls in SETTINGS for name, hint in typing.get_type_hints(cls).items()}
+    filled = re.findall(r"^(?:.*/)?(\w+\.\w+) = (?:\\\n\s*)?%(\w+)$", config, re.M)
+    return hints | {macro: hints[field] for field, macro in filled if field in hints}
+
+
 def _gin_message(error: Exception) -> str:
     text = " ".join(str(error).split())
-    unknown = re.search(r"No configurable matching '([\w.]+)'", text)
+    unknown = re.search(r"No configurable matching '([\w./]+)'", text)
     if unknown:
         near = difflib.get_close_matches(unknown[1], [cls.__name__ for cls in SETTINGS], 1, 0.3)
         return f"unknown gin name {unknown[1]!r}" + (f"; did you mean {near[0]!r}?" if near else ".") + f" ({text})"
-    return f"gin: {text}"
+    field = re.search(r"Configurable '(\w+)' doesn't have a parameter named '(\w+)'", text)
+    fields = {cls.__name__: [field.name for field in dataclasses.fields(cls)] for cls in SETTINGS}
+    if field and field[1] in fields:
+        near = difflib.get_close_matches(field[2], fields[field[1]], 1, 0.5)
+        known = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields[field[1]])}."
+        return f"{field[1]} has no field {field[2]!r}; {known}{_where(text)}"
+    macro = re.search(r"No bindings specified for '(\w+)/gin.macro'", text)
+    if macro:
+        return f"%{macro[1]} is used and nothing defines it; bind {macro[1]}."
+    if isinstance(error, RecursionError):
+        return "gin: the files include one another without end."
+    if isinstance(error, SyntaxError) and error.filename:
+        reason = "a text needs quotes, a list brackets" if "malformed node" in text or "Expected" in text else error.msg
+        return f"{error.filename}, line {error.lineno}, {' '.join((error.text or '').split())!r}: {reason}."
+    return f"gin: {text[:400]}"
+
+
+def _where(text: str) -> str:
+    found = re.search(r'In file "([^"]+)", line (\d+)', text)
+    return f" ({found[1]}, line {found[2]})" if found else ""
 
 
 def _check_macros() -> None:
@@ -74,7 +127,8 @@ def _check_macros() -> None:
     used = set(re.findall(r"%([A-Za-z_]\w*)", gin.config_str()))
     for name in sorted(defined - used):
         near = difflib.get_close_matches(name, sorted(used), 1, 0.5)
-        raise UserError(f"unknown gin name {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(used))}."))
+        known = f"known: {', '.join(sorted(used))}" if used else "the given files read none"
+        raise UserError(f"unknown gin name {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"{known}."))
 
 
 def configured(cls, **fixed):
@@ -105,8 +159,6 @@ def command_train(arguments: argparse.Namespace) -> int:
     from mpt_jax.infer.selection import make_evaluate
     from mpt_jax.train.run import Settings, run_train
 
-    if not arguments.gin_file:
-        raise UserError("train needs a stage: --gin_file=teacher.gin | source.gin | target.gin | fewshot.gin | finetune.gin | pretrain.gin")
     classes = (TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings, MeshSettings)
     settings = Settings(*(configured(cls) for cls in classes))
     with distributed.Preemption() as preemption:
@@ -170,8 +222,6 @@ def command_compile(arguments: argparse.Namespace) -> int:
     """Compiles a stage from shapes alone, for devices that need not be there; reports memory, operations, collectives, time."""
     from mpt_jax.compiling import chips
 
-    if not arguments.gin_file:
-        raise UserError("compile needs a stage: --gin_file=source.gin, target.gin or another that train takes")
     topology = configured(CompileSettings).topology
     chips.prepare(topology)
     from mpt_jax.compiling.command import run_compile
@@ -274,7 +324,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--gin.{wrong[0]}: a binding is --gin.NAME=VALUE.")
     if bindings and arguments.gin_default is None:
         raise UserError(f"{arguments.command} takes no gin bindings (--gin.{bindings[0]}).")
+    if arguments.gin_default == "" and not arguments.gin_file:
+        stages = " | ".join(f"{stage}.gin" for stage in STAGES)
+        raise UserError(f"{arguments.command} needs a stage: --gin_file={stages}")
     arguments.gin_bindings = bindings
+    for name, (flag, remote) in PATHS.items():
+        given = getattr(arguments, name, None)
+        if isinstance(given, list):
+            setattr(arguments, name, [paths.local(flag, path, remote) for path in given])
+        elif given:
+            setattr(arguments, name, paths.local(flag, given, remote))
     return arguments
 
 
@@ -305,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parse_gin(files, arguments.gin_bindings, [part for part in arguments.gin_search_paths.split(",") if part])
         return arguments.function(arguments)
     except (UserError, tasks.TaskError) as error:
-        print(f"mpt-jax: {error}", file=sys.stderr)
+        print(f"mpt-jax: {' '.join(str(error).split())}", file=sys.stderr)
         return leave(2)
     except Preempted as told:
         if first:
