@@ -71,6 +71,7 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
         **{key: value for key, value in held.metadata.items() if key not in ("source", "runs")},
         "tasks": list(dict.fromkeys(row["task"] for row in rows)),
         "runs": rows,
+        "converted": True,
         "backbone": {**known, "name": os.path.abspath(os.path.join(output, "checkpoint_0")), "fingerprint": fingerprint},
     }
     bank = {"shared": held.shared_GPD, "cols": held.cols_NPR, "rows": held.rows_NRD}

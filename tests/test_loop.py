@@ -5,15 +5,16 @@ import types
 
 import numpy as np
 from tiny_data import sized_cache
-from tiny_model import SPEC, make_step, new_bank, streams
+from tiny_model import CONFIG, SPEC, make_step, new_bank, streams
 
 from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.config import TrainSettings
+from mpt_jax.config import DistillationSettings, TrainSettings
 from mpt_jax.data.batches import batch_iterator
 from mpt_jax.metrics import MetricsWriter, read_metrics
 from mpt_jax.train.loop import Loop, Window, stopped_groups, update_best
 from mpt_jax.train.plan import Run
 from mpt_jax.train.run import resume
+from mpt_jax.train.step import Objective
 
 RUNS = [Run(task, 0, group, 0.1, 0.1) for group in range(2) for task in ("a", "b")]
 
@@ -43,14 +44,17 @@ def test_best_of_finetuning_is_the_whole_tree():
 
 
 def test_a_window_divides_sums_by_what_they_count():
-    window = Window(("loss", "hidden_encoder"))
+    window = Window(Objective(CONFIG, np.zeros(2, np.int32), DistillationSettings(logits=False)), 3)
     for loss, finite in ((6.0, True), (2.0, False)):
         counts = {"target_tokens_N": np.array([2.0, 0.0]), "input_tokens_N": np.array([5.0, 0.0]), "examples_N": np.array([1.0, 0.0])}
         batch = types.SimpleNamespace(**counts, examples=1, cut_inputs=1, cut_targets=0)
-        sums = {"loss": np.array([loss, 0.0]), "hidden_encoder": np.array([10.0, 0.0])}
+        sums = {name: np.array([10.0, 0.0]) for name in window.objective.terms}
+        sums["loss"] = np.array([loss, 0.0])
         window.add({**sums, "grad_norm": np.array([loss]), "finite": np.array([finite])}, batch)
     means, norm_G, finite_G = window.read()
     assert means["loss"].tolist() == [2.0, 0.0] and means["hidden_encoder"].tolist() == [2.0, 0.0]
+    window.objective = window.objective._replace(distillation=DistillationSettings(logits=False, hidden_positions="all"))
+    assert window.read()[0]["hidden_encoder"].tolist() == [20.0 / (10.0 + 3 * 2.0), 0.0]  # 2 examples of 3 prompt positions each
     assert norm_G.tolist() == [2.0] and finite_G.tolist() == [False] and window.cut_inputs == 2
 
 
@@ -96,6 +100,6 @@ def test_a_group_without_a_better_score_draws_no_more_rows(tmp_path):
 
 
 def test_without_patience_nothing_stops():
-    best = Best({}, np.array([1.0]), np.array([2]))
+    best = np.array([2])
     assert stopped_groups(best, 100, 2, 0) == frozenset() and stopped_groups(None, 100, 2, 3) == frozenset()
     assert stopped_groups(best, 7, 2, 2) == {0} and stopped_groups(best, 5, 2, 2) == frozenset()

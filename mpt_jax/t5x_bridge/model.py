@@ -23,7 +23,7 @@ from mpt_jax.model.prompt_bank import PromptBank, bank_from, compose
 from mpt_jax.sharding import RULES, parameter_axes
 from mpt_jax.t5x_bridge.features import TASK_ID, TaskIdFeatureConverter
 from mpt_jax.t5x_bridge.optimizer import bank_of
-from mpt_jax.train.step import Objective, batch_totals, loss_sums, weighted_loss
+from mpt_jax.train.step import Objective, batch_totals, encoder_states, loss_sums, weighted_loss
 
 
 def more_axis_rules() -> list[tuple[str, None]]:
@@ -129,11 +129,12 @@ class PromptedModel(models.BaseModel):
         return bank_of(params), frozen
 
     def _metrics(self, micro: dict, sums_B: Mapping[str, jax.Array], each_task: bool = True) -> dict:
-        """Means over a target token (or input token, for the encoder's states) of all tasks and of each, which is NaN without rows."""
+        """Means over a target token (or state compared, for the encoder's) of all tasks and of each, which is NaN without rows."""
         counts = Counts(micro, len(self.task_names))
+        states_N = encoder_states(self.objective, counts, self.bank.shared_GPD.shape[1])
         found = {"timing/steps_per_second": metrics.StepsPerTime.from_model_output()}
         for name, value_B in sums_B.items():
-            weight_N = counts.input_tokens_N if name == "hidden_encoder" else counts.target_tokens_N
+            weight_N = states_N if name == "hidden_encoder" else counts.target_tokens_N
             label = "accuracy" if name == "correct" else name
             found[f"mean/{label}"] = clu.metrics.Average(total=jnp.sum(value_B), count=jnp.sum(weight_N))
             for n, task in enumerate(self.task_names if each_task else ()):

@@ -21,7 +21,7 @@ from mpt_jax.t5x_bridge.optimizer import BankOptimizer
 from mpt_jax.train import plan
 from mpt_jax.train.groups import STAGE_TABLES
 from mpt_jax.train.optimizer import make_optimizer
-from mpt_jax.train.run import Settings, describe_run
+from mpt_jax.train.run import Settings, describe_run, made_from
 from mpt_jax.train.step import Objective
 
 STAGES = ("teacher", "source", "target")
@@ -35,7 +35,6 @@ def training_model(
     data: DataSettings,
     names: str | Sequence[str],
     module: str | None = None,
-    dropout_rate: float = 0.0,
 ) -> PromptedModel:
     """The model of a stage. Its backbone is the T5X checkpoint ``train.backbone``, which tells its own shapes.
 
@@ -46,8 +45,9 @@ def training_model(
     if distillation.teacher != "beside":
         raise UserError(f"DistillationSettings.teacher = {distillation.teacher!r}: T5X's trainer takes 'beside' alone.")
     config, backbone, arrays = _backbone(train.backbone, train.dtype, train.vocabulary)
+    config = dataclasses.replace(config, dropout_rate=train.dropout_rate, remat=train.remat)
     backbone = dataclasses.replace(
-        backbone, config=dataclasses.replace(config, dropout_rate=dropout_rate, remat=train.remat), fingerprint=fingerprint_of(arrays),
+        backbone, config=config, fingerprint=fingerprint_of(arrays),
         params={"token_embedder": {"embedding": arrays["token_embedder/embedding"].load()}},
     )  # fmt: skip
     members = expand(names, module)
@@ -59,9 +59,10 @@ def training_model(
     objective = Objective(backbone.config, bank.group_N, None if teacher_NPD is None else distillation)
     ours = make_optimizer(optimizer, train.train_steps, len(bank.shared_GPD), STAGE_TABLES[train.stage], plan.rates(runs))
     trainable = {f"bank/{name}": array for name, array in bank.trainable().items()}
+    teacher = {} if teacher_NPD is None else {"teacher/prompts": teacher_NPD}
     return PromptedModel(
         objective, bank, members, seqio_vocabulary(backbone.vocabulary()), BankOptimizer(ours), teacher_NPD, data.batch_size,
-        describe_run(Settings(train, prompt, distillation, optimizer, data), runs, backbone, trainable),
+        describe_run(Settings(train, prompt, distillation, optimizer, data), runs, backbone, trainable, made_from(trainable, teacher)),
     )  # fmt: skip
 
 

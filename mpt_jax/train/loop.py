@@ -14,8 +14,8 @@ from mpt_jax.distributed import say
 from mpt_jax.errors import Preempted, UserError
 from mpt_jax.metrics import MetricsWriter, ProgressLine
 from mpt_jax.sharding import to_host
-from mpt_jax.train.plan import Run
-from mpt_jax.train.step import TrainState, TrainStep
+from mpt_jax.train.plan import Run, stopped_groups
+from mpt_jax.train.step import Objective, TrainState, TrainStep, encoder_states
 
 # scores the trainable tree on the dev split: for each run its scores by name and the one that selects, or None
 Evaluate = Callable[[dict], Sequence[tuple[dict[str, float], float] | None]]
@@ -25,7 +25,8 @@ Evaluate = Callable[[dict], Sequence[tuple[dict[str, float], float] | None]]
 class Window:
     """Sums since the last line of metrics; device arrays are read when the line is written, so that no step waits."""
 
-    objective_terms: tuple[str, ...]
+    objective: Objective
+    prompt_length: int
     sums: list = dataclasses.field(default_factory=list)
     target_tokens_N: np.ndarray | float = 0.0
     input_tokens_N: np.ndarray | float = 0.0
@@ -48,8 +49,9 @@ class Window:
         """(means by term (N,), last gradient norm (G,), finite in every step (G,))."""
         host = jax.device_get(self.sums)
         tokens_N = np.maximum(self.target_tokens_N, 1.0)
-        weight = {"hidden_encoder": np.maximum(self.input_tokens_N, 1.0), "sentence": np.maximum(self.examples_N, 1.0)}
-        means = {term: sum(m[term] for m in host) / weight.get(term, tokens_N) for term in self.objective_terms}
+        states_N = encoder_states(self.objective, self, self.prompt_length)
+        weight = {"hidden_encoder": np.maximum(states_N, 1.0), "sentence": np.maximum(self.examples_N, 1.0)}
+        means = {term: sum(m[term] for m in host) / weight.get(term, tokens_N) for term in self.objective.terms}
         return means, host[-1]["grad_norm"], np.all([m["finite"] for m in host], axis=0)
 
 
@@ -71,14 +73,6 @@ def update_best(best: Best | None, trainable: dict, scores, runs: Sequence[Run],
             arrays[path] = arrays[path].copy()
             arrays[path][where] = array[where]
     return Best(arrays, score_G, step_G)
-
-
-def stopped_groups(best: Best | None, step: int, eval_steps: int, patience: int) -> frozenset[int]:
-    """Groups whose best score is ``patience`` scorings old by ``step``; a function of what a checkpoint holds, so resuming agrees."""
-    if best is None or not patience:
-        return frozenset()
-    last_scored = step // eval_steps * eval_steps
-    return frozenset(np.flatnonzero(last_scored - best.step_G >= patience * eval_steps).tolist())
 
 
 @dataclasses.dataclass
@@ -104,7 +98,7 @@ class Loop:
         Raises Preempted, after a checkpoint of this step is on disk, when the machine is taken away.
         """
         total = self.settings.train_steps
-        window = Window(self.step_fn.objective.terms)
+        window = self._window(state)
         note, stopped = "", self._stop(best, start_step, frozenset())
         with ProgressLine(self.settings.stage, total, start_step) as progress:
             for step in range(start_step + 1, total + 1):
@@ -118,7 +112,7 @@ class Loop:
                 save_now = step % self.checkpoint_steps == 0 or step == total or leave_now
                 if step % self.settings.log_steps == 0 or score_now or save_now:
                     note = self._log(step, window)
-                    window = Window(self.step_fn.objective.terms)
+                    window = self._window(state)
                 if score_now:
                     best, note = self._score(step, state, best, stopped)
                     stopped = self._stop(best, step, stopped)
@@ -132,9 +126,13 @@ class Loop:
         self.checkpoints.wait()
         return state, best
 
+    def _window(self, state: TrainState) -> Window:
+        shared = state.trainable.get("bank/shared")
+        return Window(self.step_fn.objective, 0 if shared is None else shared.shape[1])
+
     def _stop(self, best: Best | None, step: int, before: frozenset[int]) -> frozenset[int]:
         """The groups that are stopped by now; those that newly are free their rows of the batch."""
-        stopped = before | stopped_groups(best, step, self.eval_steps, self.settings.patience)
+        stopped = before | stopped_groups(best and best.step_G, step, self.eval_steps, self.settings.patience)
         if stopped != before:
             names = ", ".join(f"{run.task} (seed {run.seed})" for run in self.runs if run.group in stopped - before)
             say(f"step {step}: no better dev score in {self.settings.patience} scorings, stopped: {names}")

@@ -4,11 +4,12 @@ N tasks (runs) in the bank, G groups that share a P*, P prompt positions, D mode
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from mpt_jax.checkpoint import load_bank
+from mpt_jax.checkpoint import Loaded, bank_alone, load
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
@@ -16,8 +17,10 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.prompt_bank import PromptBank, compose_all, init_factors, init_prompt, select, stack_groups, transfer
+from mpt_jax.run_folder import require
 from mpt_jax.sharding import to_host
 
+MOST_RUNS = 10_000  # of one program; a bank of so many float32 prompts of T5-Base takes 3 GB [ours]
 ONE_STREAM = ("source", "finetune", "pretrain")  # stages whose tasks are trained together
 
 
@@ -40,6 +43,10 @@ def _as_list(value) -> list:
 def plan_runs(train: TrainSettings, prompt: PromptSettings, optimizer: OptimizerSettings, tasks: Sequence[str]) -> list[Run]:
     """All combinations of seed, learning rates and task. Raises UserError where a stage trains one run only and several are asked for."""
     together = train.stage in ONE_STREAM or prompt.shared_over_targets
+    rates = (_as_list(rate) for rate in (optimizer.learning_rate, optimizer.factor_learning_rate))
+    count = math.prod(map(len, (train.seed_list, tasks, *rates)))
+    if count > MOST_RUNS:
+        raise UserError(f"SEED, LEARNING_RATE, FACTOR_LEARNING_RATE and TASKS make {count:,} runs; one program takes {MOST_RUNS:,}.")
     runs, group = [], 0
     for seed in train.seed_list:
         for rate in _as_list(optimizer.learning_rate):
@@ -112,14 +119,23 @@ def _read_source(train: TrainSettings, prompt: PromptSettings, backbone: Backbon
     if not train.source_dir:
         message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: give --gin.SOURCE_DIR=\"'folder'\""
         raise UserError(f"{message}, or train prompts from scratch with --gin.PromptSettings.transfer=\"'none'\".")
-    return read_prompts(train.source_dir, "SOURCE_DIR", backbone)
+    return read_prompts(train.source_dir, "SOURCE_DIR", backbone, train.allow_unfinished)
 
 
-def read_prompts(run_dir: str, setting: str, backbone: Backbone) -> tuple[PromptBank, dict]:
-    """A run's best bank and run.json. Raises UserError if it was trained on another backbone or holds no prompts."""
-    bank, run = load_bank(run_dir)
+def read_prompts(run_dir: str, setting: str, backbone: Backbone, allow_unfinished: bool = False) -> tuple[PromptBank, dict]:
+    """A run's best bank and run.json.
+
+    Raises UserError if it is not finished, was trained on another backbone, or holds no prompts.
+    """
+    loaded = load(run_dir)
+    run, bank = loaded.run, bank_alone(loaded, run_dir)
     if bank is None:
         raise UserError(f"{setting} = {run_dir!r} trained a backbone, not prompts.")
+    require(run, run_dir, "backbone.name", "backbone.fingerprint", "runs")
+    if not allow_unfinished and not is_finished(loaded):
+        total = run["settings"]["train"]["train_steps"]
+        message = f"{setting} = {run_dir!r} is not finished: step {loaded.step} of {total}"
+        raise UserError(f"{message}. Let its training go on to the end, or give --gin.ALLOW_UNFINISHED=True.")
     width = bank.shared_GPD.shape[2]
     if width != backbone.config.d_model:
         message = f"{setting} = {run_dir!r} holds prompts of width {width}, the backbone {backbone.name!r} has width"
@@ -129,6 +145,27 @@ def read_prompts(run_dir: str, setting: str, backbone: Backbone) -> tuple[Prompt
         message = f"{setting} = {run_dir!r} was trained on backbone {there}, this run uses {backbone.name} ({backbone.fingerprint})"
         raise UserError(f"{message}; set BACKBONE to the same weights.")
     return bank, run
+
+
+def is_finished(loaded: Loaded) -> bool:
+    """Whether a run came to its last step, or to where every group had no better score for as long as its patience lasts.
+
+    True where run.json does not say how many steps were wanted, and for a bank that `mpt-jax convert` wrote.
+    """
+    train = loaded.run.get("settings", {}).get("train", {})
+    total, patience = train.get("train_steps", 0), train.get("patience", 0)
+    if loaded.step >= total or loaded.run.get("converted"):
+        return True
+    stopped = stopped_groups(loaded.best_step_G, loaded.step, train.get("eval_steps") or max(total // 10, 1), patience)
+    return bool(stopped) and len(stopped) == len(loaded.best_step_G)
+
+
+def stopped_groups(best_step_G: np.ndarray | None, step: int, eval_steps: int, patience: int) -> frozenset[int]:
+    """Groups whose best score is ``patience`` scorings old by ``step``; a function of what a checkpoint holds, so resuming agrees."""
+    if best_step_G is None or not patience:
+        return frozenset()
+    last_scored = step // eval_steps * eval_steps
+    return frozenset(np.flatnonzero(last_scored - best_step_G >= patience * eval_steps).tolist())
 
 
 def _source_group(bank: PromptBank, run: dict, seed: int) -> tuple[PromptBank, list[str]]:
@@ -154,7 +191,7 @@ def teacher_prompts(
     if not teacher_dir:
         message = "the source stage distils from teachers: give --gin.TEACHER_DIR=\"'folder'\""
         raise UserError(f"{message}, or train without them with --gin.DistillationSettings.weight=0.0.")
-    bank, run = read_prompts(teacher_dir, "TEACHER_DIR", backbone)
+    bank, run = read_prompts(teacher_dir, "TEACHER_DIR", backbone, train.allow_unfinished)
     rows = run["runs"]
     missing = sorted({run.task for run in runs} - {row["task"] for row in rows})
     if missing:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mpt_jax import distributed, sharding
+from mpt_jax import digests, distributed, paths, sharding
 from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.folder_lock import locked
 from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, load_backbone
@@ -70,8 +71,21 @@ def run_train(
 ) -> Path:
     """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can mend.
 
-    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised.
+    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised. No other training may run in
+    MODEL_DIR meanwhile.
     """
+    check_together(settings)
+    with locked(paths.writable_run("MODEL_DIR", settings.train.model_dir)):
+        return _train(settings, tasks, make_evaluate, config_gin, preempted)
+
+
+def check_together(settings: Settings) -> None:
+    """Raises UserError for settings that do not go with one another."""
+    if settings.train.stage == "fewshot" and not settings.data.k_shot:
+        raise UserError("K_SHOT = 0 in the stage 'fewshot': give the number of training rows, or take target.gin for all of them.")
+
+
+def _train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEvaluate, config_gin: str, preempted) -> Path:
     train = settings.train
     mesh = sharding.mesh_or_none(settings.mesh)
     backbone = load_backbone(train.backbone, train.dtype, train.vocabulary, sharding.backbone_sharding(mesh), train.attention)
@@ -89,11 +103,11 @@ def run_train(
     step_fn = TrainStep(objective, optimizer, mesh)
     frozen = sharding.place_tree(mesh, frozen)
 
-    description = describe_run(settings, runs, backbone, trainable)
+    description = describe_run(settings, runs, backbone, trainable, made_from(trainable, frozen, [*caches.values(), *dev_caches.values()]))
     with distributed.first_before_others("run folder"):
         run_folder = open_run_folder(train.model_dir, description, config_gin)
     distributed.say(accounting(description))
-    checkpoints = Checkpoints(run_folder)
+    checkpoints = Checkpoints(run_folder, runs=description["runs"])
     state, best, start_step = resume(checkpoints, step_fn.init(trainable), train.skip_damaged_checkpoints)
     scene = Scene(settings, runs, backbone, vocabulary, dev_caches, objective.group_N, frozen, mesh)
     eval_steps = train.eval_steps or max(train.train_steps // 10, 1)
@@ -106,7 +120,7 @@ def run_train(
     if objective.distillation and objective.distillation.teacher == "cached":
         prompts_NPD = sharding.to_host(frozen.pop("teacher/prompts"))
         told = teachers.Teachers(objective.distillation, prompts_NPD, backbone, spec, mesh, folder)
-        streams = teachers.teach_streams(told, streams, train.train_steps)
+        streams = teachers.teach_streams(told, streams, train.train_steps, preempted)
     batches = batch_iterator(streams, spec, len(runs), start_step, data.prefetch)
     loop = Loop(
         train, runs, step_fn, frozen, batches, streams, checkpoints, writer,
@@ -162,11 +176,11 @@ def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = Fal
 
     Raises UserError naming a damaged checkpoint; with ``skip_damaged`` it is put aside and the one before it is taken.
     """
-    for name in checkpoints.unfinished():
-        distributed.say(f"left out: {name}, whose writing did not end")
+    for name in checkpoints.cleared:
+        distributed.say(f"cleared: {name}, whose writing did not end")
     while (latest := checkpoints.latest_step()) is not None:
         try:
-            restored, best, meta = checkpoints.restore(latest, state._asdict(), has_best=True)
+            restored, best, meta = checkpoints.restore(latest, state._asdict())
         except UserError as error:
             if not skip_damaged:
                 raise
@@ -177,7 +191,16 @@ def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = Fal
     return state, None, 0
 
 
-def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict) -> dict:
+def made_from(trainable: dict, frozen: dict, caches: Sequence[TokenCache] = ()) -> dict:
+    """Digests of what a run starts from, beside its backbone: its first prompts, its teachers' prompts, the rows of each task's splits."""
+    prompts = {name.removeprefix("bank/"): np.asarray(array) for name, array in trainable.items() if name.startswith("bank/")}
+    found: dict = {"prompts at the start": digests.of_json(digests.digests(prompts))[:16]} if prompts else {}
+    if "teacher/prompts" in frozen:
+        found["prompts of the teachers"] = digests.digests([sharding.to_host(frozen["teacher/prompts"])])["0"][:16]
+    return found | {f"rows of {cache.name}, {cache.split}": cache.fingerprint for cache in caches}
+
+
+def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict, made_from: dict) -> dict:
     """The content of run.json."""
     bank = {path.removeprefix("bank/"): array for path, array in trainable.items() if path.startswith("bank/")}
     if bank:
@@ -189,6 +212,7 @@ def describe_run(settings: Settings, runs, backbone: Backbone, trainable: dict) 
         "tasks": list(dict.fromkeys(run.task for run in runs)),
         "runs": [dataclasses.asdict(run) for run in runs],
         "settings": settings.describe(),
+        "made_from": made_from,
         "parameters": {
             "trainable": counted,
             "per_task": per_task,

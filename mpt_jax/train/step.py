@@ -178,13 +178,19 @@ def batch_totals(objective: Objective, batch, frozen: dict, trainable: dict) -> 
     by_group = lambda values_N: in_group_GN @ values_N  # noqa: E731 (also of traced values)
     totals = {"target_tokens_G": by_group(batch.target_tokens_N)}
     if objective.distillation:
-        positions_N = batch.input_tokens_N
-        if objective.distillation.hidden_positions == "all":
-            positions_N = positions_N + batch.examples_N * trainable["bank/shared"].shape[1]
-        totals["encoder_positions_G"] = by_group(positions_N)
+        totals["encoder_positions_G"] = by_group(encoder_states(objective, batch, trainable["bank/shared"].shape[1]))
     if objective.encoder_teaching:
         totals["embedded_rows_G"] = np.full(num_groups, batch.embedded, np.float32)
     return totals
+
+
+def encoder_states(objective: Objective, counts, prompt_length: int):
+    """Encoder states (N,) that the term `hidden_encoder` compares: of the input tokens, and of the prompts where these count as well.
+
+    counts: input_tokens_N and examples_N of a batch, or of several.
+    """
+    compares_prompts = objective.distillation is not None and objective.distillation.hidden_positions == "all"
+    return counts.input_tokens_N + (prompt_length * counts.examples_N if compares_prompts else 0)
 
 
 def make_bank(trainable: Mapping[str, jax.Array], group_N) -> PromptBank | None:

@@ -3,11 +3,10 @@
 B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks (runs) in the bank.
 """
 
-import collections
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +20,13 @@ from mpt_jax.data.batches import BatchSpec, eval_batches
 from mpt_jax.data.cache import TokenCache, key_name
 from mpt_jax.data.sampler import Stream, rows_in
 from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher
-from mpt_jax.errors import UserError
+from mpt_jax.errors import Preempted, UserError
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.prompted_t5 import forward
 from mpt_jax.train import distillation
 
-PART_BYTES = 2**28  # of a part on disk: what a kill can cost [ours]
+PART_BYTES = 2**26  # of a part on disk: what a kill can cost, and what is kept in memory until it is written [ours]
 IN_FLIGHT = 2  # batches handed to the device ahead of the one being written
 
 
@@ -84,8 +83,13 @@ class Wanted(NamedTuple):
     rows: np.ndarray
 
 
-def teach_streams(teachers: Teachers, streams: Sequence[Stream], steps: int) -> list[Stream]:
-    """The streams with the teachers' outputs for every row of the first ``steps`` steps; what no cache holds is computed first."""
+def teach_streams(
+    teachers: Teachers, streams: Sequence[Stream], steps: int, preempted: Callable[[int], bool] = lambda batch: False
+) -> list[Stream]:
+    """The streams with the teachers' outputs for every row of the first ``steps`` steps; what no cache holds is computed first.
+
+    ``preempted(batch)`` is asked after each batch; where it is True, what was computed is written and Preempted raised.
+    """
     opened: dict[str, TeacherOutputs] = {}
     wanted: dict[Path, Wanted] = {}  # by folder: runs with the same teacher share one
     for stream in streams:
@@ -96,7 +100,7 @@ def teach_streams(teachers: Teachers, streams: Sequence[Stream], steps: int) -> 
     _check_space(teachers, list(wanted.values()))
     with ProgressLine("teachers", sum(len(part.rows) for part in wanted.values()), unit="rows") as progress:
         for part in wanted.values():
-            _compute(teachers, part, progress)
+            _compute(teachers, part, progress, preempted)
     with distributed.first_before_others("teacher outputs"):
         if not distributed.is_first():
             opened.clear()  # what the first process has written meanwhile is not among them
@@ -126,8 +130,11 @@ def _check_space(teachers: Teachers, wanted: Sequence[Wanted]) -> None:
     distributed.say(told)
 
 
-def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine) -> None:
-    """Writes parts for rows that are not there. With several processes all compute and the first one writes."""
+def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine, preempted: Callable[[int], bool]) -> None:
+    """Writes parts for rows that are not there. With several processes all compute and the first one writes.
+
+    Raises Preempted once the rows that are computed are on disk, where the machine is taken away.
+    """
     rows = wanted.rows
     if not len(rows):
         return
@@ -135,39 +142,56 @@ def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine) -> None
     each = max(teachers.layout.row_bytes(inputs, targets) // len(rows), 1)
     pieces = range(0, len(rows), max(PART_BYTES // each, 1))
     for start in pieces:
-        piece = slice(start, start + pieces.step)
-        computed = _run(teachers, wanted.cache, wanted.run, rows[piece], progress)
-        if distributed.is_first():
-            wanted.outputs.write(rows[piece], inputs[piece], targets[piece], computed)
-        else:
-            collections.deque(computed, maxlen=0)
+        computed: dict[int, dict] = {}
+        batches = _run(teachers, wanted.cache, wanted.run, rows[start : start + pieces.step], progress)
+        leave = False
+        for number, batch in enumerate(batches, 1):
+            computed |= batch
+            leave = leave or preempted(number)
+            if leave:
+                break
+        _write(wanted, rows, inputs, targets, computed)
+        if leave:
+            done = f"outputs of teachers are written for {progress.done:,} of {progress.total:,} rows"
+            raise Preempted(f"told to end: {done}, the same command continues")
 
 
-def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[tuple[int, dict]]:
-    """(row, padded arrays by file) of each row once; the device works ahead of the reader."""
+def _write(wanted: Wanted, rows: np.ndarray, inputs: np.ndarray, targets: np.ndarray, computed: dict[int, dict]) -> None:
+    if not distributed.is_first() or not computed:
+        return
+    written = np.flatnonzero(np.isin(rows, list(computed)))
+    wanted.outputs.write(rows[written], inputs[written], targets[written], computed.items())
+
+
+def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[dict[int, dict]]:
+    """Arrays by file, cut to the row's own length, by row, of a batch at a time; the device works ahead of the reader."""
     waiting: list = []
     size = teachers.spec.micro_batch_size
     prompt_BPD = np.broadcast_to(teachers.prompts_NPD[run], (size, *teachers.prompts_NPD.shape[1:]))
     prompt_BPD = sharding.place_rows(teachers.mesh, np.ascontiguousarray(prompt_BPD, np.float32))
-
-    def read():
-        index_B, kept = waiting.pop(0)
-        kept = {file: np.asarray(array) for file, array in kept.items()}
-        for place in np.flatnonzero(index_B >= 0):
-            yield int(index_B[place]), {file: array[place] for file, array in kept.items()}
-        progress.update(progress.done + int(np.sum(index_B >= 0)))
-
     layout = teachers.layout
     top = 0 if layout.whole else layout.top
+
+    def read() -> dict[int, dict]:
+        index_B, kept = waiting.pop(0)
+        kept = {file: np.asarray(array) for file, array in kept.items()}
+        real_B, found = np.flatnonzero(index_B >= 0), {}
+        for place, inputs, targets in zip(real_B, *_lengths(teachers.spec, cache, index_B[real_B]), strict=True):
+            # copies: the rows of a part wait in memory, their padding must not
+            cut = {file: array[place, : layout.tokens(file, inputs, targets)].copy() for file, array in kept.items()}
+            found[int(index_B[place])] = cut
+        progress.update(progress.done + len(real_B))
+        return found
+
     for index_B, micro in eval_batches(cache, teachers.spec, subset=rows):
         tokens = (sharding.place_rows(teachers.mesh, micro[name]) for name in ("inputs_BL", "targets_BT"))
         with sharding.use(teachers.mesh):
             kept = _outputs(teachers.backbone.config, teachers.settings, top, teachers.backbone.params, prompt_BPD, *tokens)
         waiting.append((index_B, kept))
         if len(waiting) > IN_FLIGHT:
-            yield from read()
+            yield read()
     while waiting:
-        yield from read()
+        yield read()
 
 
 def _outputs_fn(config: T5Config, settings: DistillationSettings, top: int, backbone: dict, prompt_BPD, inputs_BL, targets_BT) -> dict:
