@@ -7,6 +7,7 @@ is read unchecked and a line says so.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import os
@@ -26,6 +27,7 @@ from mpt_jax.model.formats import t5x
 from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.prompt_bank import PromptBank, bank_from
+from mpt_jax.paths import readable_run
 from mpt_jax.run_folder import read_run_json
 from mpt_jax.sharding import place
 
@@ -137,9 +139,9 @@ class Checkpoints:
             if self._pending:
                 self._pending.result()
         except FAILURES as error:
-            raise self._not_saved(step, error) from error
-        finally:
             self._pending = None
+            raise self._not_saved(step, error) from error
+        self._pending = None  # not after Ctrl-C: the write goes on, and ``settle`` waits for it
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError if it could not be written."""
@@ -149,6 +151,11 @@ class Checkpoints:
             self._manager.check_for_errors()
         except FAILURES as error:
             raise self._not_saved(None, error) from error
+
+    def settle(self) -> None:
+        """Waits until what is being written is on disk, or is not; so that an interrupted process leaves no half of it."""
+        with distributed.uninterrupted(), contextlib.suppress(UserError):
+            self.wait()
 
     def close(self) -> None:
         """Waits and releases threads."""
@@ -270,7 +277,7 @@ def load(run_dir: str | Path, which: str = "best") -> Loaded:
     """
     _quiet()
     run = read_run_json(run_dir)
-    folder = Path(run_dir).absolute() / FOLDER
+    folder = readable_run("run folder", run_dir) / FOLDER
     t5x_steps = t5x.steps(Folder(run_dir))
     if t5x_steps and not folder.is_dir():  # a run under T5X's trainer: it keeps no best bank
         kind, path = detect(f"{run_dir}/{t5x_steps[-1]}")

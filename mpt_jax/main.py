@@ -30,7 +30,8 @@ from mpt_jax.config import (
     TrainSettings,
 )
 from mpt_jax.data.cache import cache_folder
-from mpt_jax.errors import EXIT_PREEMPTED, Preempted, UserError
+from mpt_jax.errors import EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_PREEMPTED, Preempted, UserError
+from mpt_jax.launched import end_with_launcher
 
 SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
@@ -337,6 +338,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def _say(text: str) -> None:
+    """A last line."""
+    with contextlib.suppress(OSError):
+        print(f"mpt-jax: {text}", file=sys.stderr, flush=True)
+
+
 def _prepare() -> None:
     """Process-wide settings, before JAX starts: compiled programs are kept on disk; TensorFlow stays quiet where tasks need it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -350,29 +357,40 @@ def _prepare() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; prints a UserError as one line and returns 2."""
-    _prepare()
     leave, first = int, True  # of the exit code; with several processes it ends them
     try:
+        _prepare()
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         if getattr(arguments, "joins", False):
             from mpt_jax import distributed
 
+            end_with_launcher()
             distributed.start(vars(arguments), trains=arguments.function is command_train)
             leave, first = distributed.leave, distributed.is_first()
         if arguments.gin_default is not None:
             files = arguments.gin_file or ([arguments.gin_default] if arguments.gin_default else [])
             parse_gin(files, arguments.gin_bindings, [part for part in arguments.gin_search_paths.split(",") if part])
-        return arguments.function(arguments)
+        code = arguments.function(arguments)
+        sys.stdout.flush()
+        return code
     except (UserError, tasks.TaskError) as error:
-        print(f"mpt-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(" ".join(str(error).split()))
         return leave(2)
     except Preempted as told:
         if first:
-            print(f"mpt-jax: {told}", file=sys.stderr)
+            _say(str(told))
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        print("mpt-jax: interrupted; what was saved stays, the same command continues", file=sys.stderr)
-        return leave(130)
+        _say("interrupted; what was saved stays, the same command continues")
+        return leave(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.filename is not None:  # not the output, then
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
+        if isinstance(error, BrokenPipeError):
+            return leave(EXIT_PIPE_CLOSED)
+        _say(f"the output cannot be written: {error.strerror}.")
+        return leave(2)
 
 
 if __name__ == "__main__":

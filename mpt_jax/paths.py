@@ -32,7 +32,7 @@ def local(setting: str, path: str, remote: tuple[str, ...] = ()) -> str:
     if scheme and not path.startswith(remote or "\0"):
         also = f" or {', '.join(remote)}" if remote else ""
         advice = "copy it here, or mount the bucket, and give that path"
-        raise UserError(f"{setting} = {path!r}: {scheme[0]}… cannot be used, only a local path{also}; {advice}.")
+        raise UserError(f"{setting} = {path!r}: {scheme[0]}/… cannot be used, only a local path{also}; {advice}.")
     return path if scheme else expanded(setting, path)
 
 
@@ -47,7 +47,7 @@ def writable_run(setting: str, path: str) -> Path:
 
 
 def readable_run(setting: str, path: str | os.PathLike) -> Path:
-    """The absolute folder of a run that is to be read. Raises UserError for one that Orbax does not find."""
+    """The absolute folder of a run that is to be read. Raises UserError for one in which Orbax finds no checkpoint."""
     folder = Path(path).absolute()
     wrong = [pattern for pattern in ("\\", "**") if pattern in str(folder)]
     if wrong:

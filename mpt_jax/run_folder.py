@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -82,8 +83,13 @@ def _entry(run: dict, name: str) -> Any:
     return run
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a number that can be worked with: no truth value, no integer of hundreds of digits."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53)
+
+
 def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and (not isinstance(value, NUMBER) or abs(value) < 1e15)
+    return isinstance(value, kind) and (not isinstance(value, NUMBER) or (is_number(value) and math.isfinite(value)))
 
 
 def _wrong_entry(run: Any) -> str:

@@ -125,7 +125,7 @@ def test_missing_teacher(capsys, world, folder, teachers):
 
 def test_missing_source(capsys, world, folder):
     fails(capsys, train(world, folder, "target.gin", TASKS=["digit"]), "give --gin.SOURCE_DIR")
-    fails(capsys, train(world, folder, "target.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "is no run folder")
+    fails(capsys, train(world, folder, "target.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "is not a run folder")
 
 
 def test_prompts_of_another_backbone(capsys, world, folder, teachers, tmp_path):

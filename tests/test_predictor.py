@@ -128,7 +128,7 @@ def test_wrong_calls(run_dir, backbone_folder, tmp_path):
         (lambda: predictor.score(["x"], ["a" * 12], "sst2"), "a target has 13 tokens, the limit is 12"),
         (lambda: predictor.labels("unheard"), "has no labels here"),
         (lambda: mpt_jax.load(run_dir, "newest"), "is not one of 'best', 'last'"),
-        (lambda: mpt_jax.load(tmp_path), "is no run folder"),
+        (lambda: mpt_jax.load(tmp_path), "is not a run folder"),
     ):
         with pytest.raises(UserError, match=message):
             call()

@@ -122,7 +122,7 @@ def test_a_run_without_any_metrics(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(UserError, match=r"is no run folder"):
+    with pytest.raises(UserError, match=r"is not a run folder"):
         report.report([tmp_path], tmp_path)
     folder = write_run(tmp_path / "a")
     (folder / "eval").mkdir()

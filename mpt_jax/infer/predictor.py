@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 import tasks
 from mpt_jax import sharding
-from mpt_jax.checkpoint import load_bank, load_trainable
+from mpt_jax.checkpoint import bank_of, load_trainable
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
@@ -25,9 +25,11 @@ from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.infer.requests import Model, Progress, Requests
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.prompt_bank import compose
+from mpt_jax.run_folder import require
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 64  # rows answered together
+NEEDED = ("tasks", "runs", "settings.train.backbone", "settings.data.feature_lengths", "backbone.name", "backbone.fingerprint")
 
 
 class Predictor:
@@ -166,7 +168,9 @@ def load(
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")
-    bank, run = load_bank(run_dir, checkpoint)
+    trained, run = load_trainable(run_dir, checkpoint)
+    bank = bank_of(trained, run)
+    require(run, run_dir, *NEEDED)
     train = run["settings"]["train"]
     name, place = backbone or train["backbone"], sharding.backbone_sharding(mesh)
     # not 'fused', which the machine that trained may have had and this one lacks
@@ -177,8 +181,7 @@ def load(
         message = f"run {str(run_dir)!r} was trained on backbone {there}, but {loaded.name} ({loaded.fingerprint}) was found"
         raise UserError(f"{message}; give the folder of the same weights as `backbone`.")
     params = loaded.params
-    if bank is None:
-        trained, _ = load_trainable(run_dir, checkpoint)
+    if any(path.startswith("backbone/") for path in trained):
         params = sharding.place_tree(mesh, _with_trained(params, trained))
     lengths = feature_lengths or run["settings"]["data"]["feature_lengths"]
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)

@@ -1,7 +1,7 @@
 """Which parameters train: a table ``(regular expression, group)`` over parameter paths; the first row that matches wins.
 
 Parameters of the group 'frozen' are an argument of the step that is never differentiated, optimised or saved; every other group
-has its learning rate. A stage is a row of STAGE_TABLES; other splits (BitFit and the like) are other tables, not other trainers.
+has its learning rate. A stage is a row of STAGE_TABLES; no setting chooses another split.
 """
 
 import re

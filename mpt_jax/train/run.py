@@ -23,7 +23,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.prompt_bank import PromptBank, bank_from, count_parameters
-from mpt_jax.run_folder import devices, open_run_folder, versions
+from mpt_jax.run_folder import devices, open_run_folder, versions, writes
 from mpt_jax.train import plan, teachers
 from mpt_jax.train.groups import STAGE_TABLES, split
 from mpt_jax.train.loop import Evaluate, Loop
@@ -130,6 +130,7 @@ def _train(settings: Settings, tasks: tuple[str, ...], make_evaluate: MakeEvalua
     try:
         state, best = loop.run(state, best, start_step)
     finally:
+        checkpoints.settle()
         batches.close()
         writer.close()
     checkpoints.close()
@@ -241,6 +242,7 @@ def write_backbone(run_folder: Path, backbone: Backbone, trainable: dict) -> Non
     if not distributed.is_first():
         return
     folder = run_folder / "backbone"
-    if folder.exists():
-        shutil.rmtree(folder)
-    formats.write_backbone("own", str(folder), backbone.config, trained, backbone.vocabulary_path)
+    with writes(folder, "MODEL_DIR"):
+        if folder.exists():
+            shutil.rmtree(folder)
+        formats.write_backbone("own", str(folder), backbone.config, trained, backbone.vocabulary_path)
