@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpt_jax.errors import UserError
@@ -34,6 +35,13 @@ def local(setting: str, path: str, remote: tuple[str, ...] = ()) -> str:
         advice = "copy it here, or mount the bucket, and give that path"
         raise UserError(f"{setting} = {path!r}: {scheme[0]}/… cannot be used, only a local path{also}; {advice}.")
     return path if scheme else expanded(setting, path)
+
+
+def absolute(path: str | Sequence[str]) -> str | list[str]:
+    """A path, or several, as T5X's Orbax takes them: absolute, with `~` expanded; addresses as they are."""
+    if not isinstance(path, str):
+        return [absolute(each) for each in path]
+    return path if SCHEME.match(path) else str(Path(expanded("path", path)).absolute())
 
 
 def writable_run(setting: str, path: str) -> Path:

@@ -47,27 +47,42 @@ ENTRIES: dict[str, Any] = {
 ROW = {"task": str, "group": int, "seed": int, "learning_rate": NUMBER, "factor_learning_rate": NUMBER}
 
 
-def read_json_file(path: Path) -> Any:
-    """The JSON of a file that belongs to a run. Raises UserError naming a file that cannot be read or is damaged."""
+def parse_json(content: bytes, place: str | Path) -> Any:
+    """The JSON of a file that belongs to a run. Raises UserError naming a damaged file."""
     try:
-        return json.loads(path.read_bytes().decode())
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits, thousands of brackets
+        raise UserError(f"{str(place)!r} is damaged: {str(error) or type(error).__name__}.") from error
+
+
+def read_json_file(path: Path) -> Any:
+    """As ``parse_json``. Raises UserError naming a file that cannot be read, too."""
+    try:
+        return parse_json(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits, thousands of brackets
-        raise UserError(f"{str(path)!r} is damaged: {str(error) or type(error).__name__}.") from error
+
+
+def parse_run(content: bytes, place: str | Path) -> dict:
+    """The content of a run.json, its entries checked. Raises UserError naming what is damaged."""
+    run = parse_json(content, place)
+    wrong = _wrong_entry(run)
+    if wrong:
+        raise UserError(f"{str(place)!r} is damaged: {wrong}.")
+    return run
 
 
 def read_run_json(run_dir: str | Path) -> dict:
     """The run's description. Raises UserError for a folder that is not a run folder, or naming what is damaged in the file."""
     path = Path(run_dir) / "run.json"
-    if not path.exists():
-        there = "it has no run.json" if Path(run_dir).is_dir() else "it does not exist" if not Path(run_dir).exists() else "it is a file"
-        raise UserError(f"{str(run_dir)!r} is not a run folder: {there}.")
-    run = read_json_file(path)
-    wrong = _wrong_entry(run)
-    if wrong:
-        raise UserError(f"{str(path)!r} is damaged: {wrong}.")
-    return run
+    try:
+        return parse_run(path.read_bytes(), path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        folder = Path(run_dir)
+        there = "it has no run.json" if folder.is_dir() else "it is a file" if folder.exists() else "it does not exist"
+        raise UserError(f"{str(run_dir)!r} is not a run folder: {there}.") from error
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
 
 
 def require(run: dict, run_dir: str | Path, *names: str) -> None:
@@ -187,19 +202,13 @@ def differences(old: dict, new: dict) -> list[str]:
     return [f"{name}: {before[name]!r} there, {now.get(name)!r} now" for name in changed]
 
 
-def check_same_run(folder: Path, description: dict) -> None:
-    """Raises UserError naming what differs if the folder holds another run, or checkpoints of which nobody knows what run they are of."""
-    path = folder / "run.json"
-    if not path.exists():
-        if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
-            message = f"MODEL_DIR = {str(folder)!r} holds checkpoints but no run.json, which says what they are of"
-            raise UserError(f"{message}. Put it back, or give another MODEL_DIR.")
-        return
-    changed = differences(read_run_json(folder), description)
+def check_same_run(folder: str | Path, old: dict, new: dict) -> None:
+    """Raises UserError naming what differs if the folder, whose run.json is ``old``, holds another run than ``new``."""
+    changed = differences(old, new)
     if changed:
         more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
         message = f"MODEL_DIR = {str(folder)!r} holds a run of another configuration ({'; '.join(changed[:6])}{more})"
-        raise UserError(f"{message}. Give another MODEL_DIR, or the settings, rows and weights of {path.name} to continue that run.")
+        raise UserError(f"{message}. Give another MODEL_DIR, or the settings, rows and weights of run.json to continue that run.")
 
 
 def open_run_folder(model_dir: str, description: dict, config_gin: str) -> Path:
@@ -208,7 +217,11 @@ def open_run_folder(model_dir: str, description: dict, config_gin: str) -> Path:
     Raises UserError listing what differs when the folder holds another run; nothing is written then.
     """
     folder = Path(model_dir).absolute()
-    check_same_run(folder, description)
+    if (folder / "run.json").exists():
+        check_same_run(folder, read_run_json(folder), description)
+    elif (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+        message = f"MODEL_DIR = {str(folder)!r} holds checkpoints but no run.json, which says what they are of"
+        raise UserError(f"{message}. Put it back, or give another MODEL_DIR.")
     with writes(folder, "MODEL_DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", description)

@@ -1,5 +1,6 @@
 """Runs of a program: combinations, groups, few-shot rows, streams, where prompts start."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from tiny_data import byte_vocabulary, sized_cache
 from tiny_model import CONFIG, LENGTH, backbone, new_bank
 
-from mpt_jax.checkpoint import Checkpoints
+from mpt_jax.checkpoint import Best, Checkpoints, load
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model.backbone import Backbone
@@ -27,15 +28,16 @@ def frozen(fingerprint="f" * 16) -> Backbone:
     return Backbone("tiny", CONFIG, params, "bytes", fingerprint)
 
 
-def save_run(folder, bank, names, seeds, fingerprint="f" * 16) -> str:
-    """A finished run folder with this bank."""
+def save_run(folder, bank, names, seeds, fingerprint="f" * 16, best_step_G=None, step=1, **train) -> str:
+    """A run folder with this bank; finished if ``train``, its settings, does not say otherwise."""
     runs = [{"task": name, "seed": seed, "group": int(g)} for name, seed, g in zip(names, seeds, bank.group_N, strict=True)]
-    described = {"runs": runs, "backbone": {"name": "tiny", "fingerprint": fingerprint}}
+    described = {"runs": runs, "backbone": {"name": "tiny", "fingerprint": fingerprint}, "settings": {"train": train}}
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(described))
     checkpoints = Checkpoints(folder)
     trainable = {f"bank/{name}": array for name, array in bank.trainable().items()}
-    checkpoints.save(1, {"step": np.asarray(1), "trainable": trainable, "opt_state": ()}, None, {})
+    best = None if best_step_G is None else Best(trainable, np.zeros(len(best_step_G)), np.array(best_step_G))
+    checkpoints.save(step, {"step": np.asarray(step), "trainable": trainable, "opt_state": ()}, best, {})
     checkpoints.close()
     return str(folder)
 
@@ -95,6 +97,43 @@ def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
         other = plan.plan_runs(train, PromptSettings(), OptimizerSettings(), ("a", "c"))
         plan.teacher_prompts(other, train, DistillationSettings(), PromptSettings(length=LENGTH), frozen())
     assert plan.teacher_prompts(runs, train, DistillationSettings(weight=0.0), PromptSettings(), frozen()) is None
+
+
+def test_a_run_that_is_not_finished_is_refused_as_source_and_as_teacher(tmp_path):
+    folder = save_run(tmp_path / "run", new_bank(1, 2), TASKS, [1, 1], step=120, train_steps=300)
+    prompt = PromptSettings(length=LENGTH)
+    source, teacher = settings(source_dir=folder), settings("source", teacher_dir=folder)
+    runs = plan.plan_runs(teacher, prompt, OptimizerSettings(), TASKS)
+    for train, setting, read in (
+        (source, "SOURCE_DIR", lambda train: plan.make_bank(runs, train, prompt, frozen(), byte_vocabulary())),
+        (teacher, "TEACHER_DIR", lambda train: plan.teacher_prompts(runs, train, DistillationSettings(), prompt, frozen())),
+    ):
+        with pytest.raises(UserError, match=f"{setting} = .*run' is not finished: step 120 of 300.*--gin.ALLOW_UNFINISHED=True"):
+            read(train)
+        assert read(dataclasses.replace(train, allow_unfinished=True)) is not None
+
+
+@pytest.mark.parametrize(
+    "best_step_G, train, finished",
+    [
+        ([30, 60], {"train_steps": 300, "eval_steps": 30, "patience": 2}, True),
+        ([30, 90], {"train_steps": 300, "eval_steps": 30, "patience": 2}, False),  # the second group goes on
+        ([60, 60], {"train_steps": 300, "eval_steps": 0, "patience": 2}, True),  # scored every 30 steps
+        ([30, 60], {"train_steps": 300, "eval_steps": 30, "patience": 0}, False),
+        (None, {"train_steps": 120}, True),
+        (None, {"train_steps": 121}, False),
+        (None, {}, True),
+    ],
+)
+def test_a_run_that_its_patience_stopped_is_finished(tmp_path, best_step_G, train, finished):
+    folder = save_run(tmp_path / "run", new_bank(2, 1), TASKS, [1, 1], best_step_G=best_step_G, step=120, **train)
+    assert plan.is_finished(load(folder)) is finished
+
+
+def test_more_runs_than_one_program_takes_are_refused_before_anything_is_made():
+    train, optimizer = settings(seeds=list(range(5_000))), OptimizerSettings(learning_rate=[0.1, 0.3])
+    with pytest.raises(UserError, match="make 20,000 runs; one program takes 10,000"):
+        plan.plan_runs(train, PromptSettings(), optimizer, TASKS)
 
 
 def test_a_group_trains_at_the_rates_of_its_first_run():

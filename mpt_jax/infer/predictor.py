@@ -29,7 +29,8 @@ from mpt_jax.run_folder import require
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 64  # rows answered together
-NEEDED = ("tasks", "runs", "settings.train.backbone", "settings.data.feature_lengths", "backbone.name", "backbone.fingerprint")
+LENGTHS = tuple(f"settings.data.feature_lengths.{name}" for name in ("inputs", "targets"))
+NEEDED = ("tasks", "runs", "settings.train.backbone", *LENGTHS, "backbone.name", "backbone.fingerprint")
 
 
 class Predictor:

@@ -8,6 +8,7 @@ import jax
 import tensorflow as tf
 from t5x import gin_utils
 
+from mpt_jax import paths
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, T5Config, TrainSettings
 from mpt_jax.data.vocabulary import seqio_vocabulary
 from mpt_jax.errors import UserError
@@ -15,6 +16,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, backbone_folder, fingerprint_of
 from mpt_jax.model.formats import prompts
 from mpt_jax.model.prompt_bank import PromptBank
+from mpt_jax.run_folder import check_same_run, parse_run
 from mpt_jax.t5x_bridge.mixtures import expand
 from mpt_jax.t5x_bridge.model import PromptedModel
 from mpt_jax.t5x_bridge.optimizer import BankOptimizer
@@ -38,12 +40,15 @@ def training_model(
 ) -> PromptedModel:
     """The model of a stage. Its backbone is the T5X checkpoint ``train.backbone``, which tells its own shapes.
 
-    Raises UserError for another stage, several seeds or learning rates, and whatever else the settings get wrong.
+    Raises UserError for another stage, several seeds or learning rates, a MODEL_DIR that holds another run, and whatever else the
+    settings get wrong.
     """
     if train.stage not in STAGES:
         raise UserError(f"TrainSettings.stage = {train.stage!r}: under T5X's trainer there are {', '.join(STAGES)}.")
     if distillation.teacher != "beside":
         raise UserError(f"DistillationSettings.teacher = {distillation.teacher!r}: T5X's trainer takes 'beside' alone.")
+    if not paths.SCHEME.match(train.model_dir):
+        paths.writable_run("MODEL_DIR", train.model_dir)
     config, backbone, arrays = _backbone(train.backbone, train.dtype, train.vocabulary)
     config = dataclasses.replace(config, dropout_rate=train.dropout_rate, remat=train.remat)
     backbone = dataclasses.replace(
@@ -60,9 +65,14 @@ def training_model(
     ours = make_optimizer(optimizer, train.train_steps, len(bank.shared_GPD), STAGE_TABLES[train.stage], plan.rates(runs))
     trainable = {f"bank/{name}": array for name, array in bank.trainable().items()}
     teacher = {} if teacher_NPD is None else {"teacher/prompts": teacher_NPD}
+    settings = Settings(train, prompt, distillation, optimizer, data)
+    description = describe_run(settings, runs, backbone, trainable, made_from(trainable, teacher))
+    place = f"{train.model_dir}/run.json"
+    if tf.io.gfile.exists(place):
+        with tf.io.gfile.GFile(place, "rb") as file:
+            check_same_run(train.model_dir, parse_run(file.read(), place), description)
     return PromptedModel(
-        objective, bank, members, seqio_vocabulary(backbone.vocabulary()), BankOptimizer(ours), teacher_NPD, data.batch_size,
-        describe_run(Settings(train, prompt, distillation, optimizer, data), runs, backbone, trainable, made_from(trainable, teacher)),
+        objective, bank, members, seqio_vocabulary(backbone.vocabulary()), BankOptimizer(ours), teacher_NPD, data.batch_size, description
     )  # fmt: skip
 
 
