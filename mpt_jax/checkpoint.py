@@ -28,6 +28,7 @@ from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.prompt_bank import PromptBank, bank_from
 from mpt_jax.paths import readable_run
+from mpt_jax.regular_files import check_regular
 from mpt_jax.run_folder import read_run_json
 from mpt_jax.sharding import place
 
@@ -184,6 +185,7 @@ class Checkpoints:
         )
         folder = self.folder / str(step)
         advice = "Move that folder away, or give --gin.SKIP_DAMAGED_CHECKPOINTS=True, to continue from the checkpoint before it"
+        _check_files(folder, advice)
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             done = reader.submit(self._manager.restore, step, args=arguments)
         error = done.exception()
@@ -261,6 +263,16 @@ def _damaged(path: Path, error: Exception, advice: str) -> UserError:
     return UserError(f"checkpoint {str(path)!r} is damaged or of another run ({_reason(error)}). {advice}.")
 
 
+def _check_files(step_folder: Path, advice: str) -> None:
+    """Raises UserError for what is not a file: a pipe or a device would be read without end."""
+    try:
+        for parent, _, names in os.walk(step_folder):
+            for name in names:
+                check_regular(os.path.join(parent, name))
+    except UserError as error:
+        raise _damaged(step_folder, error, advice) from error
+
+
 class Loaded(NamedTuple):
     """Trained arrays by path on the host, run.json, the checkpoint's step, and the step (G,) of each group's best weights or None."""
 
@@ -286,7 +298,8 @@ def load(run_dir: str | Path, which: str = "best") -> Loaded:
     steps = _steps(folder)
     if not steps:
         raise UserError(f"run folder {str(run_dir)!r} has no finished checkpoint in {FOLDER}/; let its training go on first.")
-    step_folder = folder / str(steps[-1])
+    step_folder, advice = folder / str(steps[-1]), "Move that folder away to read the checkpoint before it"
+    _check_files(step_folder, advice)
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(step_folder / "meta")
@@ -299,7 +312,7 @@ def load(run_dir: str | Path, which: str = "best") -> Loaded:
             trainable = state["trainable"] if isinstance(state, dict) else state[1]
         trainable = {path: np.asarray(array) for path, array in trainable.items()}
     except FAILURES as error:
-        raise _damaged(step_folder, error, "Move that folder away to read the checkpoint before it") from error
+        raise _damaged(step_folder, error, advice) from error
     if meta.get("runs", of_runs := digests.of_json(run.get("runs"))) != of_runs:
         message = f"the runs in {str(Path(run_dir) / 'run.json')!r} are not those that checkpoint {str(step_folder)!r} was trained for"
         raise UserError(f"{message}: the file is damaged or of another folder; put the right one back.")

@@ -8,15 +8,7 @@ from collections.abc import Sequence
 
 from mpt_jax import paths
 from mpt_jax.errors import UserError
-
-
-def shown(value) -> str:
-    """A value as a message shows it, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # a number of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 200 else f"{text[:200]}…"
+from mpt_jax.regular_files import shown
 
 
 def check_types(settings) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mpt_jax.checks import shown
 from mpt_jax.distributed import is_first, say
 from mpt_jax.errors import UserError
+from mpt_jax.regular_files import open_regular, parse_json, shown
 from mpt_jax.run_folder import is_number, writes
 
 METRICS_FILE = "metrics.jsonl"
@@ -110,26 +110,22 @@ def read_metrics(run_dir: str | Path) -> list[dict]:
     Raises UserError naming any other line that is damaged.
     """
     path = Path(run_dir) / METRICS_FILE
-    try:
-        *whole, last = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-    lines = [_line(text, f"{path}:{number}") for number, text in enumerate(whole, 1) if text.strip()]
-    with contextlib.suppress(UserError):
-        lines.append(_line(last, ""))
+    lines: list[dict] = []
+    if not os.path.lexists(path):
+        return lines
+    with open_regular(path) as file:
+        for number, text in enumerate(file, 1):
+            is_cut = not text.endswith(b"\n")
+            with contextlib.suppress(UserError) if is_cut else contextlib.nullcontext():
+                lines += [_line(text, f"{path}:{number}")] if text.strip() else []
     return lines
 
 
 def _line(text: bytes, where: str) -> dict:
-    try:
-        line = json.loads(text.decode())
-        wrong = _wrong(line)
-    except (ValueError, RecursionError) as error:
-        wrong = str(error)
+    line = parse_json(text, where)
+    wrong = _wrong(line)
     if wrong:
-        raise UserError(f"{where} is damaged ({wrong[:200]}); delete this line.")
+        raise UserError(f"{where} is damaged ({wrong}); delete this line.")
     return {"task": None, "run": None, **line}
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 
-from mpt_jax.checks import shown
 from mpt_jax.config import DataSettings, DistillationSettings, MeshSettings, OptimizerSettings, PromptSettings, TrainSettings
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
+from mpt_jax.regular_files import parse_json, read_regular, shown
 
 VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # changing these does not change what a run computes, up to the order of sums
@@ -33,6 +33,7 @@ CLASSES = {
     "mesh": MeshSettings,
 }
 NUMBER = (int, float)
+MOST_RUN_BYTES = 2**28  # of a run.json; ten thousand few-shot runs write a hundredth of that
 # what readers take from run.json, and its type; an entry may be missing (``require`` names those that must not)
 ENTRIES: dict[str, Any] = {
     "stage": str, "tasks": list, "runs": list, "settings": dict, "parameters": dict, "backbone": dict, "made_from": dict,
@@ -47,25 +48,9 @@ ENTRIES: dict[str, Any] = {
 ROW = {"task": str, "group": int, "seed": int, "learning_rate": NUMBER, "factor_learning_rate": NUMBER}
 
 
-def parse_json(content: bytes, place: str | Path) -> Any:
-    """The JSON of a file that belongs to a run. Raises UserError naming a damaged file."""
-    try:
-        return json.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits, thousands of brackets
-        raise UserError(f"{str(place)!r} is damaged: {str(error) or type(error).__name__}.") from error
-
-
-def read_json_file(path: Path) -> Any:
-    """As ``parse_json``. Raises UserError naming a file that cannot be read, too."""
-    try:
-        return parse_json(path.read_bytes(), path)
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-
-
 def parse_run(content: bytes, place: str | Path) -> dict:
     """The content of a run.json, its entries checked. Raises UserError naming what is damaged."""
-    run = parse_json(content, place)
+    run = parse_json(content, repr(str(place)))
     wrong = _wrong_entry(run)
     if wrong:
         raise UserError(f"{str(place)!r} is damaged: {wrong}.")
@@ -74,15 +59,12 @@ def parse_run(content: bytes, place: str | Path) -> dict:
 
 def read_run_json(run_dir: str | Path) -> dict:
     """The run's description. Raises UserError for a folder that is not a run folder, or naming what is damaged in the file."""
-    path = Path(run_dir) / "run.json"
-    try:
-        return parse_run(path.read_bytes(), path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        folder = Path(run_dir)
+    folder = Path(run_dir)
+    path = folder / "run.json"
+    if not os.path.lexists(path):
         there = "it has no run.json" if folder.is_dir() else "it is a file" if folder.exists() else "it does not exist"
-        raise UserError(f"{str(run_dir)!r} is not a run folder: {there}.") from error
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{str(run_dir)!r} is not a run folder: {there}.")
+    return parse_run(read_regular(path, MOST_RUN_BYTES), path)
 
 
 def require(run: dict, run_dir: str | Path, *names: str) -> None:
@@ -217,7 +199,7 @@ def open_run_folder(model_dir: str, description: dict, config_gin: str) -> Path:
     Raises UserError listing what differs when the folder holds another run; nothing is written then.
     """
     folder = Path(model_dir).absolute()
-    if (folder / "run.json").exists():
+    if os.path.lexists(folder / "run.json"):
         check_same_run(folder, read_run_json(folder), description)
     elif (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
         message = f"MODEL_DIR = {str(folder)!r} holds checkpoints but no run.json, which says what they are of"

@@ -26,7 +26,7 @@ from mpt_jax.errors import UserError
         (lambda: PromptSettings(length=0), r"PROMPT_LENGTH\) = 0 is outside 1"),
         (lambda: PromptSettings(length=10**9), r"PROMPT_LENGTH\) = 1000000000 is outside 1 .. 10000"),
         (lambda: PromptSettings(rank=10**9), r"PROMPT_RANK\) = 1000000000 is outside 0 .. 1000"),
-        (lambda: PromptSettings(length=10**5000), "= a number of thousands of digits is outside"),
+        (lambda: PromptSettings(length=10**5000), "= a value of type int is outside"),
         (lambda: PromptSettings(init_vocabulary_rows=0), "init_vocabulary_rows = 0 is outside 1"),
         (lambda: PromptSettings(init="zeros"), "'zeros' is not one of 'vocabulary'"),
         (lambda: PromptSettings(transfer="task"), "needs PromptSettings.transfer_task"),

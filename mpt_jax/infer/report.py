@@ -4,19 +4,20 @@ import base64
 import dataclasses
 import html
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mpt_jax.checks import shown
 from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, figures
 from mpt_jax.infer.comparison import Comparison, comparisons
 from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
 from mpt_jax.metrics import read_metrics
-from mpt_jax.run_folder import is_number, read_json_file, read_run_json, require, writes
+from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
+from mpt_jax.run_folder import is_number, read_run_json, require, writes
 
 IN_TRAINING = "dev, best in training"
 
@@ -69,7 +70,7 @@ def read_run(folder: str | Path, name: str = "") -> RunRecord:
 
 def read_score(path: Path) -> tuple[str, Score]:
     """(task, its score) of a file of eval/. Raises UserError naming a damaged one."""
-    found = read_json_file(path)
+    found = parse_json(read_regular(path, MOST_JSON_BYTES), repr(str(path)))
     wrong = _wrong_scores(found)
     if wrong:
         raise UserError(f"{str(path)!r} is damaged ({wrong}); write it again with `mpt-jax eval`.")
@@ -316,7 +317,7 @@ def _details(records: Sequence[RunRecord]) -> Iterable[str]:
     """For each run folder its gin configuration and the versions that computed it, folded away."""
     for record in records:
         config = record.folder / "config.gin"
-        gin = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "config.gin is missing"
+        gin = read_regular(config, MOST_JSON_BYTES).decode(errors="replace") if os.path.lexists(config) else "config.gin is missing"
         about = {key: record.run[key] for key in ("devices", "versions", "backbone", "parameters") if key in record.run}
         text = html.escape(f"{json.dumps(about, indent=2)}\n\n{gin}")
         yield f"<details><summary>{html.escape(record.name)}</summary><pre>{text}</pre></details>"
