@@ -201,7 +201,7 @@ class Checkpoints:
             for name, tree in (("state", found), ("best", restored["best"])):
                 _check_arrays(name, tree, kept)
             best = _best_from(restored["best"])
-        except FAILURES as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise _damaged(folder, error, advice) from error
         return found, best, restored["meta"]
 
