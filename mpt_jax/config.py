@@ -348,8 +348,9 @@ class TrainSettings:
         check_whole_numbers("TrainSettings.seeds (SEED)", self.seed_list, 0, MOST_SEED)
         if self.patience and not self.score_tasks:
             raise UserError(f"TrainSettings.patience = {self.patience} needs dev scores: set TrainSettings.score_tasks = True.")
-        if not self.model_dir:
-            raise UserError("TrainSettings.model_dir is empty; give --gin.MODEL_DIR=\"'folder'\".")
+        for name in ("model_dir", "backbone"):
+            if not getattr(self, name):
+                raise UserError(f"TrainSettings.{name} is empty; give --gin.{name.upper()}=\"'folder'\".")
 
     @property
     def trains_backbone(self) -> bool:

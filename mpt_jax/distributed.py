@@ -69,8 +69,11 @@ def start(given: Mapping[str, object], trains: bool) -> bool:
     if arguments is None:
         return False
     jax.config.update("jax_enable_preemption_service", trains)
+    given_s = os.environ.get("MPT_HEARTBEAT_S", str(HEARTBEAT_S))
+    if not given_s.isdecimal() or not 1 <= int(given_s) <= 86_400:
+        raise UserError(f"MPT_HEARTBEAT_S = {given_s!r} is not a whole number of seconds in 1 .. 86400.")
+    heartbeat = int(given_s)
     try:
-        heartbeat = int(os.environ.get("MPT_HEARTBEAT_S", HEARTBEAT_S))
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat)
     except ValueError as error:
         if arguments:

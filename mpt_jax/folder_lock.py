@@ -30,7 +30,7 @@ def locked(folder: str | Path, setting: str = "MODEL_DIR") -> Iterator[None]:
     if not is_first():
         yield
         return
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    made = [parent for parent in (folder, *folder.parents) if not os.path.exists(parent)]
     with writes(folder, setting):
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(folder, setting)

@@ -112,7 +112,7 @@ def _gin_message(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "gin: the files include one another without end."
     if isinstance(error, SyntaxError) and error.filename:
-        reason = "a text needs quotes, a list brackets" if "malformed node" in text or "Expected" in text else error.msg
+        reason = "a text needs quotes, a list brackets" if "malformed node" in text or "Expected" in text else text.partition(" (")[0]
         return f"{error.filename}, line {error.lineno}, {' '.join((error.text or '').split())!r}: {reason}."
     return f"gin: {text[:400]}"
 
@@ -319,10 +319,10 @@ def _parser() -> argparse.ArgumentParser:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments of a command; ``--gin.NAME=VALUE`` are collected in ``gin_bindings``."""
     bindings = [argument.removeprefix("--gin.") for argument in argv if argument.startswith("--gin.")]
-    arguments = _parser().parse_args([argument for argument in argv if not argument.startswith("--gin.")])
     wrong = [binding for binding in bindings if "=" not in binding]
     if wrong:
         raise UserError(f"--gin.{wrong[0]}: a binding is --gin.NAME=VALUE.")
+    arguments = _parser().parse_args([argument for argument in argv if not argument.startswith("--gin.")])
     if bindings and arguments.gin_default is None:
         raise UserError(f"{arguments.command} takes no gin bindings (--gin.{bindings[0]}).")
     if arguments.gin_default == "" and not arguments.gin_file:

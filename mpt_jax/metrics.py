@@ -122,7 +122,7 @@ def read_metrics(run_dir: str | Path) -> list[dict]:
 
 
 def _line(text: bytes, where: str) -> dict:
-    line = parse_json(text, where)
+    line = parse_json(text.strip(), where)
     wrong = _wrong(line)
     if wrong:
         raise UserError(f"{where} is damaged ({wrong}); delete this line.")

@@ -100,7 +100,7 @@ def _wrong_entry(run: Any) -> str:
     rows = run.get("runs", [])
     for number, row in enumerate(rows):
         for name, kind in ROW.items():
-            needed = name in ("task", "group")
+            needed = name in ("task", "group", "seed")
             if not isinstance(row, dict) or (needed and name not in row) or (name in row and not _is(row[name], kind)):
                 return f"runs[{number}].{name} is {shown(row.get(name) if isinstance(row, dict) else row)}"
         if not 0 <= row["group"] < len(rows):

@@ -177,7 +177,7 @@ def test_whatever_changes_a_number_is_named_and_nothing_else_is_raised(tmp_path,
     """Half of the changes fall on files by their size, half on each file alike; read to resume, and to be used."""
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
     whole.mkdir()
-    (whole / "run.json").write_text(json.dumps({"runs": [{"task": "a", "group": 0}] }))
+    (whole / "run.json").write_text(json.dumps({"runs": [{"task": "a", "group": 0, "seed": 0}] }))
     given, chosen = saved(whole)
     files = sorted(path.relative_to(whole) for path in (whole / "checkpoints").rglob("*") if path.is_file())
     sizes = [(whole / path).stat().st_size for path in files]
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_other_runs_is_refused(run_dir):
 
 def test_a_run_json_that_does_not_fit_the_bank_is_refused(run_dir):
     saved(run_dir)
-    (run_dir / "run.json").write_text(json.dumps({"runs": [{"task": "a", "group": 0}] * 3}))
+    (run_dir / "run.json").write_text(json.dumps({"runs": [{"task": "a", "group": 0, "seed": 0}] * 3}))
     with pytest.raises(UserError, match="tells of 3 prompts in 1 groups, the checkpoint holds 4 in 1"):
         load_bank(run_dir)
 

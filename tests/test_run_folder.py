@@ -33,17 +33,18 @@ def test_another_configuration_is_refused_and_left_alone(tmp_path):
 
 
 MADE_FROM = {"rows of a, train": "1", "prompts of the teachers": "2"}
-RUN = {**description(), "tasks": ["a"], "runs": [{"task": "a", "group": 0}], "backbone": {"fingerprint": "f"}, "made_from": MADE_FROM}
+ROW = {"task": "a", "group": 0, "seed": 0}
+RUN = {**description(), "tasks": ["a"], "runs": [ROW], "backbone": {"fingerprint": "f"}, "made_from": MADE_FROM}
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"tasks": ["b"], "runs": [{"task": "b", "group": 0}]}, r"tasks: \['a'\] there, \['b'\] now"),
+        ({"tasks": ["b"], "runs": [{"task": "b", "group": 0, "seed": 0}]}, r"tasks: \['a'\] there, \['b'\] now"),
         ({"backbone": {"fingerprint": "g"}}, "weights of the backbone: 'f' there, 'g' now"),
         ({"made_from": MADE_FROM | {"rows of a, train": "9"}}, "rows of a, train: '1' there, '9' now"),
         ({"made_from": {"rows of a, train": "1"}}, "prompts of the teachers: '2' there, None now"),
-        ({"runs": [{"task": "a", "group": 0, "few_shot": [3]}]}, "few-shot rows of its runs"),
+        ({"runs": [{"task": "a", "group": 0, "seed": 0, "few_shot": [3]}]}, "few-shot rows of its runs"),
     ],
 )
 def test_a_run_that_is_made_from_something_else_is_refused_and_nothing_is_written(tmp_path, change, message):
@@ -84,10 +85,10 @@ def test_checkpoints_without_a_run_json_are_not_continued(tmp_path):
         (b'{"runs": {}}', "runs is {}"),
         (b'{"runs": [3]}', r"runs\[0\].task is 3"),
         (b'{"runs": [{"task": "a"}]}', r"runs\[0\].group is None"),
-        (b'{"runs": [{"task": "a", "group": 1}]}', r"runs\[0\].group is 1, there are 1 runs"),
-        (b'{"runs": [{"task": "a", "group": true}]}', r"runs\[0\].group is True"),
+        (b'{"runs": [{"task": "a", "group": 1, "seed": 0}]}', r"runs\[0\].group is 1, there are 1 runs"),
+        (b'{"runs": [{"task": "a", "group": true, "seed": 0}]}', r"runs\[0\].group is True"),
         (b'{"runs": [{"task": "a", "group": 0, "seed": "1"}]}', r"runs\[0\].seed is '1'"),
-        (b'{"runs": [{"task": "a", "group": 0}], "tasks": ["b"]}', r"tasks is \['b'\], its runs are of \['a'\]"),
+        (b'{"runs": [{"task": "a", "group": 0, "seed": 0}], "tasks": ["b"]}', r"tasks is \['b'\], its runs are of \['a'\]"),
         (b'{"settings": {"train": []}}', r"settings.train is \[\]"),
         (b'{"settings": {"data": {"feature_lengths": {"inputs": 1e400}}}}', "inputs is inf"),
         (b'{"backbone": {"fingerprint": null, "name": 4}}', "backbone.name is 4"),

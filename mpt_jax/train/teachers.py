@@ -24,6 +24,7 @@ from mpt_jax.errors import Preempted, UserError
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.prompted_t5 import forward
+from mpt_jax.run_folder import writes
 from mpt_jax.train import distillation
 
 PART_BYTES = 2**26  # of a part on disk: what a kill can cost, and what is kept in memory until it is written [ours]
@@ -121,7 +122,8 @@ def _check_space(teachers: Teachers, wanted: Sequence[Wanted]) -> None:
     if not count:
         return
     size = sum(teachers.layout.row_bytes(*_lengths(teachers.spec, part.cache, part.rows)) for part in wanted)
-    teachers.folder.mkdir(parents=True, exist_ok=True)
+    with writes(teachers.folder, "CACHE_DIR"):
+        teachers.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(teachers.folder).free
     told = f"outputs of teachers for {count:,} rows take {size / 1e9:.2f} GB in {str(teachers.folder)!r}"
     if size > free:
@@ -160,7 +162,8 @@ def _write(wanted: Wanted, rows: np.ndarray, inputs: np.ndarray, targets: np.nda
     if not distributed.is_first() or not computed:
         return
     written = np.flatnonzero(np.isin(rows, list(computed)))
-    wanted.outputs.write(rows[written], inputs[written], targets[written], computed.items())
+    with writes(wanted.outputs.folder, "CACHE_DIR"):
+        wanted.outputs.write(rows[written], inputs[written], targets[written], computed.items())
 
 
 def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[dict[int, dict]]:
