@@ -1,4 +1,7 @@
-"""Several processes on this machine, with pretend CPU devices or the GPUs that it has."""
+"""Several processes on this machine, with pretend CPU devices or the GPUs that it has.
+
+They end with the launcher, also where it is killed (kill -9): they look whether it is still their parent.
+"""
 
 import argparse
 import os
@@ -11,6 +14,7 @@ from collections.abc import Sequence
 
 from launch.calls import LaunchError, Stopped, end, say, shell_code, show, signals_wait
 from mpt_jax.errors import EXIT_PREEMPTED
+from mpt_jax.launched import LAUNCHER
 
 POLL_S = 0.1
 
@@ -76,7 +80,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> tuple[int, bool]
     printers = []
     try:
         for process_id in range(arguments.processes):
-            variables = {**os.environ, **environment(arguments, process_id, port)}
+            variables = {**os.environ, **environment(arguments, process_id, port), LAUNCHER: str(os.getpid())}
             with signals_wait():
                 process = subprocess.Popen(
                     argv, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

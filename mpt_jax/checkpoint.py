@@ -1,13 +1,18 @@
 """Orbax checkpoints of {trainable tree, optimiser state, step, data state} and of each run's best weights.
 
 A checkpoint is written asynchronously into a temporary folder and renamed when complete, so that a kill at any moment leaves the
-previous one whole. The frozen backbone is never in a checkpoint; its fingerprint is in run.json.
+previous one whole. The frozen backbone is never in a checkpoint; its fingerprint is in run.json. The item `meta` holds the step, digests
+of all arrays (mpt_jax/digests.py) and a digest of itself; every read checks them. A checkpoint of before, whose meta has no digests,
+is read unchecked and a line says so.
 """
 
 import concurrent.futures
-import json
+import contextlib
+import functools
 import logging
 import os
+import re
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -16,20 +21,26 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mpt_jax import distributed
-from mpt_jax.config import WEIGHT_STAGES
+from mpt_jax import digests, distributed
 from mpt_jax.errors import UserError
 from mpt_jax.model.formats import t5x
 from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
+from mpt_jax.paths import readable_run
+from mpt_jax.regular_files import check_regular
+from mpt_jax.run_folder import read_run_json
 from mpt_jax.sharding import put_array
 
 FOLDER = "checkpoints"
 ASIDE = "damaged_checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
+META_WITHOUT_DIGESTS = {"step", "data", "has_best"}  # all that the meta of a checkpoint of before can hold
 # what Orbax, TensorStore and the file system raise for a damaged file or a disk that takes no more
-FAILURES = (ValueError, KeyError, OSError, RuntimeError, TypeError)
+FAILURES = (ValueError, LookupError, OSError, RuntimeError, TypeError, AttributeError, AssertionError, SyntaxError)
+
+# what TensorStore and Orbax print of the other arrays after the first that cannot be read
+LATE = ("Event loop is closed", "Encountered error while reading array index")
 
 
 class Best(NamedTuple):
@@ -40,20 +51,42 @@ class Best(NamedTuple):
     step_G: np.ndarray
 
 
+@functools.cache
 def _quiet() -> None:
-    # Orbax tells of every step and warns of sharding files that a single reader does not need
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="Sharding info not provided")
+    """Keeps Orbax from telling of every step, and from a traceback for each array of a damaged checkpoint after the first."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of the reads that fail it awaits the first alone
+    warnings.filterwarnings("ignore", message="Sharding info not provided|coroutine .* was never awaited")
+    before = sys.unraisablehook
+
+    def hook(told):
+        if not str(told.exc_value).startswith(LATE):
+            before(told)
+
+    sys.unraisablehook = hook
 
 
 class Checkpoints:
-    """The checkpoints of a run folder; the last ``keep`` ones stay."""
+    """The checkpoints of a run folder; the last ``keep`` ones stay. What a killed process left half written is cleared.
 
-    def __init__(self, run_dir: str | Path, keep: int = 2):
+    runs: what run.json says of the runs; kept as a digest, so that a checkpoint of other runs is not taken for theirs. Raises UserError
+    where the folder cannot hold checkpoints.
+    """
+
+    def __init__(self, run_dir: str | Path, keep: int = 2, runs: list | None = None):
         _quiet()
+        self._runs = {} if runs is None else {"runs": digests.of_json(runs)}
         self.folder = Path(run_dir).absolute() / FOLDER
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{str(self.folder)!r} is not a folder, and a run keeps its checkpoints there; move it away.")
+        self.cleared = _unfinished(self.folder)  # names of what the manager clears
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )  # fmt: skip
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+        except FAILURES as error:
+            raise UserError(f"{str(self.folder)!r} cannot hold checkpoints: {_reason(error)}. Give another MODEL_DIR.") from error
         # of several processes each takes part in every save at once: they save in the loop's own thread
         self._writer = concurrent.futures.ThreadPoolExecutor(1) if jax.process_count() == 1 else None
         self._pending: concurrent.futures.Future | None = None
@@ -61,10 +94,6 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
-
-    def unfinished(self) -> list[str]:
-        """Names of folders whose writing was cut off by a kill; they are never read."""
-        return sorted(path.name for path in self.folder.iterdir() if UNFINISHED in path.name)
 
     def put_aside(self, step: int) -> Path:
         """Moves a damaged checkpoint out of the way and returns where it is now."""
@@ -83,32 +112,36 @@ class Checkpoints:
 
         What Orbax does before its own writing goes on beside the step as well: 40-150 ms measured, where copying a bank takes 1 ms.
         """
+        if not self.folder.is_dir():  # Orbax would make it again, with nothing of the run around it
+            raise self._not_saved(step, FileNotFoundError())
         best_tree = {} if best is None else {"trainable": best.trainable, "score": best.score_G, "step": best.step_G}
+        trees = {"state": state, "best": {"empty": np.zeros(1), **best_tree}}
         if self._writer:
             self._finish_pending(step)
             # a copy: the step after this one is given the arrays' memory
-            state = jax.tree.map(lambda array: np.array(array), state)
-        arguments = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
-            best=ocp.args.PyTreeSave({"empty": np.zeros(1), **best_tree}),
-            meta=ocp.args.JsonSave(meta),
-        )
+            trees["state"] = jax.tree.map(lambda array: np.array(array), state)
         try:
             if self._writer:
-                self._pending = self._writer.submit(self._manager.save, step, args=arguments)
+                self._pending = self._writer.submit(self._write, step, trees, meta)
             else:
-                self._manager.save(step, args=arguments)
+                self._write(step, trees, meta)
         except FAILURES as error:
             raise self._not_saved(step, error) from error
+
+    def _write(self, step: int, trees: dict, meta: dict) -> None:
+        found = {name: digests.digests(tree) for name, tree in trees.items()}
+        arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
+        meta = _sealed({**meta, **self._runs, "step": step, "digests": found})
+        self._manager.save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)))
 
     def _finish_pending(self, step: int | None) -> None:
         try:
             if self._pending:
                 self._pending.result()
         except FAILURES as error:
-            raise self._not_saved(step, error) from error
-        finally:
             self._pending = None
+            raise self._not_saved(step, error) from error
+        self._pending = None  # not after Ctrl-C: the write goes on, and ``settle`` waits for it
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError if it could not be written."""
@@ -118,6 +151,11 @@ class Checkpoints:
             self._manager.check_for_errors()
         except FAILURES as error:
             raise self._not_saved(None, error) from error
+
+    def settle(self) -> None:
+        """Waits until what is being written is on disk, or is not; so that an interrupted process leaves no half of it."""
+        with distributed.uninterrupted(), contextlib.suppress(UserError):
+            self.wait()
 
     def close(self) -> None:
         """Waits and releases threads."""
@@ -129,14 +167,14 @@ class Checkpoints:
         self._manager.close()
 
     def _not_saved(self, step: int | None, error: Exception) -> UserError:
-        whole = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        whole = _steps(self.folder)
         last = f"the checkpoint of step {whole[-1]} is whole" if whole else "no earlier checkpoint exists"
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = _reason(error) if self.folder.is_dir() else "the folder is gone"
         advice = "Free space there, or give another MODEL_DIR, and run the same command again"
         return UserError(f"{what} could not be written to {str(self.folder)!r} ({reason}); {last}. {advice}.")
 
-    def restore(self, step: int, state, has_best: bool) -> tuple[object, Best | None, dict]:
+    def restore(self, step: int, state) -> tuple[object, Best | None, dict]:
         """(state like the given one, best, meta). Raises UserError naming a damaged checkpoint."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         arguments = ocp.args.Composite(
@@ -144,13 +182,66 @@ class Checkpoints:
             best=ocp.args.PyTreeRestore(),
             meta=ocp.args.JsonRestore(),
         )
+        folder = self.folder / str(step)
+        advice = "Move that folder away, or give --gin.SKIP_DAMAGED_CHECKPOINTS=True, to continue from the checkpoint before it"
+        _check_files(folder, advice)
+        with concurrent.futures.ThreadPoolExecutor(1) as reader:
+            done = reader.submit(self._manager.restore, step, args=arguments)
+        error = done.exception()
+        # Orbax raises a bare Exception for a part of an array that cannot be read
+        if error is not None and (type(error) is Exception or isinstance(error, FAILURES)):
+            raise _damaged(folder, error, advice) from error
+        restored = done.result()
         try:
-            restored = self._manager.restore(step, args=arguments)
-        except FAILURES as error:
-            advice = "Move that folder away, or give --gin.SKIP_DAMAGED_CHECKPOINTS=True, to continue from the checkpoint before it"
-            raise _damaged(self.folder / str(step), error, advice) from error
-        best = _best_from(restored["best"]) if has_best else None
-        return jax.tree.map(_like, state, restored["state"]), best, restored["meta"]
+            found = jax.tree.map(_like, state, restored["state"])
+            kept = _checked_meta(folder, restored["meta"])
+            if self._runs and restored["meta"].get("runs", self._runs["runs"]) != self._runs["runs"]:
+                raise ValueError("it was trained for other tasks, seeds or rates than run.json names")
+            for name, tree in (("state", found), ("best", restored["best"])):
+                _check_arrays(name, tree, kept)
+            best = _best_from(restored["best"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise _damaged(folder, error, advice) from error
+        return found, best, restored["meta"]
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder, ascending; empty where there is no such folder."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name) and (folder / name).is_dir())
+
+
+def _unfinished(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if UNFINISHED in name) if folder.is_dir() else []
+
+
+def _sealed(meta: dict) -> dict:
+    """With a digest of itself."""
+    return {**meta, "sha256": digests.of_json(meta)}
+
+
+def _checked_meta(folder: Path, meta: object) -> dict | None:
+    """The digests that a checkpoint's meta holds, by item; None, said in a line, for one of before that holds none.
+
+    Raises ValueError where the meta is not as it was written, or belongs to another step.
+    """
+    if not isinstance(meta, dict):
+        raise ValueError("its meta is not an object")
+    if meta.get("step", int(folder.name)) != int(folder.name):
+        raise ValueError(f"its own step is {meta['step']!r}")
+    if meta.keys() <= META_WITHOUT_DIGESTS:
+        distributed.say(f"checkpoint {str(folder)!r} has no digests (an earlier version wrote it): its numbers are not checked")
+        return None
+    if _sealed({name: value for name, value in meta.items() if name != "sha256"}) != meta:
+        raise ValueError("its meta is not what was written")
+    return meta["digests"]
+
+
+def _check_arrays(item: str, tree, kept: dict | None) -> None:
+    wrong = [] if kept is None else digests.changed(tree, kept[item])
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"the numbers of {item}: {', '.join(wrong[:3])}{more} are not those that were written")
 
 
 def _like(array, restored):
@@ -163,62 +254,82 @@ def _best_from(tree: dict) -> Best | None:
     return Best(tree["trainable"], tree["score"], tree["step"]) if "trainable" in tree else None
 
 
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
 def _damaged(path: Path, error: Exception, advice: str) -> UserError:
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    return UserError(f"checkpoint {str(path)!r} is damaged or of another run ({reason}). {advice}.")
+    return UserError(f"checkpoint {str(path)!r} is damaged or of another run ({_reason(error)}). {advice}.")
 
 
-def read_run_json(run_dir: str | Path) -> dict:
-    """The run's description. Raises UserError if the folder is no run folder."""
-    path = Path(run_dir) / "run.json"
+def _check_files(step_folder: Path, advice: str) -> None:
+    """Raises UserError for what is not a file: a pipe or a device would be read without end."""
     try:
-        return _of_today(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"{str(run_dir)!r} is no run folder: it has no run.json.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{str(path)!r} is damaged: {error}") from error
+        for parent, _, names in os.walk(step_folder):
+            for name in names:
+                check_regular(os.path.join(parent, name))
+    except UserError as error:
+        raise _damaged(step_folder, error, advice) from error
 
 
-def _of_today(run: dict) -> dict:
-    """A description as this version writes it: 0.1 kept the backbone's settings among those of training, and had one method."""
-    settings = run.get("settings", {})
-    train = settings.get("train", {})
-    names = {"backbone": "path", "vocabulary": "vocabulary", "dtype": "dtype", "remat": "remat", "attention": "attention"}
-    if "backbone" not in settings and "backbone" in train:
-        settings["backbone"] = {new: train.pop(old) for old, new in names.items() if old in train}
-    trains_backbone = run.get("stage") in WEIGHT_STAGES
-    return {"method": "weights" if trains_backbone else "prompt", **run}
+class Loaded(NamedTuple):
+    """Trained arrays by path on the host, run.json, the checkpoint's step, and the step (G,) of each group's best weights or None."""
+
+    trainable: dict[str, np.ndarray]
+    run: dict
+    step: int
+    best_step_G: np.ndarray | None
 
 
-def load_trainable(run_dir: str | Path, which: str = "best") -> tuple[dict[str, np.ndarray], dict]:
-    """(trained arrays by path, run.json). which: 'best' on the dev split (the last ones where none were scored) or 'last'."""
+def load(run_dir: str | Path, which: str = "best") -> Loaded:
+    """The newest checkpoint of a run folder. which: 'best' on the dev split (the last weights where none were scored) or 'last'.
+
+    Raises UserError for a folder that is not a run folder, has no checkpoint, or is damaged.
+    """
     _quiet()
     run = read_run_json(run_dir)
-    folder = Path(run_dir).absolute() / FOLDER
+    folder = readable_run("run folder", run_dir) / FOLDER
     t5x_steps = t5x.steps(Folder(run_dir))
     if t5x_steps and not folder.is_dir():  # a run under T5X's trainer: it keeps no best bank
         kind, path = detect(f"{run_dir}/{t5x_steps[-1]}")
-        return {name: lazy.load(np.float32) for name, lazy in t5x.read(kind, path).items() if name.startswith(t5x.BANK)}, run
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+        arrays = {name: lazy.load(np.float32) for name, lazy in t5x.read(kind, path).items() if name.startswith(t5x.BANK)}
+        return Loaded(arrays, run, int(t5x_steps[-1].rpartition("_")[2]), None)
+    steps = _steps(folder)
     if not steps:
         raise UserError(f"run folder {str(run_dir)!r} has no finished checkpoint in {FOLDER}/; let its training go on first.")
-    step_folder = folder / str(steps[-1])
+    step_folder, advice = folder / str(steps[-1]), "Move that folder away to read the checkpoint before it"
+    _check_files(step_folder, advice)
     try:
-        with ocp.PyTreeCheckpointer() as reader:
-            best = _best_from(_as_numpy(reader, step_folder / "best"))
-            if which == "best" and best is not None:
-                return best.trainable, run
-            state = _as_numpy(reader, step_folder / "state")
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(step_folder / "meta")
+        kept = _checked_meta(step_folder, meta)
+        best = _best_from(_as_numpy(step_folder, "best", kept)) if which == "best" else None
+        if best is not None:
+            trainable = best.trainable
+        else:
+            state = _as_numpy(step_folder, "state", kept)
+            trainable = state["trainable"] if isinstance(state, dict) else state[1]
+        trainable = {path: np.asarray(array) for path, array in trainable.items()}
     except FAILURES as error:
-        raise _damaged(step_folder, error, "Move that folder away to read the checkpoint before it") from error
-    trainable = state["trainable"] if isinstance(state, dict) else state[1]
-    return {path: np.asarray(array) for path, array in trainable.items()}, run
+        raise _damaged(step_folder, error, advice) from error
+    if meta.get("runs", of_runs := digests.of_json(run.get("runs"))) != of_runs:
+        message = f"the runs in {str(Path(run_dir) / 'run.json')!r} are not those that checkpoint {str(step_folder)!r} was trained for"
+        raise UserError(f"{message}: the file is damaged or of another folder; put the right one back.")
+    return Loaded(trainable, run, steps[-1], None if best is None else best.step_G)
 
 
-def _as_numpy(reader: ocp.PyTreeCheckpointer, folder: Path):
-    """What a folder holds, on the host, whatever devices it was written from."""
-    described = reader.metadata(folder).item_metadata
-    if described is None:
-        raise ValueError(f"the description of the arrays in {folder.name}/ cannot be read")
-    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described.tree)
-    return reader.restore(folder, restore_args=on_host)
+def load_trainable(run_dir: str | Path, which: str = "best") -> tuple[dict[str, np.ndarray], dict]:
+    """(trained arrays by path, run.json) as ``load`` reads them."""
+    return load(run_dir, which)[:2]
+
+
+def _as_numpy(step_folder: Path, item: str, kept: dict | None):
+    """What a folder holds, on the host, whatever devices it was written from, with its digests checked."""
+    with ocp.PyTreeCheckpointer() as reader:
+        described = reader.metadata(step_folder / item).item_metadata
+        if described is None:
+            raise ValueError(f"the description of the arrays in {item}/ cannot be read")
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described.tree)
+        tree = reader.restore(step_folder / item, restore_args=on_host)
+    _check_arrays(item, tree, kept)
+    return tree

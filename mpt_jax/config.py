@@ -5,18 +5,14 @@ PT-JAX = google-research/prompt-tuning; T5X = google-research/t5x; PEFT = huggin
 """
 
 import dataclasses
-import types
-import typing
-from collections.abc import Sequence
+import math
 from typing import NamedTuple
 
+from mpt_jax import paths
+from mpt_jax.checks import check_choice, check_different, check_folder, check_range, check_types, check_whole_numbers, set_paths
 from mpt_jax.errors import UserError
 
 ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
-# beyond these a setting is a slip, and would take the machine's memory [ours]
-MOST_ROWS = 2**16  # of a batch
-MOST_TOKENS = 2**17  # of a row
-MOST_AHEAD = 1000  # batches made ahead
 LENGTHS = {"inputs": 256, "targets": 128}  # TASK_FEATURE_LENGTHS where it is not given [ATTEMPT, DPT]
 WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
 STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
@@ -27,43 +23,14 @@ ANSWERS = {
     "rank": "the label that greedy decoding gives if it may only write labels: what 'decode' gives wherever it writes a label",
     "rank_probability": "the label of the highest total log-probability, which can be another one",
 }
-
-
-def check_types(settings) -> None:
-    """Raises UserError if a field of a settings dataclass holds a value of another type than its annotation (gin checks none)."""
-    hints = typing.get_type_hints(type(settings))
-    for field in dataclasses.fields(settings):
-        value, hint = getattr(settings, field.name), hints[field.name]
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        allowed = tuple(typing.get_origin(option) or option for option in options)
-        if float in allowed:
-            allowed += (int,)
-        wrong_bool = isinstance(value, bool) and bool not in allowed
-        if wrong_bool or not isinstance(value, allowed):
-            name = f"{type(settings).__name__}.{field.name}"
-            raise UserError(f"{name} = {value!r} is of type {type(value).__name__}; it takes {hint}. Change the gin binding.")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises UserError if value is none of choices."""
-    if value not in choices:
-        raise UserError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}.")
-
-
-def check_folder(name: str, value: str) -> None:
-    """Raises UserError for a folder that was not given."""
-    if not value:
-        raise UserError(f"{name} is empty; give --gin.{name}=\"'folder'\".")
-
-
-def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raises UserError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise UserError(f"{name} = {value!r} is outside {low} .. {high}.")
-
-
-def _whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+# the most of each: far beyond what is of use, and still refused before anything of that size is made [ours]
+MOST_STEPS = 100_000_000
+MOST_LENGTH = 10_000  # prompt vectors
+MOST_RANK = 1_000
+MOST_SEED = 2**32 - 1
+MOST_ROWS = 2**16  # of a batch
+MOST_TOKENS = 2**17  # of an input or a target
+MOST_AHEAD = 1000  # batches made ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +62,9 @@ class BackboneSettings:
 
     def __post_init__(self):
         check_types(self)
+        check_folder("BACKBONE", self.path)
+        set_paths(self, {"path": "BACKBONE"}, paths.BUCKETS)
+        set_paths(self, {"vocabulary": "VOCABULARY"})
         Computation(self.dtype, self.remat, self.attention)
 
     @property
@@ -123,8 +93,12 @@ class PromptSettings:
 
     def __post_init__(self):
         check_types(self)
-        check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1)
-        check_range("PromptSettings.rank", self.rank, 0)
+        set_paths(self, {"init_file": "PromptSettings.init_file"}, paths.BUCKETS)
+        check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1, MOST_LENGTH)
+        check_range("PromptSettings.rank (PROMPT_RANK)", self.rank, 0, MOST_RANK)
+        check_range("PromptSettings.init_vocabulary_rows", self.init_vocabulary_rows, 1)
+        for name in ("init_uniform_scale", "factor_init_scale"):
+            check_range(f"PromptSettings.{name}", getattr(self, name), 0.0, 1e6)
         check_choice("PromptSettings.init", self.init, ("vocabulary", "uniform", "text", "file"))
         check_choice("PromptSettings.factor_init", self.factor_init, ("ones", "normal"))
         check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
@@ -150,7 +124,7 @@ class DistillationSettings:
         check_types(self)
         check_choice("DistillationSettings.teacher_mode", self.teacher_mode, ("beside", "cached"))
         check_choice("DistillationSettings.cached_dtype", self.cached_dtype, ("float16", "float32"))
-        check_range("DistillationSettings.cached_top", self.cached_top, 0)
+        check_range("DistillationSettings.cached_top", self.cached_top, 0, 10_000_000)
         if self.teacher_mode == "cached" and self.hidden == "all":
             message = "DistillationSettings.teacher_mode = 'cached' keeps the last hidden states only, DistillationSettings.hidden = 'all'"
             raise UserError(f"{message} compares every layer's: set hidden to 'last', or teacher_mode to 'beside'.")
@@ -180,11 +154,19 @@ class OptimizerSettings:
         check_choice("OptimizerSettings.schedule", self.schedule, ("linear", "constant"))
         for name in ("learning_rate", "factor_learning_rate"):
             value = getattr(self, name)
-            for rate in value if isinstance(value, list | tuple) else (value,):
+            given = value if isinstance(value, list | tuple) else (value,)
+            if not given:
+                raise UserError(f"OptimizerSettings.{name} = {value!r}: it takes a number, or a list of at least one.")
+            for rate in given:
                 if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < 100:
                     raise UserError(f"OptimizerSettings.{name} = {value!r}: a learning rate is a number in 0 .. 100.")
-        check_range("OptimizerSettings.warmup_steps", self.warmup_steps, 0)
+            check_different(f"OptimizerSettings.{name}", given)
+        check_range("OptimizerSettings.warmup_steps", self.warmup_steps, 0, MOST_STEPS)
         check_range("OptimizerSettings.clip_norm", self.clip_norm, 0.0)
+        check_range("OptimizerSettings.weight_decay", self.weight_decay, 0.0)
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"OptimizerSettings.{name} = {getattr(self, name)!r} is outside 0 .. 1, 1 not included.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,19 +198,16 @@ class DataSettings:
         if set(self.feature_lengths) != set(LENGTHS):
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
-        for name, low, high in (
-            ("batch_size", 1, MOST_ROWS), ("micro_batch_size", 1, MOST_ROWS), ("mixing_cap", 1, float("inf")), ("k_shot", 0, float("inf")),
-            ("prefetch", 1, MOST_AHEAD),
-        ):  # fmt: skip
+        set_paths(self, {"cache_dir": "CACHE_DIR"})
+        limits = {"batch_size": (1, MOST_ROWS), "micro_batch_size": (1, MOST_ROWS), "prefetch": (1, MOST_AHEAD)}
+        for name, (low, high) in {**limits, "mixing_cap": (1, math.inf), "k_shot": (0, 1_000_000)}.items():
             check_range(f"DataSettings.{name}", getattr(self, name), low, high)
         for feature, length in self.feature_lengths.items():
-            if not _whole(length) or not 2 <= length <= MOST_TOKENS:
+            if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= MOST_TOKENS:
                 message = f"DataSettings.feature_lengths[{feature!r}] = {length!r} (TASK_FEATURE_LENGTHS)"
                 raise UserError(f"{message}; it takes a number of tokens >= 2 and <= {MOST_TOKENS:,}.")
         for name in ("input_buckets", "target_buckets"):
-            for size in getattr(self, name):
-                if not _whole(size) or not 1 <= size <= MOST_TOKENS:
-                    raise UserError(f"DataSettings.{name} holds {size!r}; a bucket is a number of tokens, 1 .. {MOST_TOKENS:,}.")
+            check_whole_numbers(f"DataSettings.{name}", getattr(self, name), 1, MOST_TOKENS)
 
     @property
     def input_length(self) -> int:
@@ -252,7 +231,7 @@ class MeshSettings:
     def __post_init__(self):
         check_types(self)
         for name, low in (("data", 0), ("fsdp", 1), ("tensor", 1)):
-            check_range(f"MeshSettings.{name} (MESH_{name.upper()})", getattr(self, name), low)
+            check_range(f"MeshSettings.{name} (MESH_{name.upper()})", getattr(self, name), low, 1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,13 +252,20 @@ class TaskSettings:
         if self.names and self.mixture_or_task_name:
             both = f"TASKS = {list(self.names)} and MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}"
             raise UserError(f"both {both} are given; keep one.")
-        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
+        if not all(isinstance(name, str) for name in self.names):
             raise UserError(f"TASKS = {self.names!r}; it takes a list of names.")
+        check_different("TASKS", self.names)
+        set_paths(self, {"data_dir": "TASK_DATA_DIR", "module": "MIXTURE_OR_TASK_MODULE"})
 
     @property
     def chosen(self) -> list[str]:
         """The names given, either way."""
         return list(self.names) or ([self.mixture_or_task_name] if self.mixture_or_task_name else [])
+
+
+def scoring_steps(train_steps: int, eval_steps: int) -> int:
+    """Steps between scores on the dev split; a tenth of the run where ``eval_steps`` is 0."""
+    return eval_steps or max(train_steps // 10, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,14 +290,23 @@ class TrainSettings:
     # scorings without a better one after which a group of runs draws no more rows; 0 = never [DPT stops after 10]
     patience: int = 0
     encoder_teaching: float = 0.0  # pretraining: weight of the loss to sentence vectors in the rows [ours]
+    dropout_rate: float = 0.0  # DROPOUT_RATE, whatever the backbone's own files say; prompts train without [PT-JAX]
+    allow_unfinished: bool = False  # True: TEACHER_DIR and SOURCE_DIR may hold a run that has not come to its last step
 
     def __post_init__(self):
         check_types(self)
+        object.__setattr__(self, "model_dir", paths.expanded("MODEL_DIR", self.model_dir))  # what it may be: paths.writable_run
+        set_paths(self, {"teacher_dir": "TEACHER_DIR", "source_dir": "SOURCE_DIR"})
         check_choice("TrainSettings.stage", self.stage, STAGES)
         check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
         for name, low in (("train_steps", 1), ("log_steps", 1), *((name, 0) for name in zero_or_more)):
-            check_range(f"TrainSettings.{name}", getattr(self, name), low)
+            check_range(f"TrainSettings.{name}", getattr(self, name), low, MOST_STEPS)
+        check_range("TrainSettings.encoder_teaching", self.encoder_teaching, 0.0)
+        Computation(dropout_rate=self.dropout_rate)
+        if not self.seed_list:
+            raise UserError("TrainSettings.seeds (SEED) = []: it takes a whole number, or a list of at least one.")
+        check_whole_numbers("TrainSettings.seeds (SEED)", self.seed_list, 0, MOST_SEED)
         if self.patience and not self.score_tasks:
             raise UserError(f"TrainSettings.patience = {self.patience} needs dev scores: set TrainSettings.score_tasks = True.")
 
@@ -323,7 +318,7 @@ class TrainSettings:
     @property
     def steps_between_scores(self) -> int:
         """Steps between scores on the dev split."""
-        return self.eval_steps or max(self.train_steps // 10, 1)
+        return scoring_steps(self.train_steps, self.eval_steps)
 
     @property
     def steps_between_checkpoints(self) -> int:
@@ -349,6 +344,7 @@ class EvalSettings:
 
     def __post_init__(self):
         check_types(self)
+        set_paths(self, {"model_dir": "MODEL_DIR"})
         check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
         check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
@@ -388,4 +384,4 @@ class Settings(NamedTuple):
         if trains and backbone.attention == "fused":
             message = f"ATTENTION = 'fused' gives the position bias no gradient, and stage {self.train.stage!r} trains it"
             raise UserError(f"BackboneSettings.attention: {message}; set 'einsum'.")
-        return Computation(backbone.dtype, backbone.remat, "einsum" if trains else backbone.attention)
+        return Computation(backbone.dtype, backbone.remat, "einsum" if trains else backbone.attention, self.train.dropout_rate)

@@ -72,6 +72,7 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
         **{key: value for key, value in held.metadata.items() if key not in ("source", "runs")},
         "tasks": list(dict.fromkeys(row["task"] for row in rows)),
         "runs": rows,
+        "converted": True,
         "backbone": {**known, "name": os.path.abspath(os.path.join(output, "checkpoint_0")), "fingerprint": fingerprint},
     }
     bank = {f"{t5x.BANK}{name}": formats.in_memory(array) for name, array in held.bank.trainable().items()}
@@ -103,10 +104,10 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
     """The best bank of a run. Labels are task names, `task#n` for row n of a task that was trained several
     times."""
     from mpt_jax.checkpoint import load_trainable
-    from mpt_jax.methods.prompt import bank_of
+    from mpt_jax.methods.prompt import bank_alone
 
     trained, run = load_trainable(run_dir)
-    bank = bank_of(trained, np.array([row["group"] for row in run["runs"]], np.int32))
+    bank = bank_alone(trained, run, run_dir)
     if bank is None:
         raise UserError(f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own.")
     metadata = prompts.run_metadata(run, run_dir)

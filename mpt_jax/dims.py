@@ -20,8 +20,10 @@ E       width of a sentence vector (teaching an encoder in pretraining)
 C       labels of a task, or other candidates that are compared
 M       steps of a chunk that the sampler draws at once
 X       width of all heads together, X = H * K
+U       different tasks (runs) among the examples of a micro-batch
+Q       queries of heads that share keys: their heads times query positions
 A       log-probabilities kept of a teacher's distribution over the vocabulary
 ======  =====================================================================
 """
 
-LETTERS = "BLPSTDHKFVRNGECMXA"
+LETTERS = "BLPSTDHKFVRNGECMXUQA"

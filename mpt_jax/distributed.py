@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mpt_jax.errors import EXIT_PEER_LOST, UserError
+from mpt_jax.errors import EXIT_PEER_LOST, Preempted, UserError
 
 HEARTBEAT_S = 30  # of silence after which a process counts as lost, or MPT_HEARTBEAT_S; JAX's default is 100 [ours]
 WAIT_S = 24 * 3600  # that the others wait for what the first process writes before them (token caches of large sets) [ours]
@@ -48,9 +48,12 @@ def arguments_of(given: Mapping[str, object], environ: Mapping[str, str], tpu: b
             ways = ", ".join(f"--{name} or JAX_{name.upper()}" for name in missing)
             raise UserError(f"several processes need {', '.join(NAMES)}: missing {ways}.")
         try:
-            return {**found, "num_processes": int(processes), "process_id": int(index), "cluster_detection_method": "deactivate"}
+            processes, index = int(processes), int(index)
         except ValueError as error:
             raise UserError(f"num_processes = {processes!r}, process_id = {index!r}: both are whole numbers.") from error
+        if not 0 <= index < processes:
+            raise UserError(f"num_processes = {processes}, process_id = {index}: ids are 0 .. num_processes - 1.")
+        return {**found, "num_processes": processes, "process_id": index, "cluster_detection_method": "deactivate"}
     if int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environ and "SLURM_STEP_NODELIST" in environ:
         return {"cluster_detection_method": "slurm"}
     return {} if tpu else None
@@ -66,8 +69,11 @@ def start(given: Mapping[str, object], trains: bool) -> bool:
     if arguments is None:
         return False
     jax.config.update("jax_enable_preemption_service", trains)
+    given_s = os.environ.get("MPT_HEARTBEAT_S", str(HEARTBEAT_S))
+    if not given_s.isdecimal() or not 1 <= int(given_s) <= 86_400:
+        raise UserError(f"MPT_HEARTBEAT_S = {given_s!r} is not a whole number of seconds in 1 .. 86400.")
+    heartbeat = int(given_s)
     try:
-        heartbeat = int(os.environ.get("MPT_HEARTBEAT_S", HEARTBEAT_S))
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat)
     except ValueError as error:
         if arguments:
@@ -84,9 +90,10 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """One line to the terminal, from the first process."""
+    """One line to the terminal, from the first process. Training goes on where nobody takes it: a pipe that closed, a full disk."""
     if is_first():
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -109,11 +116,27 @@ def first_before_others(name: str) -> Iterator[None]:
             wait()
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing within the block: a second one while the first is being obeyed."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+
+
 class Preemption:
-    """Whether the machine is about to be taken away: within the block SIGTERM does not end the process but is told by ``reached``."""
+    """Whether the machine is about to be taken away: within the block SIGTERM does not end the process but is told by ``reached``.
+
+    Before anybody has asked there is nothing to save: a single process then leaves at once, by Preempted.
+    """
 
     def __init__(self):
         self._told = False
+        self._asked = 0
         self._before = None
 
     def __enter__(self) -> "Preemption":
@@ -129,19 +152,23 @@ class Preemption:
     def _tell(self, *_) -> None:
         self._told = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+        if not self._asked:
+            raise Preempted("told to end before the first step; the same command starts again")
 
     def reached(self, step: int) -> bool:
-        """True at the step to save at and to end with, the same in all processes; to be asked at every step."""
+        """True at the step to save at and to end with, the same in all processes; to be asked at every step by all of them."""
+        self._asked += 1
         if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._asked)  # steps of several loops, one after the other
         return self._told
 
 
 def leave(code: int) -> int:
     """Returns the exit code; with several processes ends at once with it, without the wait for the others that JAX would make."""
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     return code
 
@@ -149,12 +176,13 @@ def leave(code: int) -> int:
 def _leave_on_error(kind, error, trace) -> None:
     """The hook of uncaught errors with several processes."""
     lost = issubclass(kind, jax.errors.JaxRuntimeError | ValueError) and LOST_PEER.search(str(error))
-    if lost:
-        reason = str(error).strip().splitlines()[0][:200]
-        message = f"mpt-jax: process {_number()}: another process of this run is gone ({reason})"
-        print(f"{message}; what was saved stays, all processes started again continue", file=sys.stderr)
-    else:
-        traceback.print_exception(kind, error, trace)
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        if lost:
+            reason = str(error).strip().splitlines()[0][:200]
+            message = f"mpt-jax: process {_number()}: another process of this run is gone ({reason})"
+            print(f"{message}; what was saved stays, all processes started again continue", file=sys.stderr)
+        else:
+            traceback.print_exception(kind, error, trace)
     leave(EXIT_PEER_LOST if lost else 1)
 
 

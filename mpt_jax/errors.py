@@ -8,6 +8,9 @@ EXIT_PEER_LOST = 84
 # the same where JAX's own check finds it and aborts the process (SIGABRT), as shells and Kubernetes show it
 EXIT_PEER_LOST_ABORTED = 134
 
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells show it
+EXIT_PIPE_CLOSED = 141  # who reads the output has closed it (`mpt-jax tasks | head`), as shells show SIGPIPE
+
 
 class Preempted(Exception):
     """The machine is taken away; everything is saved and the command ends with EXIT_PREEMPTED."""

@@ -1,17 +1,22 @@
 """The command ``mpt-jax``: reads gin, builds settings, calls one function for each command. The only file that imports gin."""
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 import gin
 import tasks
+from mpt_jax import paths
+from mpt_jax.bindings import as_gin
 from mpt_jax.config import (
+    STAGES,
     BackboneSettings,
     CompileSettings,
     DataSettings,
@@ -25,7 +30,9 @@ from mpt_jax.config import (
     TrainSettings,
 )
 from mpt_jax.data.cache import cache_folder, cached_names
-from mpt_jax.errors import EXIT_PREEMPTED, Preempted, UserError
+from mpt_jax.errors import EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_PREEMPTED, Preempted, UserError
+from mpt_jax.gin_messages import gin_errors
+from mpt_jax.launched import end_with_launcher
 
 SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
@@ -37,13 +44,16 @@ SETTINGS = {
 PLACES = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
 # beside an installed package, gin/ is the package gin-config
 GIN_FOLDER = next(folder for folder in PLACES if (folder / "base.gin").is_file())
-PACKAGE = Path(__file__).parent
+PATHS: dict[str, tuple[str, tuple[str, ...]]] = {  # arguments that are paths: flag, and the addresses that it takes as well
+    "source": ("--from", paths.BUCKETS), "backbone": ("--backbone", paths.BUCKETS), "input": ("--input", ()), "output": ("--output", ()),
+    "json": ("--json", ()), "run_dirs": ("run folder", ()), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),
+}  # fmt: skip
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
     """Reads gin files (found by name from any folder) and bindings. Raises UserError for unknown names and files."""
     gin.clear_config()
-    folders = [str(Path(folder)) for folder in search_paths] + [str(GIN_FOLDER)]
+    folders = [paths.local("--gin_search_paths", folder) for folder in search_paths] + [str(GIN_FOLDER)]
     for folder in folders:
         gin.add_config_file_search_path(folder)
     for file in files:
@@ -53,21 +63,27 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
             raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")
     try:
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
-        gin.parse_config_files_and_bindings(list(files), list(bindings), print_includes_and_imports=False)
-    except (ValueError, SyntaxError, OSError, TypeError) as error:
-        raise UserError(_gin_message(error)) from error
+        for file in files:
+            with gin_errors(SETTINGS, f"--gin_file={file}: "):
+                gin.parse_config_files_and_bindings([file], [], finalize_config=False, print_includes_and_imports=False)
+        hints = _hints(gin.config_str())
+        for binding in bindings:
+            name, _, text = (part.strip() for part in binding.partition("="))
+            value = as_gin(name, text, hints.get(name.rpartition("/")[2]))
+            with gin_errors(SETTINGS, f"--gin.{binding}: "):
+                gin.parse_config([f"{name} = {value}"])
+        with gin_errors(SETTINGS, ""):
+            gin.finalize()
     finally:
         logging.disable(logging.NOTSET)
     _check_macros()
 
 
-def _gin_message(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    unknown = re.search(r"No configurable matching '([\w.]+)'", text)
-    if unknown:
-        near = difflib.get_close_matches(unknown[1], [cls.__name__ for cls in SETTINGS], 1, 0.3)
-        return f"unknown gin name {unknown[1]!r}" + (f"; did you mean {near[0]!r}?" if near else ".") + f" ({text})"
-    return f"gin: {text}"
+def _hints(config: str) -> dict[str, object]:
+    """Types of the fields by name, ``PromptSettings.length``, and of the macros that fill one in the given bindings."""
+    hints = {f"{cls.__name__}.{name}": hint for cls in SETTINGS for name, hint in typing.get_type_hints(cls).items()}
+    filled = re.findall(r"^(?:.*/)?(\w+\.\w+) = (?:\\\n\s*)?%(\w+)$", config, re.M)
+    return hints | {macro: hints[field] for field, macro in filled if field in hints}
 
 
 def _check_macros() -> None:
@@ -76,7 +92,8 @@ def _check_macros() -> None:
     used = set(re.findall(r"%([A-Za-z_]\w*)", gin.config_str()))
     for name in sorted(defined - used):
         near = difflib.get_close_matches(name, sorted(used), 1, 0.5)
-        raise UserError(f"unknown gin name {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(used))}."))
+        known = f"known: {', '.join(sorted(used))}" if used else "the given files read none"
+        raise UserError(f"unknown gin name {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"{known}."))
 
 
 def configured(cls, **fixed):
@@ -119,8 +136,6 @@ def command_train(arguments: argparse.Namespace) -> int:
     from mpt_jax import distributed
     from mpt_jax.train.run import run_train
 
-    if not arguments.gin_file:
-        raise UserError("train needs a stage: --gin_file=teacher.gin | source.gin | target.gin | fewshot.gin | finetune.gin | pretrain.gin")
     settings = stage_settings()
     with distributed.Preemption() as preemption:
         folder = run_train(settings, task_names(), gin.operative_config_str(), preemption.reached)
@@ -181,8 +196,6 @@ def command_compile(arguments: argparse.Namespace) -> int:
     """Compiles a stage from shapes alone, for devices that need not be there; reports memory, operations, collectives, time."""
     from mpt_jax.compiling import chips
 
-    if not arguments.gin_file:
-        raise UserError("compile needs a stage: --gin_file=source.gin, target.gin or another that train takes")
     topology = configured(CompileSettings).topology
     chips.prepare(topology)
     from mpt_jax.compiling.command import run_compile
@@ -276,14 +289,29 @@ def _parser() -> argparse.ArgumentParser:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments of a command; ``--gin.NAME=VALUE`` are collected in ``gin_bindings``."""
     bindings = [argument.removeprefix("--gin.") for argument in argv if argument.startswith("--gin.")]
-    arguments = _parser().parse_args([argument for argument in argv if not argument.startswith("--gin.")])
     wrong = [binding for binding in bindings if "=" not in binding]
     if wrong:
         raise UserError(f"--gin.{wrong[0]}: a binding is --gin.NAME=VALUE.")
+    arguments = _parser().parse_args([argument for argument in argv if not argument.startswith("--gin.")])
     if bindings and arguments.gin_default is None:
         raise UserError(f"{arguments.command} takes no gin bindings (--gin.{bindings[0]}).")
+    if arguments.gin_default == "" and not arguments.gin_file:
+        stages = " | ".join(f"{stage}.gin" for stage in STAGES)
+        raise UserError(f"{arguments.command} needs a stage: --gin_file={stages}")
     arguments.gin_bindings = bindings
+    for name, (flag, remote) in PATHS.items():
+        given = getattr(arguments, name, None)
+        if isinstance(given, list):
+            setattr(arguments, name, [paths.local(flag, path, remote) for path in given])
+        elif given:
+            setattr(arguments, name, paths.local(flag, given, remote))
     return arguments
+
+
+def _say(text: str) -> None:
+    """A last line."""
+    with contextlib.suppress(OSError):
+        print(f"mpt-jax: {text}", file=sys.stderr, flush=True)
 
 
 def _prepare() -> None:
@@ -299,29 +327,40 @@ def _prepare() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; prints a UserError as one line and returns 2."""
-    _prepare()
     leave, first = int, True  # of the exit code; with several processes it ends them
     try:
+        _prepare()
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         if getattr(arguments, "joins", False):
             from mpt_jax import distributed
 
+            end_with_launcher()
             distributed.start(vars(arguments), trains=arguments.function is command_train)
             leave, first = distributed.leave, distributed.is_first()
         if arguments.gin_default is not None:
             files = arguments.gin_file or ([arguments.gin_default] if arguments.gin_default else [])
             parse_gin(files, arguments.gin_bindings, [part for part in arguments.gin_search_paths.split(",") if part])
-        return arguments.function(arguments)
+        code = arguments.function(arguments)
+        sys.stdout.flush()
+        return code
     except (UserError, tasks.TaskError) as error:
-        print(f"mpt-jax: {error}", file=sys.stderr)
+        _say(" ".join(str(error).split()))
         return leave(2)
     except Preempted as told:
         if first:
-            print(f"mpt-jax: {told}", file=sys.stderr)
+            _say(str(told))
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        print("mpt-jax: interrupted; what was saved stays, the same command continues", file=sys.stderr)
-        return leave(130)
+        _say("interrupted; what was saved stays, the same command continues")
+        return leave(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.filename is not None:  # not the output, then
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
+        if isinstance(error, BrokenPipeError):
+            return leave(EXIT_PIPE_CLOSED)
+        _say(f"the output cannot be written: {error.strerror}.")
+        return leave(2)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ The same stages and settings as the commands; STAGES holds what differs from the
 
 import dataclasses
 import logging
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,12 +14,15 @@ import numpy as np
 import tasks
 from mpt_jax.config import BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.distributed import say
+from mpt_jax.folder_lock import locked
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, majority
 from mpt_jax.infer.figures import draw_quickstart
 from mpt_jax.infer.predictor import load
 from mpt_jax.infer.report import quickstart_table
 from mpt_jax.model.backbone import load_backbone
-from mpt_jax.run_folder import write_json
+from mpt_jax.paths import expanded, writable_run
+from mpt_jax.run_folder import write_json, writes
 from mpt_jax.train.run import run_train
 
 BACKBONE = "nano"
@@ -121,17 +123,23 @@ def quickstart(model_dir: str, backbone: str = BACKBONE) -> str:
     """Trains all stages (or continues), writes summary.json, table.md and report.png in ``model_dir``, and returns the table."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # of libraries; errors still come
-    began, folder = time.monotonic(), Path(model_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(expanded("--model_dir", model_dir))
+    with locked(writable_run("--model_dir", model_dir), "--model_dir"):
+        return _quickstart(folder, backbone)
+
+
+def _quickstart(folder: Path, backbone: str) -> str:
+    began = time.monotonic()
     for number, stage in enumerate(STAGES, 1):
         title = {"mpt": "16-shot targets from P*", "prompt_tuning": "16-shot targets, plain prompt tuning"}.get(stage.folder, stage.folder)
-        print(f"[{number}/{len(STAGES)}] {title}: {', '.join(stage.tasks)}", file=sys.stderr)
+        say(f"[{number}/{len(STAGES)}] {title}: {', '.join(stage.tasks)}")
         run_train(settings_of(stage, folder, backbone), stage.tasks)
-    print("scoring the test splits", file=sys.stderr)
+    say("scoring the test splits")
     summary = summarise(folder, 0.0, backbone)
     summary["seconds"] = round(time.monotonic() - began, 1)
-    write_json(folder / "summary.json", summary)
     table = quickstart_table(summary)
-    (folder / "table.md").write_text(table, encoding="utf-8")
-    draw_quickstart(summary, folder / "report.png")
+    with writes(folder, "--model_dir"):
+        write_json(folder / "summary.json", summary)
+        (folder / "table.md").write_text(table, encoding="utf-8")
+        draw_quickstart(summary, folder / "report.png")
     return f"{table}\nwritten: {folder}/summary.json, table.md, report.png"

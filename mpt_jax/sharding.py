@@ -66,7 +66,10 @@ def mesh_shape(settings: MeshSettings, devices: int) -> tuple[int, int, int]:
 
 def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over the given devices (default: all of all processes). Raises UserError where the numbers do not divide them."""
-    devices = jax.devices() if devices is None else list(devices)
+    try:
+        devices = jax.devices() if devices is None else list(devices)
+    except RuntimeError as error:  # JAX_PLATFORMS names what is not here
+        raise UserError(f"JAX finds no devices: {error}") from error
     shape = mesh_shape(settings, len(devices))
     return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
 

@@ -14,8 +14,10 @@ import pytest
 from tiny_run import describe, row
 from tiny_world import arguments, start, write_world
 
-from mpt_jax.checkpoint import Best, Checkpoints, load_trainable, read_run_json
+from mpt_jax import digests
+from mpt_jax.checkpoint import Best, Checkpoints, load_trainable
 from mpt_jax.errors import UserError
+from mpt_jax.run_folder import read_run_json
 from mpt_jax.train.run import resume
 from mpt_jax.train.step import TrainState
 
@@ -40,7 +42,7 @@ def test_round_trip_is_exact(run_dir):
     checkpoints = Checkpoints(run_dir)
     checkpoints.save(7, state(), best(), {"step": 7, "data": {"next_index": 7}})
     checkpoints.close()
-    restored, found, meta = Checkpoints(run_dir).restore(7, state(1), has_best=True)
+    restored, found, meta = Checkpoints(run_dir).restore(7, state(1))
     jax.tree.map(np.testing.assert_array_equal, restored, state())
     assert jax.tree.structure(restored) == jax.tree.structure(state())
     np.testing.assert_array_equal(found.trainable["bank/shared"], best().trainable["bank/shared"])
@@ -79,7 +81,7 @@ def test_a_damaged_checkpoint_is_named(run_dir):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(b"\0" * 7)
     with pytest.raises(UserError, match=r"checkpoints/7' is damaged.*Move that folder away"):
-        Checkpoints(run_dir).restore(7, state(), has_best=True)
+        Checkpoints(run_dir).restore(7, state())
     with pytest.raises(UserError, match="is damaged"):
         load_trainable(run_dir)
 
@@ -91,11 +93,12 @@ def test_a_damaged_checkpoint_is_passed_over_only_when_asked(run_dir, capsys):
         checkpoints.save(step, {**state(step), "step": jax.numpy.asarray(step)}, None, {"step": step})
     checkpoints.close()
     shutil.rmtree(run_dir / "checkpoints" / "9" / "meta")
-    (run_dir / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()
+    unfinished = run_dir / "checkpoints" / "11.orbax-checkpoint-tmp"
+    unfinished.mkdir()
     start_state = TrainState(**state())
     with pytest.raises(UserError, match=r"checkpoints/9' is damaged.*SKIP_DAMAGED_CHECKPOINTS=True"):
         resume(Checkpoints(run_dir), start_state)
-    assert "left out: 11.orbax-checkpoint-tmp" in capsys.readouterr().err
+    assert "cleared: 11.orbax-checkpoint-tmp" in capsys.readouterr().err and not unfinished.exists()
     again = Checkpoints(run_dir)
     found, _, step = resume(again, start_state, skip_damaged=True)
     assert step == 7 and int(found.step) == 7
@@ -109,29 +112,155 @@ def test_a_damaged_checkpoint_is_passed_over_only_when_asked(run_dir, capsys):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         load_trainable(tmp_path)
     describe(tmp_path, [row("a")])
     with pytest.raises(UserError, match="no finished checkpoint"):
         load_trainable(tmp_path)
 
 
-def test_descriptions_of_other_writers_are_read(tmp_path):
-    """A converted prompt and a run under T5X's trainer may say less of themselves; 0.1 kept the backbone's settings elsewhere."""
-    path = tmp_path / "run.json"
-    for there, expected in (
-        ({"runs": []}, {"runs": [], "method": "prompt"}),
-        ({"stage": "finetune", "settings": {"anything": 1}}, {"stage": "finetune", "settings": {"anything": 1}, "method": "weights"}),
-        (
-            {"stage": "teacher", "settings": {"train": {"backbone": "x", "dtype": "bfloat16", "train_steps": 3}}},
-            {
-                "stage": "teacher", "method": "prompt",
-                "settings": {"train": {"train_steps": 3}, "backbone": {"path": "x", "dtype": "bfloat16"}},
-            },
-        ),
-    ):  # fmt: skip
-        path.write_text(json.dumps(there))
-        assert read_run_json(tmp_path) == expected
+def numbers(tree) -> dict[str, np.ndarray]:
+    return {path: np.array(array) for path, array in digests.names(tree).items()}
+
+
+def saved(run_dir) -> tuple[dict, dict]:
+    """A checkpoint with arrays beyond a kilobyte, which files keep apart; the numbers of its state and of its best weights."""
+    given = state(3)
+    for name, shape in (("cols", (4, 3, 1)), ("rows", (4, 1, 512))):
+        given["trainable"][f"bank/{name}"] = jax.numpy.asarray(np.random.default_rng(4).normal(size=shape), "float32")
+    chosen = best()._replace(trainable={path: np.array(array) + 1 for path, array in given["trainable"].items()})
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, given, chosen, {"data": {"next_index": 7}})
+    checkpoints.close()
+    return given, chosen.trainable
+
+
+def flip(path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def damage(path, rng: random.Random) -> None:
+    """Cuts, empties, removes, overwrites or zeroes a file, or makes it a folder."""
+    data = path.read_bytes()
+    place = rng.randrange(len(data))
+    kind = rng.randrange(6)
+    path.unlink()
+    if kind == 0:
+        path.mkdir()
+    elif kind > 1:
+        path.write_bytes((data[:place], b"", data[:place] + rng.randbytes(20) + data[place + 20 :], b"\0" * len(data))[kind - 2])
+
+
+def is_named_or_equal(read, expected) -> bool:
+    """True for a UserError in one line; False for the expected numbers."""
+    try:
+        found = numbers(read())
+    except UserError as error:
+        assert "is damaged or of another run" in str(error) and "\n" not in str(error)
+        return True
+    assert found.keys() == numbers(expected).keys()
+    for path, array in numbers(expected).items():
+        np.testing.assert_array_equal(found[path], array)
+    return False
+
+
+@pytest.mark.parametrize(
+    "change, count, seed",
+    [
+        (flip, 24, 1),
+        (damage, 12, 2),
+        pytest.param(flip, 120, 3, marks=pytest.mark.slow),
+        pytest.param(damage, 120, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_whatever_changes_a_number_is_named_and_nothing_else_is_raised(tmp_path, capfd, change, count, seed):
+    """Half of the changes fall on files by their size, half on each file alike; read to resume, and to be used."""
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    describe(whole, [row("a")])
+    given, chosen = saved(whole)
+    files = sorted(path.relative_to(whole) for path in (whole / "checkpoints").rglob("*") if path.is_file())
+    sizes = [(whole / path).stat().st_size for path in files]
+    rng, named = random.Random(seed), 0
+    for number in range(count):
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(whole, damaged)
+        change(damaged / rng.choices(files, sizes if number % 2 else None)[0], rng)
+        checkpoints = Checkpoints(damaged)
+        for which, expected in (("best", chosen), ("last", given["trainable"])):
+            named += is_named_or_equal(lambda which=which: load_trainable(damaged, which)[0], expected)
+        named += is_named_or_equal(lambda kept=checkpoints: kept.restore(7, given)[0], given)
+        checkpoints.close()
+    assert count / 2 < named < 3 * count
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_step_of_a_checkpoint_is_that_of_its_folder(run_dir):
+    given, _ = saved(run_dir)
+    (run_dir / "checkpoints" / "7").rename(run_dir / "checkpoints" / "9")
+    for read in (lambda: load_trainable(run_dir), lambda: Checkpoints(run_dir).restore(9, given)):
+        with pytest.raises(UserError, match="checkpoints/9' is damaged or of another run .its own step is 7"):
+            read()
+
+
+def rewrite_meta(run_dir, change) -> None:
+    path = run_dir / "checkpoints" / "7" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
+
+
+def test_a_meta_that_was_changed_is_refused_and_one_of_before_is_read_with_a_word(run_dir, capsys):
+    given, chosen = saved(run_dir)
+    rewrite_meta(run_dir, lambda meta: meta.pop("digests"))
+    with pytest.raises(UserError, match="its meta is not what was written"):
+        load_trainable(run_dir)
+    rewrite_meta(run_dir, lambda meta: meta.pop("sha256"))
+    capsys.readouterr()
+    np.testing.assert_array_equal(load_trainable(run_dir)[0]["bank/rows"], chosen["bank/rows"])
+    assert "checkpoints/7' has no digests (an earlier version wrote it)" in capsys.readouterr().err
+    Checkpoints(run_dir).restore(7, given)
+    assert "has no digests" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_runs_is_refused(run_dir):
+    """Whoever puts another run.json beside a checkpoint, or another checkpoint beside a run.json, gives prompts another name."""
+    runs = json.loads((run_dir / "run.json").read_text())["runs"]
+    checkpoints = Checkpoints(run_dir, runs=runs)
+    checkpoints.save(7, state(), best(), {})
+    checkpoints.close()
+    assert load_trainable(run_dir)[1]["runs"] == runs
+    other = [{**runs[0], "task": "b"}]
+    with pytest.raises(UserError, match="was trained for other tasks, seeds or rates"):
+        Checkpoints(run_dir, runs=other).restore(7, state())
+    (run_dir / "run.json").write_text(json.dumps({"runs": other}))
+    with pytest.raises(UserError, match="the runs in .*run.json' are not those that checkpoint"):
+        load_trainable(run_dir)
+
+
+@pytest.mark.parametrize("name", ["state", "7", "007", "-3", "x"])
+def test_what_is_not_a_checkpoint_is_passed_over(run_dir, name):
+    given, _ = saved(run_dir)
+    (run_dir / "checkpoints" / f"{name}0").write_text("")
+    assert load_trainable(run_dir)[0].keys() == given["trainable"].keys()
+    assert Checkpoints(run_dir).latest_step() == 7
+
+
+def test_checkpoints_that_is_a_file_is_named(run_dir):
+    (run_dir / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints' is not a folder"):
+        Checkpoints(run_dir)
+    with pytest.raises(UserError, match="has no finished checkpoint"):
+        load_trainable(run_dir)
+
+
+def test_a_folder_that_is_deleted_while_training_is_named(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    shutil.rmtree(run_dir)
+    with pytest.raises(UserError, match=r"could not be written to .*the folder is gone"):
+        checkpoints.save(7, state(), best(), {})
+        checkpoints.wait()
 
 
 FULL_DISK = """

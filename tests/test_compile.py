@@ -1,4 +1,4 @@
-"""``mpt-jax compile`` (compiling/): what the products need (t5_operations.py), what programs say (programs.py, hlo.py), data sheets
+"""``mpt-jax compile`` (compiling/): what the products need (operations.py, t5_operations.py), what programs say (programs.py, hlo.py), data sheets
 (chips.py), which mesh fits (fitting.py), running it (measure.py), and the command for devices that are not there (compiling/command.py,
 compiling/report.py)."""
 

@@ -1,7 +1,7 @@
 """Backbones in and out: fixtures of other programs load, round trips keep every bit, arrays are restored one by one.
 
-Covers own.py, huggingface.py, names.py, arrays.py, memory.py, folder_writer.py, detect.py, safetensors.py, torch_file.py, msgpack_file.py,
-zarr.py and t5x.py."""
+Covers own.py, huggingface.py, names.py, naming.py, t5_names.py, arrays.py, memory.py, folder_writer.py, detect.py,
+safetensors.py, torch_file.py, msgpack_file.py, zarr.py and t5x.py."""
 
 import dataclasses
 import json

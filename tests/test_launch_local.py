@@ -1,4 +1,4 @@
-"""The local launcher with real processes: environment, one log, the first failure, signals, restarts."""
+"""The local launcher with real processes: environment, one log, the first failure, signals, restarts, its own end (launched.py)."""
 
 import os
 import signal
@@ -38,7 +38,8 @@ def start(tmp_path):
     def start(code: str, *options: str) -> subprocess.Popen:
         (tmp_path / "mpt_jax").mkdir()
         (tmp_path / "mpt_jax" / "__init__.py").touch()
-        (tmp_path / "mpt_jax" / "errors.py").symlink_to(ROOT / "mpt_jax" / "errors.py")
+        for name in ("errors.py", "launched.py"):
+            (tmp_path / "mpt_jax" / name).symlink_to(ROOT / "mpt_jax" / name)
         (tmp_path / "mpt_jax" / "__main__.py").write_text(PACKAGE + code)
         (tmp_path / "launch").symlink_to(ROOT / "launch")
         argv = [sys.executable, "-m", "launch", "--target", "local", "--grace_s", "1", *options, "--", str(tmp_path)]
@@ -89,6 +90,25 @@ def test_a_killed_process_ends_all_even_one_that_does_not_listen(start, tmp_path
     assert process.returncode == 137
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid1").read_text()), 0)
+
+
+def test_processes_end_with_a_launcher_that_is_killed(start, tmp_path):
+    """They are told as by SIGTERM, so training saves first; their output goes nowhere by then."""
+    code = """
+from mpt_jax.launched import end_with_launcher
+end_with_launcher()
+(folder / f"pid{process}").write_text(str(os.getpid()))
+signal.signal(signal.SIGTERM, lambda *_: ((folder / f"saved{process}").touch(), os._exit(83)))
+(folder / f"ready{process}").touch()
+time.sleep(60)
+"""
+    process = start(code)
+    ready(tmp_path)
+    process.kill()
+    deadline = time.monotonic() + 20
+    while not all((tmp_path / f"saved{i}").exists() for i in range(2)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 83)])

@@ -114,6 +114,6 @@ def test_a_group_without_a_better_score_draws_no_more_rows(tmp_path):
 
 
 def test_without_patience_nothing_stops():
-    best = Best({}, np.array([1.0]), np.array([2]))
+    best = np.array([2])
     assert stopped_groups(best, 100, 2, 0) == frozenset() and stopped_groups(None, 100, 2, 3) == frozenset()
     assert stopped_groups(best, 7, 2, 2) == {0} and stopped_groups(best, 5, 2, 2) == frozenset()

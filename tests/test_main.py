@@ -1,9 +1,13 @@
-"""The command: bad input, each with its message (errors.py), and every command over what the one before left (infer/commands.py)."""
+"""The command: bad input, each with its message (errors.py, gin_messages.py), and every command over what the one before left.
+
+Covers infer/commands.py."""
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,8 +49,10 @@ def world(folder):
 
 @pytest.fixture(scope="module")
 def teachers(folder, world):
+    """Trained with a text without quotes and a list without brackets."""
     run = folder / "teachers"
-    assert main(arguments("train", "teacher.gin", world, TASKS=["vowel", "long"], MODEL_DIR=str(run))) == 0
+    assert main([*arguments("train", "teacher.gin", world), "--gin.TASKS=vowel,long", f"--gin.MODEL_DIR={run}"]) == 0
+    assert "TASKS = ['vowel', 'long']" in (run / "config.gin").read_text()
     return run
 
 
@@ -74,8 +80,68 @@ def test_no_task(capsys, world, folder):
 def test_unknown_gin_names(capsys, world, folder):
     fails(capsys, train(world, folder, TRAIN_STEP=5), "unknown gin name 'TRAIN_STEP'", "'TRAIN_STEPS'")
     fails(capsys, train(world, folder, PromptSetting__length=5), "PromptSetting", "did you mean 'PromptSettings'")
-    fails(capsys, train(world, folder, PromptSettings__lenth=5), "lenth")
+    named = "--gin.PromptSettings.lenth=5: PromptSettings has no field 'lenth'; did you mean 'length'?"
+    fails(capsys, train(world, folder, PromptSettings__lenth=5), named)
     fails(capsys, train(world, folder, gin_file="teachr.gin"), "teachr.gin", "teacher.gin")
+
+
+def test_a_stage_is_asked_for_before_anything_else(capsys):
+    fails(capsys, ["train", "--gin.MODEL_DIR='x'"], "train needs a stage: --gin_file=teacher.gin | source.gin | target.gin")
+    fails(capsys, ["compile", "--gin.TOPOLOGY=cpu:2"], "compile needs a stage: --gin_file=teacher.gin")
+
+
+@pytest.mark.parametrize(
+    "text, messages",
+    [
+        ("MODEL_DIR = runs/a\n", ("line 2, 'MODEL_DIR = runs/a'", "a text needs quotes")),
+        ("SEED = 1,2\n", ("line 2, 'SEED = 1,2'", "a list brackets")),
+        ("PromptSettings.lenth = 5\n", ("PromptSettings has no field 'lenth'; did you mean 'length'?", "line 2")),
+        ("PromptSettings.length = %LENGHT\n", ("%LENGHT is used and nothing defines it",)),
+        ("include 'again.gin'\n", ("include one another without end",)),
+        ("SEED = [1,\n", ("--gin_file=",)),
+        ("\udcff\n", ("--gin_file=", "utf-8")),
+    ],
+)
+def test_a_gin_file_is_named_with_its_line(capsys, tmp_path, text, messages):
+    file = tmp_path / ("again.gin" if "again" in text else "own.gin")
+    file.write_bytes(f"include 'teacher.gin'\n{text}".encode(errors="surrogateescape"))
+    fails(capsys, ["train", f"--gin_file={file}", f"--gin_search_paths={tmp_path}"], *messages)
+
+
+@pytest.mark.parametrize(
+    "binding, messages",
+    [
+        ("MODEL_DIR='runs/a", ("--gin.MODEL_DIR='runs/a: the value cannot be read", "--gin.MODEL_DIR=text")),
+        ("TASK_FEATURE_LENGTHS=32,8", ("--gin.TASK_FEATURE_LENGTHS=32,8:", "'targets': 128")),
+        ("SEED=1-3", ("SEED", "'1-3' is not a whole number")),
+        ("MODEL_DIR=gs://bucket/run", ("gs://… cannot be used",)),
+        ("MODEL_DIR=seeds[1,2]", ("seeds[1,2]' holds [ ], a pattern for Orbax",)),
+        ("CACHE_DIR=s3://bucket", ("CACHE_DIR = 's3://bucket'",)),
+        ("SOURCE_DIR=~nobody_here/x", ("SOURCE_DIR", "there is no user 'nobody_here'")),
+        ("K_SHOT=0", ("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more",)),
+    ],
+)
+def test_bindings_that_cannot_be_used_are_named(capsys, world, folder, binding, messages):
+    fails(capsys, [*train(world, folder, "fewshot.gin"), f"--gin.{binding}"], *messages)
+    assert not (folder / "never").exists()
+
+
+def test_addresses_and_home_folders_on_the_command_line(capsys, tmp_path):
+    fails(capsys, ["report", "gs://bucket/run"], "run folder = 'gs://bucket/run'")
+    fails(capsys, ["convert", "--from", "nano", "--to", "npz", "--output", "s3://b/x"], "--output = 's3://b/x'")
+    fails(capsys, ["report", "~/no_run_here"], f"{Path.home()}/no_run_here' is not a run folder")
+
+
+def test_an_output_that_nobody_takes(monkeypatch, capfd):
+    """`mpt-jax tasks | head -1` ends quietly, a full disk is named."""
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
+    assert main(["tasks"]) == 141
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))
+    assert main(["tasks"]) == 2
+    said = capfd.readouterr().err
+    assert said.splitlines() == ["mpt-jax: the output cannot be written: No space left on device."]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +213,23 @@ def test_bad_rows(capsys, world, folder, tmp_path, table, rows, template, messag
 def test_model_dir_of_another_run(capsys, world, folder, teachers):
     argv = train(world, folder, TASKS=["vowel", "long"], MODEL_DIR=str(teachers), TRAIN_STEPS=5)
     fails(capsys, argv, "another configuration", "train_steps: 4 there, 5 now")
+    described = (teachers / "run.json").read_bytes()
+    fails(capsys, train(world, folder, TASKS=["digit"], MODEL_DIR=str(teachers)), "tasks: ['vowel', 'long'] there, ['digit'] now")
+    assert (teachers / "run.json").read_bytes() == described
+
+
+def test_model_dir_of_a_run_on_other_rows_or_weights(capsys, world, folder, teachers):
+    """The file of a task, or the backbone, is another one under the same name."""
+    argv = train(world, folder, TASKS=["vowel", "long"], MODEL_DIR=str(teachers))
+    described = (teachers / "run.json").read_bytes()
+    rows, backbone = folder / "long_validation.jsonl", folder / "backbone" / "model.safetensors"
+    for path, message in ((rows, "rows of long, validation: "), (backbone, "weights of the backbone: ")):
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b'"label": 1', b'"label": 0') if path.suffix == ".jsonl" else before[:-1] + b"\x01")
+        fails(capsys, argv, "another configuration", message)
+        path.write_bytes(before)
+        assert (teachers / "run.json").read_bytes() == described
+    assert main(argv) == 0  # as it was
 
 
 def test_missing_teacher(capsys, world, folder, teachers):
@@ -157,7 +240,7 @@ def test_missing_teacher(capsys, world, folder, teachers):
 
 def test_missing_source(capsys, world, folder):
     fails(capsys, train(world, folder, "target.gin", TASKS=["digit"]), "give --gin.SOURCE_DIR")
-    fails(capsys, train(world, folder, "target.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "is no run folder")
+    fails(capsys, train(world, folder, "target.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "is not a run folder")
 
 
 @pytest.mark.parametrize("name, change, message", [

@@ -19,6 +19,7 @@ from mpt_jax.methods.method import (
     TEACHERS,
     Part,
     backbone_of,
+    check_counts,
     own_of,
     part_of,
     places_for,
@@ -54,6 +55,26 @@ def test_an_unknown_parameter_group_and_nothing_to_train_are_errors():
         part_of("bank/shared", (Part(".*", None, "slow"),))
     with pytest.raises(UserError, match="freezes? every parameter"):
         split(dict.fromkeys(PATHS), (Part(".*", None, FROZEN),))
+
+
+@pytest.mark.parametrize(
+    "groups, shapes, message",
+    [
+        ([0, 0, 1], {"bank/shared": (2, 3, 4), "bank/cols": (3, 3, 1)}, None),
+        ([0, 0, 1], {"bank/shared": (1, 3, 4)}, "names 3 runs in 2 groups, 'bank/shared' of the checkpoint has shape .1, 3, 4."),
+        ([0, 0, 1], {"bank/shared": (2, 3, 4), "bank/rows": ()}, "'bank/rows' of the checkpoint has shape .."),
+        ([0, 0, 2], {"bank/shared": (2, 3, 4)}, r"the groups in run.json are \[0, 0, 2\], not 0 and on"),
+        ([], {"bank/shared": (1, 3, 4)}, r"the groups in run.json are \[\]"),
+        ([], {}, None),
+    ],
+)
+def test_arrays_hold_what_run_json_names(groups, shapes, message):
+    own = {path: np.zeros(shape) for path, shape in shapes.items()}
+    if message is None:
+        check_counts(own, PROMPTS, np.array(groups, np.int32))
+        return
+    with pytest.raises(UserError, match=message):
+        check_counts(own, PROMPTS, np.array(groups, np.int32))
 
 
 def test_every_stage_has_a_method():

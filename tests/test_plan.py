@@ -1,16 +1,19 @@
 """Runs of a program: combinations, groups, few-shot rows, streams, what they start from."""
 
+import json
+
 import numpy as np
 import pytest
 from tiny_data import sized_cache
 from tiny_model import LENGTH, new_bank, tiny_backbone
 from tiny_run import row, write_run
 
+from mpt_jax.checkpoint import Loaded, load
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import paths_of
-from mpt_jax.train.plan import draw_few_shot, make_streams, plan_runs, read_source, teacher_prompts
+from mpt_jax.train.plan import draw_few_shot, is_finished, make_streams, plan_runs, read_source, teacher_prompts
 
 TASKS = ("a", "b")
 
@@ -21,6 +24,7 @@ def settings(stage="target", prompt=None, distillation=None, optimizer=None, **t
 
 
 def save_run(folder, bank, names, seeds, **described) -> str:
+    """A run folder with this bank; finished if its settings, among ``described``, do not say otherwise."""
     runs = [row(name, seed, int(g)) for name, seed, g in zip(names, seeds, bank.group_N, strict=True)]
     return write_run(folder, runs, paths_of(bank), **described)
 
@@ -104,6 +108,60 @@ def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
         teacher_prompts(plan, settings("source"), tiny_backbone())
     assert teacher_prompts(plan, aligned._replace(distillation=DistillationSettings(weight=0.0)), tiny_backbone()) is None
     assert teacher_prompts(plan, settings("target"), tiny_backbone()) is None
+
+
+def test_a_run_that_is_not_finished_is_refused_as_source_and_as_teacher(tmp_path):
+    folder = save_run(tmp_path / "run", new_bank(1, 2), TASKS, [1, 1], step=120, train_steps=300)
+    plan = plan_runs(settings("source"), TASKS)
+    for setting, read in (
+        ("SOURCE_DIR", lambda **allowed: read_source(settings(source_dir=folder, **allowed), tiny_backbone())),
+        ("TEACHER_DIR", lambda **allowed: teacher_prompts(plan, settings("source", teacher_dir=folder, **allowed), tiny_backbone())),
+    ):
+        with pytest.raises(UserError, match=f"{setting} = .*run' is not finished: step 120 of 300.*--gin.ALLOW_UNFINISHED=True"):
+            read()
+        assert read(allow_unfinished=True) is not None
+
+
+@pytest.mark.parametrize(
+    "best_step_G, train, finished",
+    [
+        ([30, 60], {"train_steps": 300, "eval_steps": 30, "patience": 2}, True),
+        ([30, 90], {"train_steps": 300, "eval_steps": 30, "patience": 2}, False),  # the second group goes on
+        ([60, 60], {"train_steps": 300, "eval_steps": 0, "patience": 2}, True),  # scored every 30 steps
+        ([30, 60], {"train_steps": 300, "eval_steps": 30, "patience": 0}, False),
+        (None, {"train_steps": 120}, True),
+        (None, {"train_steps": 121}, False),
+    ],
+)
+def test_a_run_that_its_patience_stopped_is_finished(tmp_path, best_step_G, train, finished):
+    bank = new_bank(2, 1)
+    best = None if best_step_G is None else paths_of(bank)
+    folder = save_run(tmp_path / "run", bank, TASKS, [1, 1], best=best, best_step_G=best_step_G, step=120, **train)
+    assert is_finished(load(folder)) is finished
+
+
+def test_a_run_that_does_not_say_how_many_steps_it_wanted_is_finished():
+    longer = {"settings": {"train": {"train_steps": 9}}}
+    for run in ({}, {"settings": None}, {"settings": {"train": {"train_steps": None}}}, {**longer, "converted": True}):
+        assert is_finished(Loaded({}, run, 7, None))
+    assert not is_finished(Loaded({}, longer, 7, None))
+
+
+def test_more_runs_than_one_program_takes_are_refused_before_anything_is_made():
+    many = settings(seeds=list(range(5_000)), optimizer=OptimizerSettings(learning_rate=[0.1, 0.3]))
+    with pytest.raises(UserError, match="make 20,000 runs; one program takes 10,000"):
+        plan_runs(many, TASKS)
+
+
+def test_a_source_whose_run_json_is_of_another_run_is_refused(tmp_path):
+    """A checkpoint without digests: nothing else ties it to its run.json."""
+    folder = save_run(tmp_path / "run", new_bank(1, 2), TASKS, [1, 1])
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**described, "runs": described["runs"] * 2}))
+    meta = tmp_path / "run" / "checkpoints" / "5" / "meta" / "metadata"
+    meta.write_text(json.dumps({"step": 5}))
+    with pytest.raises(UserError, match="run.json names 4 runs in 1 groups, 'bank/cols' of the checkpoint has shape .2, .*another run"):
+        read_source(settings(source_dir=folder), tiny_backbone())
 
 
 def test_a_group_trains_at_the_rates_of_its_first_run():

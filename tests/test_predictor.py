@@ -113,7 +113,7 @@ def test_wrong_calls(run_dir, tmp_path):
         (lambda: mpt_jax.load(run_dir, batch_size=10**9), "micro_batch_size = 1000000000: must be 1 .. 65,536"),
         (lambda: mpt_jax.load(run_dir, feature_lengths={"inputs": 5}), "it takes {'inputs': tokens, 'targets': tokens}"),
         (lambda: mpt_jax.load(run_dir, "newest"), "is not one of 'best', 'last'"),
-        (lambda: mpt_jax.load(tmp_path), "is no run folder"),
+        (lambda: mpt_jax.load(tmp_path), "is not a run folder"),
     ):
         with pytest.raises(UserError, match=message):
             call()

@@ -132,7 +132,8 @@ def test_pretraining_may_teach_the_encoder(caches):
 def test_the_network_is_computed_as_the_settings_say():
     backbone = BackboneSettings("tiny", dtype="bfloat16", remat="layers")
     program = assemble(settings("target", backbone=backbone), TASKS, tiny_backbone())
-    assert program.network.computation == Computation("bfloat16", "layers", "auto") and program.network.adaptation is prompt.METHOD.adaptation
+    assert program.network.computation == Computation("bfloat16", "layers", "auto")
+    assert program.network.adaptation is prompt.METHOD.adaptation
     tuned = assemble(settings("finetune", backbone=backbone), TASKS, tiny_backbone())
     assert tuned.network.computation == Computation("bfloat16", "layers", "einsum") and tuned.network.adaptation is None
     assert all(array.dtype == np.float32 for array in tuned.trainable.values())

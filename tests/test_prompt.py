@@ -30,6 +30,20 @@ def test_the_bank_among_arrays_by_path():
     assert prompt.bank_of({"backbone/x": 0}, bank.group_N) is None
 
 
+def test_the_bank_of_a_run_is_taken_alone_where_it_is_all_that_was_trained():
+    """run.json must be of the run: nothing else gives a row of the bank its task."""
+    bank = random_bank(groups=1, tasks_each=4)
+    trained, run = prompt.paths_of(bank), {"runs": [{"task": "a", "group": 0, "seed": 0}] * 4}
+    np.testing.assert_array_equal(prompt.bank_alone(trained, run, "x").cols_NPR, bank.cols_NPR)
+    assert prompt.bank_alone({"backbone/x": np.ones(3)}, run, "x") is None
+    with pytest.raises(UserError, match="run 'x' trained weights of the backbone together with its prompts"):
+        prompt.bank_alone({**trained, "backbone/x": np.ones(3)}, run, "x")
+    with pytest.raises(UserError, match=r"names 3 runs in 1 groups, 'bank/cols' of the checkpoint has shape \(4, "):
+        prompt.bank_alone(trained, {"runs": run["runs"][:3]}, "x")
+    with pytest.raises(UserError, match="run.json' lacks runs"):
+        prompt.bank_alone(trained, {}, "x")
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_factors_start_at_the_shared_prompt(rank):
     settings = PromptSettings(length=4, rank=rank)

@@ -123,13 +123,67 @@ def test_a_run_without_any_metrics(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(UserError, match=r"is no run folder"):
+    with pytest.raises(UserError, match=r"is not a run folder"):
         report.report([tmp_path], tmp_path)
     folder = write_run(tmp_path / "a")
     (folder / "eval").mkdir()
     (folder / "eval" / "x.json").write_text("{")
-    with pytest.raises(UserError, match=r"x\.json' is damaged"):
+    with pytest.raises(UserError, match=r"x\.json' is not JSON"):
         report.report([folder], folder)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scores": []}, r"scores is \[\]"),
+        ({"scores": {"f1": "80"}}, "scores is {'f1': '80'}"),
+        ({"scores": {"other": 80.0}}, "scores is {'other': 80.0}"),
+        ({"std": {}}, "std is {}"),
+        ({"runs": 3}, "runs is 3"),
+        ({"task": None}, "task is None"),
+        ({"scores": {"f1": 10**400}}, "scores is {'f1': 1000"),
+    ],
+)
+def test_a_damaged_evaluation_is_named(tmp_path, change, message):
+    folder = write_run(tmp_path / "a")
+    write_eval(folder, "mrpc", 80.0, 1.0)
+    path = folder / "eval" / "mrpc.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"eval/mrpc.json' is damaged .*write it again with `mpt-jax eval`") as raised:
+        report.read_runs([folder])
+    assert message.replace("\\", "") in str(raised.value)
+
+
+def test_entries_that_run_json_lacks_are_named(tmp_path):
+    folder = write_run(tmp_path / "a")
+    run = json.loads((folder / "run.json").read_text())
+    del run["parameters"]["per_task"], run["settings"]
+    (folder / "run.json").write_text(json.dumps(run))
+    with pytest.raises(UserError, match="run.json' lacks parameters.per_task, settings.train.train_steps"):
+        report.read_runs([folder])
+
+
+def test_names_numbers_and_bytes_that_no_picture_expects(tmp_path):
+    """Tasks like formulas, infinite losses, a config.gin that is not UTF-8: shown as they are."""
+    folder = write_run(tmp_path / "$x_{", tasks=("$\\frac", "a|b<c>", "_"))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step, loss in ((1, float("nan")), (2, float("inf")), (3, 1e308), (4, 2.0)):
+            file.write(json.dumps({"step": step, "split": "train", "task": "_", "run": 0, "loss": loss}) + "\n")
+    (folder / "config.gin").write_bytes(b"A = '\xff'")
+    table, picture, page = report.report([folder], tmp_path / "out")
+    assert "a/b<c>" in table.read_text() and picture.stat().st_size > 10_000 and "A = &#x27;\ufffd" in page.read_text()
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/null/x", "/proc/x", "file", "full"])
+def test_places_that_take_no_report_are_named(tmp_path, place):
+    folder, output = write_run(tmp_path / "a"), tmp_path / place
+    if place == "file":
+        output.write_text("")
+    elif place == "full":
+        output.mkdir()
+        (output / "report.html").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=f"--output = '{output}' cannot be written"):
+        report.report([folder], output)
 
 
 def test_a_line_over_runs():

@@ -5,15 +5,20 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import CONFIG, LENGTH, tiny_backbone
+from tiny_data import sized_cache
+from tiny_model import CONFIG, LENGTH, tiny_backbone, weights
 from tiny_world import write_world
 
 import tasks
 from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
+from mpt_jax.errors import UserError
+from mpt_jax.methods import prompt
+from mpt_jax.methods.method import Part
+from mpt_jax.methods.table import METHODS, register
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.train.program import assemble
-from mpt_jax.train.run import accounting, describe_run, open_caches, write_backbone
+from mpt_jax.train.run import accounting, check_together, describe_run, made_from, open_caches, write_backbone
 
 
 def settings(stage="target", **train) -> Settings:
@@ -61,3 +66,55 @@ def test_caches_of_training_and_of_the_dev_split_where_it_is_scored(tmp_path, ta
     assert {name: cache.split for name, cache in caches.train.items()} == {"vowel": "train", "long": "train"}
     assert {name: cache.split for name, cache in caches.dev.items()} == ({"vowel": "validation", "long": "validation"} if scored else {})
     assert [cache.rows for cache in caches.train.values()] == [40, 40]
+
+
+@pytest.mark.parametrize("kind", ["own", "hf", "t5x"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropout_is_the_setting_whatever_the_files_of_the_backbone_say(tmp_path, kind, rate):
+    formats.write_backbone(kind, str(tmp_path / "backbone"), CONFIG, weights(CONFIG), "bytes")
+    told = tmp_path / "backbone" / "config.json"
+    if told.exists():
+        told.write_text(json.dumps({**json.loads(told.read_text()), "dropout_rate": 0.2}))
+    backbone = load_backbone(BackboneSettings(str(tmp_path / "backbone"), "bytes"))
+    assert assemble(settings(dropout_rate=rate), ("a",), backbone).network.computation.dropout_rate == rate
+
+
+def test_settings_that_do_not_go_together_are_named():
+    few = settings("fewshot", model_dir="x")
+    with pytest.raises(UserError, match="K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more"):
+        check_together(few)
+    check_together(few._replace(data=DataSettings(k_shot=4)))
+    check_together(settings(model_dir="x"))
+    with pytest.raises(UserError, match="MODEL_DIR is empty; give --gin.MODEL_DIR"):
+        check_together(settings())
+    with pytest.raises(UserError, match="ATTENTION = 'fused' gives the position bias no gradient"):
+        check_together(settings("finetune", model_dir="x")._replace(backbone=BackboneSettings(attention="fused")))
+
+
+def test_a_run_is_made_from_its_first_prompts_its_teachers_and_its_rows(tmp_path):
+    cache = sized_cache(tmp_path, 40)
+    program = assemble(settings(), ("a", "b"), tiny_backbone())
+    teachers_NPD = np.ones((2, LENGTH, CONFIG.d_model), np.float32)
+    found = made_from(program._replace(teachers_NPD=teachers_NPD), [cache])
+    assert found.keys() == {"parameters at the start", "prompts of the teachers", "rows of toy, train"}
+    assert found["rows of toy, train"] == cache.fingerprint
+    changed = {**program.trainable, "bank/cols": -program.trainable["bank/cols"]}
+    other = made_from(program._replace(trainable=changed, teachers_NPD=teachers_NPD + 1))
+    assert other["parameters at the start"] != found["parameters at the start"]
+    assert other["prompts of the teachers"] != found["prompts of the teachers"]
+    assert describe_run(program, [cache])["made_from"] == made_from(program, [cache])
+    # trained weights start as the backbone's, which has its fingerprint
+    assert made_from(assemble(settings("finetune"), ("a",), tiny_backbone())) == {}
+
+
+def test_a_run_of_any_method_is_made_from_all_arrays_that_the_method_brings(monkeypatch):
+    """Those that do not train, too: a method may draw some and keep them."""
+    monkeypatch.setattr("mpt_jax.methods.table.METHODS", dict(METHODS))
+    found = {}
+    for value in (1.0, 2.0):
+        register(prompt.METHOD._replace(
+            name="kept", parts=(Part("kept/.*", None, "frozen"), *prompt.METHOD.parts),
+            init=lambda start, value=value: prompt.init(start) | {"kept/x": np.full(3, value, np.float32)},
+        ))  # fmt: skip
+        found[value] = made_from(assemble(settings(method="kept"), ("a",), tiny_backbone()))["parameters at the start"]
+    assert found[1.0] != found[2.0]

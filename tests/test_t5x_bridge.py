@@ -4,6 +4,7 @@ With T5X: the nano backbone and real tasks through all three stages under T5X's 
 features.py, mixtures.py, t5x_bridge/model.py, t5x_bridge/optimizer.py, t5x_bridge/program.py and restore.py."""
 
 import ast
+import contextlib
 import json
 import re
 import shutil
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 from fixture_folders import data_folder
 from t5x_session import events, need_t5x, t5x
-from tiny_model import new_bank, objective_of
+from tiny_model import LENGTH, new_bank, objective_of
 
 import tasks
+from mpt_jax import paths
 from mpt_jax.checkpoint import load_trainable
-from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
+from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
 from mpt_jax.main import main
@@ -86,16 +88,17 @@ def common(world: Path) -> dict:
 
 
 def train(world: Path, stage: str, name: str, names, steps: int, *files: str, **changes) -> Path:
-    """A stage under T5X's trainer in the folder of this name."""
+    """A stage under T5X's trainer in the folder of this name, with relative paths as docs/t5x.md prints them."""
     macros = common(world) | {
-        "MIXTURE_OR_TASK_NAME": names, "INITIAL_CHECKPOINT_PATH": str(world / "nano" / "checkpoint_0"), "TRAIN_STEPS": steps,
-        "MODEL_DIR": str(world / name), "PROMPT_LENGTH": 6, "BATCH_SIZE": 16, "EVAL_STEPS": 1, "CACHE_DIR": str(world / "cache"),
+        "MIXTURE_OR_TASK_NAME": names, "INITIAL_CHECKPOINT_PATH": "nano/checkpoint_0", "TRAIN_STEPS": steps,
+        "MODEL_DIR": name, "PROMPT_LENGTH": 6, "BATCH_SIZE": 16, "EVAL_STEPS": 1, "CACHE_DIR": str(world / "cache"),
         "utils__SaveCheckpointConfig__period": steps, "EVAL_PERIOD": steps, "EVALUATOR_NUM_EXAMPLES": 16,
         "LEARNING_RATE": 0.03, "FACTOR_LEARNING_RATE": 0.03,
     } | changes  # fmt: skip
     if "cached" not in files:
         macros.pop("CACHE_DIR")
-    t5x("train", stage, *files, **macros)
+    with contextlib.chdir(world):
+        t5x("train", stage, *files, **macros)
     return world / name
 
 
@@ -162,21 +165,35 @@ def test_dropout_changes_what_the_bank_learns_and_nothing_else(world, teachers):
 
 
 @pytest.mark.slow
-def test_t5x_and_our_evaluator_agree_and_inference_answers(world, source, target):
-    arguments = common(world) | {"MIXTURE_OR_TASK_NAME": "bridge_cb", "CHECKPOINT_PATH": str(target / "checkpoint_3")}
-    t5x("eval", "eval", **arguments, EVAL_OUTPUT_DIR=str(world / "scores"))
+def test_t5x_and_our_evaluator_agree_and_inference_answers(world, source, target, monkeypatch):
+    monkeypatch.chdir(world)
+    arguments = common(world) | {"MIXTURE_OR_TASK_NAME": "bridge_cb", "CHECKPOINT_PATH": "target/checkpoint_3"}
+    t5x("eval", "eval", **arguments, EVAL_OUTPUT_DIR="scores")
     theirs = json.loads((world / "scores" / "inference_eval" / "bridge_cb.mpt-metrics.jsonl").read_text().splitlines()[-1])
     assert main(["eval", f"--gin.MODEL_DIR={str(target)!r}", f"--gin.CACHE_DIR={str(world / 'cache')!r}"]) == 0
     ours = json.loads((target / "eval" / "bridge_cb.json").read_text())
     assert ours["runs"][0]["scores"]["accuracy"] == pytest.approx(theirs["accuracy"])
 
-    t5x("infer", "infer", **arguments, INFER_OUTPUT_DIR=str(world / "answers"))
+    t5x("infer", "infer", **arguments, INFER_OUTPUT_DIR="answers")
     lines = [json.loads(text) for text in (world / "answers" / "bridge_cb.mpt-predict.jsonl-00000-of-00001").read_text().splitlines()]
     right = [line["prediction"] == line["inputs"]["targets_pretokenized"] for line in lines]
     assert len(lines) == 56 and 100 * np.mean(right) == pytest.approx(theirs["accuracy"])
     arguments["CHECKPOINT_PATH"] = str(source / "checkpoint_4")
     with pytest.raises(UserError, match=r"no prompt is known for task bridge_cb; there are bridge_sst2 \(1\), bridge_rte \(2\)"):
         t5x("eval", "eval", **arguments, EVAL_OUTPUT_DIR=str(world / "none"))
+
+
+@pytest.mark.slow
+def test_other_tasks_or_an_unfinished_source_are_refused(world, source):
+    description = (source / "run.json").read_text()
+    with pytest.raises(UserError, match=r"holds a run of another configuration .*tasks: \['bridge_sst2', 'bridge_rte'\] there"):
+        train(world, "teacher", "source", "bridge_cb", 4)
+    assert (source / "run.json").read_text() == description
+    unfinished = world / "unfinished"
+    shutil.copytree(source / "checkpoint_2", unfinished / "checkpoint_2")
+    (unfinished / "run.json").write_text(description)
+    with pytest.raises(UserError, match="unfinished' is not finished: step 2 of 4"):
+        train(world, "target", "never", "bridge_cb", 3, SOURCE_DIR=str(unfinished))
 
 
 @pytest.mark.slow
@@ -278,6 +295,35 @@ def test_long_rows_keep_their_end():
     for lengths, inputs in (({"inputs": 3, "targets": 2, "raw": 2}, [5, 6, 1]), ({"inputs": 5}, rows["inputs"]), (None, rows["inputs"])):
         (found,) = cut_before_eos(dataset, features, lengths).as_numpy_iterator()
         assert {name: value.tolist() for name, value in found.items()} == rows | {"inputs": inputs}
+
+
+def test_paths_that_orbax_takes_are_made_absolute():
+    """What T5X's own files bind to a macro that may be relative; needs no T5X."""
+    bound = {
+        "stage": ("train_script.train.model_dir", "utils.RestoreCheckpointConfig.path"),
+        "eval": ("eval_script.evaluate.output_dir", "utils.RestoreCheckpointConfig.path", "program.trained_model.checkpoint"),
+        "infer": ("infer_script.infer.output_dir", "utils.RestoreCheckpointConfig.path", "program.trained_model.checkpoint"),
+    }
+    for name, fields in bound.items():
+        text = (ROOT / "gin" / "t5x" / f"{name}.gin").read_text()
+        for field in fields:
+            (scope,) = re.findall(rf"^{re.escape(field)} = @(\w+)/paths.absolute\(\)$", text, re.M)
+            assert re.search(rf"^{scope}/paths.absolute.path = %\w+$", text, re.M)
+    assert paths.absolute("a/b") == str(Path.cwd() / "a/b") and paths.absolute("~/a") == str(Path.home() / "a")
+    assert paths.absolute(["/a", "gs://b/c"]) == ["/a", "gs://b/c"]
+
+
+def test_distances_of_encoder_states_are_divided_by_the_states_compared():
+    need_t5x()
+    from mpt_jax.t5x_bridge.model import PromptedModel
+
+    bank = new_bank(1, 2)
+    micro = {"input_length_B": np.array([5, 5, 5]), "target_length_B": np.array([2, 2, 2]), "task_id_B": np.array([0, 0, 1])}
+    for positions, states in (("inputs", 5), ("all", 5 + LENGTH)):
+        objective = objective_of(bank, DistillationSettings(hidden_positions=positions))
+        found = PromptedModel(objective, bank, ("a", "b"), None)._metrics(micro, {"hidden_encoder": np.array([1.0, 2.0, 6.0])})
+        assert float(found["a/hidden_encoder"].compute()) == pytest.approx(3 / (2 * states))
+        assert float(found["mean/hidden_encoder"].compute()) == pytest.approx(9 / (3 * states))
 
 
 def test_micro_batches_of_t5x_are_refused():

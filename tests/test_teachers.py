@@ -10,7 +10,7 @@ from tiny_run import row, write_run
 
 from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data import teacher_cache
-from mpt_jax.errors import UserError
+from mpt_jax.errors import Preempted, UserError
 from mpt_jax.methods.prompt import paths_of
 from mpt_jax.train import teachers
 from mpt_jax.train.program import assemble
@@ -77,6 +77,23 @@ def test_rows_of_later_steps_are_added_and_nothing_is_run_twice(caches, tmp_path
     assert drawn < sum(map(len, runs)) <= 24
     for step in range(3):
         assert len(batch_at(taught, step, 2).micro) == 2
+
+
+def test_teachers_that_are_told_to_end_leave_what_they_have_said(caches, tmp_path, monkeypatch):
+    """After the second batch of four rows: these are on disk, and the next start computes the others alone."""
+    stream_list, ran, real = streams(caches, 1), [], teachers._run
+    monkeypatch.setattr(teachers, "_run", lambda *a: ran.append(a[3]) or real(*a))
+    with pytest.raises(Preempted, match=r"outputs of teachers are written for 8 of \d+ rows, the same command continues"):
+        teach_streams(teachers_of(tmp_path, steps=4), stream_list, lambda batch: batch == 2)
+    wanted = len(ran[0])
+    ran.clear()
+    taught = teach_streams(teachers_of(tmp_path, steps=4), stream_list)
+    assert len(ran[0]) == wanted - 8 > 0
+    expected = teach_streams(teachers_of(tmp_path / "whole", steps=4), stream_list)
+    for step in range(4):
+        for found, whole in zip(batch_at(taught, step, 2).micro, batch_at(expected, step, 2).micro, strict=True):
+            for name, array in whole.items():
+                np.testing.assert_allclose(found[name], array, atol=1e-5)
 
 
 def test_runs_that_share_a_teacher_share_its_outputs(caches, tmp_path):

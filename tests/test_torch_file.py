@@ -1,4 +1,4 @@
-"""Torch files: hostile ones are refused by bounded work, and each bit of a storage is checked."""
+"""Torch files (torch_file.py, archive.py): hostile ones are refused by bounded work, and each bit of a storage is checked."""
 
 import struct
 import zipfile

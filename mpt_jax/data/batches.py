@@ -36,8 +36,8 @@ def buckets(limit: int, sizes: Sequence[int] = INPUT_BUCKETS) -> tuple[int, ...]
 class BatchSpec:
     """How rows become arrays. Lengths in tokens, end of sequence included (TASK_FEATURE_LENGTHS).
 
-    Rows longer than input_length or target_length are cut, keeping the tokens that end them (Frame: input_end, target_end). Each pair of buckets
-    in use is one compiled program: fewer buckets compile less and pad more. () = the defaults of this file.
+    Rows longer than input_length or target_length are cut, keeping the tokens that end them (Frame: input_end, target_end). Each pair
+    of buckets in use is one compiled program: fewer buckets compile less and pad more. () = the defaults of this file.
     local_rows: rows of a micro-batch that this process needs, of several; the others' stay zeros. None = all.
     by_task: rows of a task come together (sorted by length within it), and a micro-batch names its different tasks.
     """

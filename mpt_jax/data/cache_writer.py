@@ -248,13 +248,13 @@ def _check_tokens(arrays: dict[str, np.ndarray], key: dict, vocabulary: Vocabula
     """UserError for ids that the backbone has no embedding for, and for padding inside a row."""
     for feature, name in (("inputs", "input_offsets"), ("targets", "target_offsets")):
         ids = arrays[feature]
-        wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary.size))
+        wrong = np.flatnonzero((ids < vocabulary.first_id) | (ids >= vocabulary.size))
         if len(wrong):
             row = int(np.searchsorted(arrays[name], wrong[0], side="right")) - 1
+            allowed = f"{vocabulary.first_id}..{vocabulary.size - 1}" + (" (0 is padding)" if vocabulary.first_id else "")
             raise UserError(
                 f"task {key['task']!r}, split {key['split']!r}, row {row}: "
-                f"{feature!r} has id {ids[wrong[0]]}, allowed are 1..{vocabulary.size - 1} (0 is padding): "
-                "check the task's vocabulary"
+                f"{feature!r} has id {ids[wrong[0]]}, allowed are {allowed}: check the task's vocabulary"
             )
 
 

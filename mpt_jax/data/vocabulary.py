@@ -42,6 +42,7 @@ class Vocabulary(abc.ABC):
     """
 
     pad_id: int = PAD_ID
+    first_id: int = PAD_ID + 1  # the lowest id that a text can have
     ends: tuple[int, ...] = (EOS_ID,)
     start: tuple[int, ...] = ()  # tokens before every text, where a model has such
     frame = Frame(input_end=(EOS_ID,), target_end=(EOS_ID,))
@@ -182,6 +183,8 @@ class ByteVocabulary(Vocabulary):
 
 class PiecesVocabulary(Vocabulary):
     """A tokenizer of the library `tokenizers`: any tokenizer.json, or what a GGUF file holds; special tokens in a text are those tokens."""
+
+    first_id = 0
 
     def __init__(self, path: str):
         self._tokenizer, ids = pieces.from_gguf(path) if pieces.is_gguf(path) else pieces.from_json(path)

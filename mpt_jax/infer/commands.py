@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import tasks
 from mpt_jax import distributed
-from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, MeshSettings, check_folder
+from mpt_jax.checks import check_folder
+from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, MeshSettings
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.data.spelling import spelling, writer
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary

@@ -25,6 +25,7 @@ MOST_POINTS = 60  # of a curve; more are averaged in bins, which also takes out 
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.parse_math": False,  # a task or folder may have a $ in its name
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#BBBBBB",

@@ -24,13 +24,16 @@ from mpt_jax.infer import requests
 from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.infer.requests import BATCH_SIZE, Model, Progress, Requests
 from mpt_jax.methods.bank import compose
-from mpt_jax.methods.method import backbone_of, own_of, places_for
+from mpt_jax.methods.method import backbone_of, check_counts, own_of, places_for
 from mpt_jax.methods.prompt import bank_of
 from mpt_jax.methods.table import method_named
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.families.family import Network
+from mpt_jax.run_folder import require
 
 log = logging.getLogger(__name__)
+LENGTHS = tuple(f"settings.data.feature_lengths.{name}" for name in ("inputs", "targets"))
+NEEDED = ("tasks", "runs", "settings.backbone.path", *LENGTHS, "backbone.name", "backbone.fingerprint")
 
 
 class Predictor:
@@ -201,12 +204,15 @@ def load(
 
     ``backbone`` replaces a folder that has moved since training; its weights must be the same. ``feature_lengths`` (tokens) default
     to those of training; ``batch_size`` rows are answered together, split over ``mesh`` if there is one. Raises UserError for a folder
-    that is no run, is damaged, or belongs to other weights.
+    that is not a run folder, is damaged, or belongs to other weights.
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")
     trained, run = load_trainable(run_dir, checkpoint)
-    method = method_named(run["method"])
+    require(run, run_dir, *NEEDED)
+    method, own = method_named(run["method"]), own_of(trained)
+    group_N = np.array([row["group"] for row in run["runs"]], np.int32)
+    check_counts(own, method.parts, group_N)
     given = BackboneSettings(**run["settings"]["backbone"])
     # not 'fused', which the machine that trained may have had and this one lacks
     attention = "einsum" if given.attention == "einsum" else "auto"
@@ -220,7 +226,6 @@ def load(
     params = backbone_of(flat | places(loaded.config).put(weights))
     lengths = DataSettings(feature_lengths=dict(feature_lengths or run["settings"]["data"]["feature_lengths"])).feature_lengths
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
-    group_N = np.array([row["group"] for row in run["runs"]], np.int32)
     network = Network(loaded.config, given.computation, method.adaptation)
-    model = Model(network, params, loaded.vocabulary(run["settings"]["data"].get("cue", "")), own_of(trained), method.parts, group_N, mesh)
+    model = Model(network, params, loaded.vocabulary(run["settings"]["data"].get("cue") or ""), own, method.parts, group_N, mesh)
     return Predictor(model, run, spec, best_dev(run_dir))

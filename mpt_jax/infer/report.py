@@ -4,18 +4,20 @@ import base64
 import dataclasses
 import html
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mpt_jax.checkpoint import read_run_json
 from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, figures
 from mpt_jax.infer.comparison import Comparison, comparisons
 from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
 from mpt_jax.metrics import read_metrics
+from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
+from mpt_jax.run_folder import is_number, read_run_json, require, writes
 
 IN_TRAINING = "dev, best in training"
 
@@ -48,21 +50,46 @@ class RunRecord:
         return list(self.run["tasks"])
 
 
+NEEDED = (
+    "stage", "tasks", "runs", "parameters.per_task", "parameters.fraction_of_backbone", "backbone.name", "backbone.parameters",
+    "settings.train.train_steps",
+)  # fmt: skip
+
+
 def read_run(folder: str | Path, name: str = "") -> RunRecord:
     """Reads run.json, metrics.jsonl and eval/*.json. Raises UserError for a folder without run.json or a damaged file."""
     folder = Path(folder)
     run, lines = read_run_json(folder), read_metrics(folder)
+    require(run, folder, *NEEDED, *(["settings.data.k_shot"] if run.get("stage") == "fewshot" else []))
     scores = _scores_in_training(folder, run, lines)
     for path in sorted((folder / evaluate.FOLDER).glob("*.json")):
-        try:
-            found = json.loads(path.read_text())
-            key = found["main_score"]
-            every = {name: (mean, found["std"][name]) for name, mean in found["scores"].items() if name in found["std"]}
-            score = Score(key, found["scores"][key], found["std"][key], len(found["runs"]), found["split"], every)
-        except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"{str(path)!r} is damaged ({error}); write it again with `mpt-jax eval`.") from error
-        scores[found["task"]] = score
+        task, score = read_score(path)
+        scores[task] = score
     return RunRecord(name or folder.resolve().name, folder, run, lines, scores)
+
+
+def read_score(path: Path) -> tuple[str, Score]:
+    """(task, its score) of a file of eval/. Raises UserError naming a damaged one."""
+    found = parse_json(read_regular(path, MOST_JSON_BYTES), repr(str(path)))
+    wrong = _wrong_scores(found)
+    if wrong:
+        raise UserError(f"{str(path)!r} is damaged ({wrong}); write it again with `mpt-jax eval`.")
+    key, every = found["main_score"], {name: (mean, found["std"][name]) for name, mean in found["scores"].items() if name in found["std"]}
+    return found["task"], Score(key, found["scores"][key], found["std"][key], len(found["runs"]), found["split"], every)
+
+
+def _wrong_scores(found: object) -> str:
+    """What the content of a file of eval/ lacks; empty if nothing."""
+    if not isinstance(found, dict):
+        return "it is not an object"
+    for name, kind in {"task": str, "split": str, "main_score": str, "scores": dict, "std": dict, "runs": list}.items():
+        if not isinstance(found.get(name), kind):
+            return f"{name} is {shown(found.get(name))}"
+    for name in ("scores", "std"):
+        wrong = [key for key, value in found[name].items() if not is_number(value)]
+        if wrong or found["main_score"] not in found[name]:
+            return f"{name} is {shown(found[name])}"
+    return ""
 
 
 def _scores_in_training(folder: Path, run: dict, lines: Sequence[dict]) -> dict[str, Score]:
@@ -193,18 +220,19 @@ def bars(records: Sequence[RunRecord]) -> tuple[list[str], list[Bars]]:
 def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
     """Writes table.md, report.png and report.html (self-contained) to ``output_dir``. Returns their paths.
 
-    Raises UserError for a folder that is no run folder.
+    Raises UserError for a folder that is not a run folder, and where the output cannot be written.
     """
     records = read_runs(run_dirs)
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     scores, runs = score_rows(records), run_rows(records)
     table, picture, page = (output_dir / name for name in ("table.md", "report.png", "report.html"))
     beside = comparisons(records)
     published_text = "".join(f"\n{found.title}\n\n{markdown(found.rows, 2)}\n{found.note}\n" for found in beside)
-    table.write_text(f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}", encoding="utf-8")
-    figures.draw_report(picture, loss_lines(records), dev_lines(records), *bars(records))
-    page.write_text(_page(records, scores, runs, picture, beside), encoding="utf-8")
+    with writes(output_dir, "--output"):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        table.write_text(f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}", encoding="utf-8")
+        figures.draw_report(picture, loss_lines(records), dev_lines(records), *bars(records))
+        page.write_text(_page(records, scores, runs, picture, beside), encoding="utf-8")
     return [table, picture, page]
 
 
@@ -291,7 +319,7 @@ def _details(records: Sequence[RunRecord]) -> Iterable[str]:
     """For each run folder its gin configuration and the versions that computed it, folded away."""
     for record in records:
         config = record.folder / "config.gin"
-        gin = config.read_text(encoding="utf-8") if config.is_file() else "config.gin is missing"
+        gin = read_regular(config, MOST_JSON_BYTES).decode(errors="replace") if os.path.lexists(config) else "config.gin is missing"
         about = {key: record.run[key] for key in ("devices", "versions", "backbone", "parameters") if key in record.run}
         text = html.escape(f"{json.dumps(about, indent=2)}\n\n{gin}")
         yield f"<details><summary>{html.escape(record.name)}</summary><pre>{text}</pre></details>"

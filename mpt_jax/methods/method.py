@@ -111,6 +111,19 @@ def own_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {path: array for path, array in parameters.items() if not path.startswith((BACKBONE, TEACHERS, HEAD))}
 
 
+def check_counts(own: Mapping[str, Any], parts: Sequence[Part], group_N: np.ndarray) -> None:
+    """Raises UserError unless a run's arrays hold what is of the tasks and groups that its run.json names."""
+    num_groups = len(set(group_N.tolist()))
+    if own and (not num_groups or group_N.max() != num_groups - 1):
+        raise UserError(f"the groups in run.json are {group_N.tolist()}, not 0 and on: run.json is of another run.")
+    counts = {TASK: len(group_N), GROUP: num_groups}
+    for path, array in own.items():
+        there, needed = np.shape(array)[:1], counts.get(part_of(path, parts).first_axis)
+        if needed is not None and there != (needed,):
+            message = f"run.json names {len(group_N)} runs in {num_groups} groups"
+            raise UserError(f"{message}, {path!r} of the checkpoint has shape {np.shape(array)}: run.json is of another run.")
+
+
 def slots_of(path: str, parts: Sequence[Part], group: int, group_N: np.ndarray):
     """Index of the first axis that holds what belongs to a group."""
     return {TASK: group_N == group, GROUP: group, None: slice(None)}[part_of(path, parts).first_axis]

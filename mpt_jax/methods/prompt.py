@@ -13,9 +13,10 @@ import numpy as np
 from mpt_jax.config import PromptSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import PromptBank, bank_from, compose_all, product, select, stack_groups
-from mpt_jax.methods.method import FROZEN, GROUP, TASK, Method, Part, Start
+from mpt_jax.methods.method import BACKBONE, FROZEN, GROUP, TASK, Method, Part, Start, check_counts
 from mpt_jax.model.families.family import Adaptation, Adapted
 from mpt_jax.model.formats import prompts
+from mpt_jax.run_folder import require
 from mpt_jax.sharding import to_host
 
 BANK = "bank/"  # before the names of the bank's arrays in paths of parameters
@@ -25,6 +26,23 @@ def bank_of(trainable: Mapping[str, Any], group_N) -> PromptBank | None:
     """The prompt bank among arrays by path; None where no prompt is."""
     found = {path.removeprefix(BANK): array for path, array in trainable.items() if path.startswith(BANK)}
     return bank_from(found, group_N) if found else None
+
+
+def bank_alone(trained: Mapping[str, Any], run: Mapping[str, Any], run_dir: str) -> PromptBank | None:
+    """The bank of a run whose prompts are used on the frozen backbone; None where it has no prompts.
+
+    Raises UserError where run.json does not fit the bank, or where the run trained weights as well: its prompts alone are of no use.
+    """
+    require(run, run_dir, "runs")
+    group_N = np.array([row["group"] for row in run["runs"]], np.int32)
+    bank = bank_of(trained, group_N)
+    if bank is None:
+        return None
+    check_counts(paths_of(bank), METHOD.parts, group_N)
+    if any(path.startswith(BACKBONE) for path in trained):
+        message = f"run {run_dir!r} trained weights of the backbone together with its prompts"
+        raise UserError(f"{message}, which are of no use without them: it can be evaluated, and not be taken apart.")
+    return bank
 
 
 def paths_of(bank: PromptBank) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import tensorflow as tf
 from t5x import gin_utils
 
+from mpt_jax import paths
 from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.vocabulary import seqio_vocabulary
 from mpt_jax.errors import UserError
@@ -16,6 +17,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, backbone_folder, fingerprint_of, vocabulary_path
 from mpt_jax.model.families.family import Network
 from mpt_jax.model.formats import prompts
+from mpt_jax.run_folder import check_same_run, parse_run
 from mpt_jax.t5x_bridge.mixtures import expand
 from mpt_jax.t5x_bridge.model import PromptedModel
 from mpt_jax.t5x_bridge.optimizer import BankOptimizer
@@ -35,16 +37,18 @@ def training_model(
     data: DataSettings,
     names: str | Sequence[str],
     module: str | None = None,
-    dropout_rate: float = 0.0,
 ) -> PromptedModel:
     """The model of a stage. Its backbone is the T5X checkpoint ``backbone.path``, which tells its own shapes.
 
-    Raises UserError for another stage, several seeds or learning rates, and whatever else the settings get wrong.
+    Raises UserError for another stage, several seeds or learning rates, a MODEL_DIR that holds another run, and whatever else the
+    settings get wrong.
     """
     if train.stage not in STAGES:
         raise UserError(f"TrainSettings.stage = {train.stage!r}: under T5X's trainer there are {', '.join(STAGES)}.")
     if distillation.teacher_mode != "beside":
         raise UserError(f"DistillationSettings.teacher_mode = {distillation.teacher_mode!r}: T5X's trainer takes 'beside' alone.")
+    if not paths.SCHEME.match(train.model_dir):
+        paths.writable_run("MODEL_DIR", train.model_dir)
     loaded, arrays = _backbone(backbone)
     # only the embedding is read here: T5X restores the weights
     embedding = {"token_embedder": {"embedding": arrays["token_embedder/embedding"].load()}}
@@ -55,12 +59,13 @@ def training_model(
     if len(program.plan.runs) != len(members):
         message = f"{len(program.plan.runs)} runs for {len(members)} tasks"
         raise UserError(f"{message}: T5X's trainer takes one RANDOM_SEED and one rate of each kind.")
-    network = program.network
-    network = dataclasses.replace(network, computation=dataclasses.replace(network.computation, dropout_rate=dropout_rate))
+    description, place = describe_run(program), f"{train.model_dir}/run.json"
+    if tf.io.gfile.exists(place):
+        with tf.io.gfile.GFile(place, "rb") as file:
+            check_same_run(train.model_dir, parse_run(file.read(), place), description)
     bank = prompt_method.bank_of(program.trainable, program.plan.group_N)
     vocabulary, ours = seqio_vocabulary(loaded.vocabulary()), BankOptimizer(program.optimizer)
-    objective, description = program.objective._replace(network=network), describe_run(program)
-    return PromptedModel(objective, bank, members, vocabulary, ours, program.teachers_NPD, data.batch_size, description)
+    return PromptedModel(program.objective, bank, members, vocabulary, ours, program.teachers_NPD, data.batch_size, description)
 
 
 def trained_model(checkpoint: str, vocabulary: str = "", dtype: str = "float32") -> PromptedModel:

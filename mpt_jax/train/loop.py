@@ -14,6 +14,7 @@ from mpt_jax.errors import Preempted, UserError
 from mpt_jax.methods.method import slots_of
 from mpt_jax.metrics import MetricsWriter, ProgressLine
 from mpt_jax.sharding import to_host
+from mpt_jax.train.plan import stopped_groups
 from mpt_jax.train.program import Program
 from mpt_jax.train.step import TrainState, TrainStep
 from mpt_jax.train.terms import Term, terms
@@ -70,14 +71,6 @@ def update_best(best: Best | None, trainable: dict, scores, program: Program, st
     return Best(arrays, score_G, step_G)
 
 
-def stopped_groups(best: Best | None, step: int, eval_steps: int, patience: int) -> frozenset[int]:
-    """Groups whose best score is ``patience`` scorings old by ``step``; a function of what a checkpoint holds, so resuming agrees."""
-    if best is None or not patience:
-        return frozenset()
-    last_scored = step // eval_steps * eval_steps
-    return frozenset(np.flatnonzero(last_scored - best.step_G >= patience * eval_steps).tolist())
-
-
 @dataclasses.dataclass
 class Loop:
     """One training program. ``run`` continues from ``state`` at ``start_step`` to the last step."""
@@ -131,7 +124,7 @@ class Loop:
 
     def _stop(self, best: Best | None, step: int, before: frozenset[int]) -> frozenset[int]:
         """The groups that are stopped by now; those that newly are free their rows of the batch."""
-        stopped = before | stopped_groups(best, step, self.settings.steps_between_scores, self.settings.patience)
+        stopped = before | stopped_groups(best and best.step_G, step, self.settings.steps_between_scores, self.settings.patience)
         if stopped != before:
             names = ", ".join(f"{run.task} (seed {run.seed})" for run in self.runs if run.group in stopped - before)
             say(f"step {step}: no better dev score in {self.settings.patience} scorings, stopped: {names}")

@@ -5,20 +5,25 @@ N tasks (runs) in the program, G groups of tasks that share parameters, P prompt
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mpt_jax.checkpoint import load_trainable
-from mpt_jax.config import WEIGHT_STAGES, DataSettings, Settings
+from mpt_jax.checkpoint import Loaded, load
+from mpt_jax.config import WEIGHT_STAGES, DataSettings, Settings, scoring_steps
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
-from mpt_jax.methods.prompt import bank_of
+from mpt_jax.methods.method import BACKBONE, check_counts
+from mpt_jax.methods.prompt import bank_alone, bank_of
+from mpt_jax.methods.table import method_named
 from mpt_jax.model.backbone import Backbone
+from mpt_jax.run_folder import require
 
+MOST_RUNS = 10_000  # of one program; a bank of so many float32 prompts of T5-Base takes 3 GB [ours]
 TOGETHER = ("source", *WEIGHT_STAGES)  # stages whose tasks are trained together
 
 
@@ -70,10 +75,13 @@ def _as_list(value) -> list:
 
 
 def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
-    """All combinations of seed, learning rates and task."""
+    """All combinations of seed, learning rates and task. Raises UserError for more than one program takes."""
     train, optimizer = settings.train, settings.optimizer
     together = train.stage in TOGETHER or settings.prompt.shared_over_targets
     rates = _as_list(optimizer.learning_rate), _as_list(optimizer.factor_learning_rate)
+    count = math.prod(map(len, (train.seed_list, tasks, *rates)))
+    if count > MOST_RUNS:
+        raise UserError(f"SEED, LEARNING_RATE, FACTOR_LEARNING_RATE and TASKS make {count:,} runs; one program takes {MOST_RUNS:,}.")
     runs = []
     for combination, (seed, rate, factor_rate) in enumerate(itertools.product(train.seed_list, *rates)):
         for number, task in enumerate(tasks):
@@ -118,21 +126,55 @@ def read_source(settings: Settings, backbone: Backbone) -> tuple[dict[str, np.nd
     if not train.source_dir:
         message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: give --gin.SOURCE_DIR=\"'folder'\""
         raise UserError(f"{message}, or train prompts from scratch with --gin.PromptSettings.transfer=\"'none'\".")
-    return read_prompts(train.source_dir, "SOURCE_DIR", backbone)
+    return read_prompts(train.source_dir, "SOURCE_DIR", backbone, train.allow_unfinished)
 
 
-def read_prompts(run_dir: str, setting: str, backbone: Backbone) -> tuple[dict[str, np.ndarray], dict]:
-    """A run's best arrays and run.json. Raises UserError if it was trained on another backbone or holds no prompts."""
-    trained, run = load_trainable(run_dir)
-    if any(path.startswith("backbone/") for path in trained):
+def read_prompts(
+    run_dir: str, setting: str, backbone: Backbone, allow_unfinished: bool = False
+) -> tuple[dict[str, np.ndarray], dict]:
+    """A run's best arrays and run.json.
+
+    Raises UserError if it is not finished, was trained on another backbone, or trained a backbone itself.
+    """
+    loaded = load(run_dir)
+    trained, run = loaded.trainable, loaded.run
+    require(run, run_dir, "backbone.name", "backbone.fingerprint", "runs")
+    bank = bank_alone(trained, run, run_dir)
+    if any(path.startswith(BACKBONE) for path in trained):
         raise UserError(f"{setting} = {run_dir!r} trained a backbone, not prompts.")
-    bank = bank_of(trained, np.array([row["group"] for row in run["runs"]], np.int32))
+    if bank is None:
+        check_counts(trained, method_named(run["method"]).parts, np.array([row["group"] for row in run["runs"]], np.int32))
+    if not allow_unfinished and not is_finished(loaded):
+        total = run["settings"]["train"]["train_steps"]
+        message = f"{setting} = {run_dir!r} is not finished: step {loaded.step} of {total}"
+        raise UserError(f"{message}. Let its training go on to the end, or give --gin.ALLOW_UNFINISHED=True.")
     width = backbone.config.d_model if bank is None else bank.shared_GPD.shape[2]
     if width != backbone.config.d_model:
         message = f"{setting} = {run_dir!r} holds prompts of width {width}, the backbone {backbone.name!r} has width"
         raise UserError(f"{message} {backbone.config.d_model}; set BACKBONE to the one they were trained on.")
     backbone.check_same(run, f"{setting} = {run_dir!r}", "set BACKBONE to the same weights")
     return trained, run
+
+
+def is_finished(loaded: Loaded) -> bool:
+    """Whether a run came to its last step, or to where every group had no better score for as long as its patience lasts.
+
+    True where run.json does not say how many steps were wanted, and for a bank that `mpt-jax convert` wrote.
+    """
+    train = (loaded.run.get("settings") or {}).get("train") or {}
+    total, eval_steps, patience = (train.get(name) or 0 for name in ("train_steps", "eval_steps", "patience"))
+    if loaded.step >= total or loaded.run.get("converted"):
+        return True
+    stopped = stopped_groups(loaded.best_step_G, loaded.step, scoring_steps(total, eval_steps), patience)
+    return bool(stopped) and len(stopped) == len(loaded.best_step_G)
+
+
+def stopped_groups(best_step_G: np.ndarray | None, step: int, eval_steps: int, patience: int) -> frozenset[int]:
+    """Groups whose best score is ``patience`` scorings old by ``step``; a function of what a checkpoint holds, so resuming agrees."""
+    if best_step_G is None or not patience:
+        return frozenset()
+    last_scored = step // eval_steps * eval_steps
+    return frozenset(np.flatnonzero(last_scored - best_step_G >= patience * eval_steps).tolist())
 
 
 def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.ndarray | None:
@@ -147,7 +189,7 @@ def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.nd
     if not teacher_dir:
         message = "the source stage distils from teachers: give --gin.TEACHER_DIR=\"'folder'\""
         raise UserError(f"{message}, or train without them with --gin.DistillationSettings.weight=0.0.")
-    trained, description = read_prompts(teacher_dir, "TEACHER_DIR", backbone)
+    trained, description = read_prompts(teacher_dir, "TEACHER_DIR", backbone, train.allow_unfinished)
     rows = description["runs"]
     missing = sorted({run.task for run in plan.runs} - {row["task"] for row in rows})
     if missing:

@@ -2,24 +2,26 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mpt_jax import distributed, sharding
+from mpt_jax import digests, distributed, paths, sharding
 from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.config import Settings, check_folder
+from mpt_jax.checks import check_folder
+from mpt_jax.config import Settings
 from mpt_jax.data.batches import batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
 from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
-from mpt_jax.methods.method import BACKBONE, places_for
+from mpt_jax.folder_lock import locked
+from mpt_jax.methods.method import BACKBONE, own_of, places_for
 from mpt_jax.methods.table import method_of
 from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
-from mpt_jax.run_folder import devices, open_run_folder, versions
+from mpt_jax.run_folder import devices, open_run_folder, versions, writes
 from mpt_jax.train import teachers
 from mpt_jax.train.loop import Loop
 from mpt_jax.train.plan import make_streams
@@ -41,25 +43,39 @@ def run_train(
 ) -> Path:
     """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can change.
 
-    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised.
+    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised. No other training may run in
+    MODEL_DIR meanwhile.
     """
+    check_together(settings)
+    with locked(paths.writable_run("MODEL_DIR", settings.train.model_dir)):
+        return _train(settings, tasks, config_gin, preempted)
+
+
+def check_together(settings: Settings) -> None:
+    """Raises UserError for settings that do not go with one another."""
     check_folder("MODEL_DIR", settings.train.model_dir)
+    settings.computation()
+    if settings.train.stage == "fewshot" and not settings.data.k_shot:
+        raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; --gin_file=target.gin trains on all.")
+
+
+def _train(settings: Settings, tasks: tuple[str, ...], config_gin: str, preempted: Callable[[int], bool]) -> Path:
     mesh = sharding.mesh_or_none(settings.mesh)
     backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
     caches = open_caches(settings, tasks, backbone)
     program = assemble(settings, tasks, backbone, mesh, caches.train)
 
-    description = describe_run(program)
+    description = describe_run(program, [*caches.train.values(), *caches.dev.values()])
     with distributed.first_before_others("run folder"):
         run_folder = open_run_folder(settings.train.model_dir, description, config_gin)
     distributed.say(accounting(description))
 
     step_fn = program.step()
-    checkpoints = Checkpoints(run_folder)
+    checkpoints = Checkpoints(run_folder, runs=description["runs"])
     state, best, start_step = resume(checkpoints, step_fn.init(program.trainable), settings.train.skip_damaged_checkpoints)
     streams = make_streams(program.plan, caches.train, settings.data)
     if program.teachers_NPD is not None and settings.distillation.teacher_mode == "cached":
-        streams = teachers.teach_streams(teachers.of_program(program, caches.folder), streams)
+        streams = teachers.teach_streams(teachers.of_program(program, caches.folder), streams, preempted)
 
     batches = batch_iterator(streams, program.spec, len(program.plan.runs), start_step, settings.data.prefetch)
     writer = MetricsWriter(run_folder, start_step)
@@ -68,6 +84,7 @@ def run_train(
         loop = Loop(program, step_fn, batches, streams, checkpoints, writer, evaluate, preempted)
         state, best = loop.run(state, best, start_step)
     finally:
+        checkpoints.settle()
         batches.close()
         writer.close()
     checkpoints.close()
@@ -82,8 +99,6 @@ def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) 
     Raises UserError for labels that cannot be learned: too long, or the same to the vocabulary.
     """
     train, data = settings.train, settings.data
-    if train.stage == "fewshot" and not data.k_shot:
-        raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; --gin_file=target.gin trains on all.")
     folder, vocabulary = cache_folder(data.cache_dir), backbone.vocabulary(data.cue)
     for task in tasks:
         spelling(task, vocabulary, data.target_length)
@@ -103,11 +118,11 @@ def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = Fal
 
     Raises UserError naming a damaged checkpoint; with ``skip_damaged`` it is put aside and the one before it is taken.
     """
-    for name in checkpoints.unfinished():
-        distributed.say(f"left out: {name}, whose writing did not end")
+    for name in checkpoints.cleared:
+        distributed.say(f"cleared: {name}, whose writing did not end")
     while (latest := checkpoints.latest_step()) is not None:
         try:
-            restored, best, meta = checkpoints.restore(latest, state._asdict(), has_best=True)
+            restored, best, meta = checkpoints.restore(latest, state._asdict())
         except UserError as error:
             if not skip_damaged:
                 raise
@@ -118,8 +133,17 @@ def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = Fal
     return state, None, 0
 
 
-def describe_run(program: Program) -> dict:
-    """The content of run.json."""
+def made_from(program: Program, caches: Sequence[TokenCache] = ()) -> dict[str, str]:
+    """Digests of what a run starts from, besides its backbone: its method's arrays, its teachers' prompts, its tasks' rows by split."""
+    own = {path: sharding.to_host(array) for path, array in own_of({**program.frozen, **program.trainable}).items()}
+    found = {"parameters at the start": digests.of_json(digests.digests(own))[:16]} if own else {}
+    if program.teachers_NPD is not None:
+        found["prompts of the teachers"] = digests.of_json(digests.digests([program.teachers_NPD]))[:16]
+    return found | {f"rows of {cache.name}, {cache.split}": cache.fingerprint for cache in caches}
+
+
+def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
+    """The content of run.json; ``caches``: rows of training and of the dev split."""
     settings, backbone, runs = program.settings, program.backbone, program.plan.runs
     counted = sum(int(array.size) for array in program.trainable.values())
     per_task = counted if program.method.trains_backbone else counted // len(runs)
@@ -129,6 +153,7 @@ def describe_run(program: Program) -> dict:
         "tasks": list(dict.fromkeys(run.task for run in runs)),
         "runs": [dataclasses.asdict(run) for run in runs],
         "settings": settings.describe(),
+        "made_from": made_from(program, caches),
         "parameters": {
             "trainable": counted,
             "per_task": per_task,
@@ -157,6 +182,7 @@ def write_backbone(run_folder: Path, backbone: Backbone, trainable: dict) -> Non
     if not distributed.is_first():
         return
     folder = run_folder / "backbone"
-    if folder.exists():
-        shutil.rmtree(folder)
-    formats.write_backbone("own", str(folder), backbone.config, trained, backbone.vocabulary_path)
+    with writes(folder, "MODEL_DIR"):
+        if folder.exists():
+            shutil.rmtree(folder)
+        formats.write_backbone("own", str(folder), backbone.config, trained, backbone.vocabulary_path)

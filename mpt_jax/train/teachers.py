@@ -3,11 +3,10 @@
 B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks (runs) in the bank.
 """
 
-import collections
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,17 +22,18 @@ from mpt_jax.data.checked_folder import key_name
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.sampler import Stream, rows_in
 from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher
-from mpt_jax.errors import UserError
+from mpt_jax.errors import Preempted, UserError
 from mpt_jax.methods.prompt import GIVEN
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network, Rows, rows_of
 from mpt_jax.model.network import forward
+from mpt_jax.run_folder import writes
 from mpt_jax.train import distillation
 from mpt_jax.train.program import Program
 
-PART_BYTES = 2**28  # of a part on disk: what a kill can cost [ours]
+PART_BYTES = 2**26  # of a part on disk: what a kill can cost, and what is kept in memory until it is written [ours]
 
 
 def layout_of(settings: DistillationSettings, config: Any, prompt_length: int) -> Layout:
@@ -101,8 +101,11 @@ def of_program(program: Program, folder: Path) -> Teachers:
     )  # fmt: skip
 
 
-def teach_streams(teachers: Teachers, streams: Sequence[Stream]) -> list[Stream]:
-    """The streams with the teachers' outputs for every row of the first steps; what no cache holds is computed first."""
+def teach_streams(teachers: Teachers, streams: Sequence[Stream], preempted: Callable[[int], bool] = lambda batch: False) -> list[Stream]:
+    """The streams with the teachers' outputs for every row of the first steps; what no cache holds is computed first.
+
+    ``preempted(batch)`` is asked after each batch; where it is True, what was computed is written and Preempted raised.
+    """
     opened: dict[str, TeacherOutputs] = {}
     wanted: dict[Path, Wanted] = {}  # by folder: runs with the same teacher share one
     for stream in streams:
@@ -113,7 +116,7 @@ def teach_streams(teachers: Teachers, streams: Sequence[Stream]) -> list[Stream]
     _check_space(teachers, list(wanted.values()))
     with ProgressLine("teachers", sum(len(part.rows) for part in wanted.values()), unit="rows") as progress:
         for part in wanted.values():
-            _compute(teachers, part, progress)
+            _compute(teachers, part, progress, preempted)
     with distributed.first_before_others("teacher outputs"):
         if not distributed.is_first():
             opened.clear()  # what the first process has written meanwhile is not among them
@@ -134,7 +137,8 @@ def _check_space(teachers: Teachers, wanted: Sequence[Wanted]) -> None:
     if not count:
         return
     size = sum(teachers.layout.row_bytes(*_lengths(teachers.spec, part.cache, part.rows)) for part in wanted)
-    teachers.folder.mkdir(parents=True, exist_ok=True)
+    with writes(teachers.folder, "CACHE_DIR"):
+        teachers.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(teachers.folder).free
     told = f"outputs of teachers for {count:,} rows take {size / 1e9:.2f} GB in {str(teachers.folder)!r}"
     if size > free:
@@ -143,8 +147,11 @@ def _check_space(teachers: Teachers, wanted: Sequence[Wanted]) -> None:
     distributed.say(told)
 
 
-def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine) -> None:
-    """Writes parts for rows that are not there. With several processes all compute and the first one writes."""
+def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine, preempted: Callable[[int], bool]) -> None:
+    """Writes parts for rows that are not there. With several processes all compute and the first one writes.
+
+    Raises Preempted once the rows that are computed are on disk, where the machine is taken away.
+    """
     rows = wanted.rows
     if not len(rows):
         return
@@ -152,16 +159,30 @@ def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine) -> None
     each = max(teachers.layout.row_bytes(inputs, targets) // len(rows), 1)
     pieces = range(0, len(rows), max(PART_BYTES // each, 1))
     for start in pieces:
-        piece = slice(start, start + pieces.step)
-        computed = _run(teachers, wanted.cache, wanted.run, rows[piece], progress)
-        if distributed.is_first():
-            wanted.outputs.write(rows[piece], inputs[piece], targets[piece], computed)
-        else:
-            collections.deque(computed, maxlen=0)
+        computed: dict[int, dict] = {}
+        batches = _run(teachers, wanted.cache, wanted.run, rows[start : start + pieces.step], progress)
+        leave = False
+        for number, batch in enumerate(batches, 1):
+            computed |= batch
+            leave = leave or preempted(number)
+            if leave:
+                break
+        _write(wanted, rows, inputs, targets, computed)
+        if leave:
+            done = f"outputs of teachers are written for {progress.done:,} of {progress.total:,} rows"
+            raise Preempted(f"told to end: {done}, the same command continues")
 
 
-def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[tuple[int, dict]]:
-    """(row, padded arrays by file) of each row once; the device works ahead of the reader."""
+def _write(wanted: Wanted, rows: np.ndarray, inputs: np.ndarray, targets: np.ndarray, computed: dict[int, dict]) -> None:
+    if not distributed.is_first() or not computed:
+        return
+    written = np.flatnonzero(np.isin(rows, list(computed)))
+    with writes(wanted.outputs.folder, "CACHE_DIR"):
+        wanted.outputs.write(rows[written], inputs[written], targets[written], computed.items())
+
+
+def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[dict[int, dict]]:
+    """Arrays by file, cut to the row's own length, by row, of a batch at a time; the device works ahead of the reader."""
     size, layout = teachers.spec.micro_batch_size, teachers.layout
     top = 0 if layout.whole else layout.top
     # all rows are of one task: one prompt where it serves them all, else one for each
@@ -177,9 +198,13 @@ def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, prog
 
     for index_B, kept in in_flight(outputs()):
         kept = {file: np.asarray(array) for file, array in kept.items()}
-        for slot in np.flatnonzero(index_B >= 0):
-            yield int(index_B[slot]), {file: array[slot] for file, array in kept.items()}
-        progress.update(progress.done + int(np.sum(index_B >= 0)))
+        real_B, found = np.flatnonzero(index_B >= 0), {}
+        for slot, inputs, targets in zip(real_B, *_lengths(teachers.spec, cache, index_B[real_B]), strict=True):
+            # copies: the rows of a part wait in memory, their padding must not
+            found[int(index_B[slot])] = {file: array[slot, : layout.tokens(file, inputs, targets)].copy() for file, array in kept.items()}
+        progress.update(progress.done + len(real_B))
+        yield found
+
 
 
 def _outputs_fn(network: Network, settings: DistillationSettings, top: int, backbone: dict, prompts_UPD, rows: Rows) -> dict:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mpt_jax.config import check_range, check_types
+from mpt_jax.checks import check_range, check_types
 from mpt_jax.errors import UserError
 
 

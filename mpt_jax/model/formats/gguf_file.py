@@ -73,7 +73,8 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, Any], path: str) ->
     head_dim = number("attention.key_length", width // max(heads, 1))
     turned = number("rope.dimension_count", head_dim)
     if turned != head_dim:
-        raise UserError(f"{path}: {kind}.rope.dimension_count = {turned}, but a head has {head_dim} numbers; partial rotation is not known.")
+        message = f"{path}: {kind}.rope.dimension_count = {turned}, but a head has {head_dim} numbers"
+        raise UserError(f"{message}; partial rotation is not known.")
     return CausalConfig(
         "custom", int(tensors["token_embd.weight"].shape[1]), width, number("block_count"), heads,
         number("attention.head_count_kv", heads), head_dim, number("feed_forward_length"),

@@ -1,0 +1,73 @@
+"""Checks of settings: types, choices, ranges, lists, paths. Each names the field and what it takes."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Sequence
+
+from mpt_jax import paths
+from mpt_jax.errors import UserError
+from mpt_jax.regular_files import shown
+
+
+def check_types(settings) -> None:
+    """Raises UserError for a field whose value is of another type than its annotation (gin checks none), or not finite."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        allowed = tuple(typing.get_origin(option) or option for option in options)
+        if float in allowed:
+            allowed += (int,)
+        wrong_bool = isinstance(value, bool) and bool not in allowed
+        if wrong_bool or not isinstance(value, allowed):
+            name = f"{type(settings).__name__}.{field.name}"
+            kind = type(value).__name__
+            raise UserError(f"{name} = {shown(value)} is of type {kind}; it takes {_named(hint)}. Change the gin binding.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{type(settings).__name__}.{field.name} = {value!r} is not a finite number.")
+
+
+def _named(hint) -> str:
+    """A type as one would say it."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace(" | ", " or ")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UserError if value is none of choices."""
+    if value not in choices:
+        raise UserError(f"{name} = {shown(value)} is not one of {', '.join(map(repr, choices))}.")
+
+
+def check_folder(name: str, value: str) -> None:
+    """Raises UserError for a folder that was not given."""
+    if not value:
+        raise UserError(f"{name} is empty; give --gin.{name}=\"'folder'\".")
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raises UserError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise UserError(f"{name} = {shown(value)} is outside {low} .. {high}.")
+
+
+def check_whole_numbers(name: str, values: Sequence, low: int, high: int) -> None:
+    """Raises UserError unless values are different whole numbers in low .. high."""
+    wrong = [value for value in values if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high]
+    if wrong:
+        raise UserError(f"{name} = {shown(list(values))}: {shown(wrong[0])} is not a whole number in {low} .. {high}.")
+    check_different(name, values)
+
+
+def check_different(name: str, values: Sequence) -> None:
+    """Raises UserError for a value that is there twice."""
+    twice = [value for value in dict.fromkeys(values) if list(values).count(value) > 1]
+    if twice:
+        raise UserError(f"{name} = {shown(list(values))}: {shown(twice[0])} is there twice; give it once.")
+
+
+def set_paths(settings, setting_of: dict[str, str], remote: tuple[str, ...] = ()) -> None:
+    """Expands `~` in path fields. Raises UserError for an address in place of a path; setting_of: field -> the setting's name."""
+    for field, setting in setting_of.items():
+        object.__setattr__(settings, field, paths.local(setting, getattr(settings, field), remote))

@@ -1,0 +1,65 @@
+"""Paths that a user gives: `~` is expanded, and what would become another folder than the one that is meant is refused."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpt_jax.errors import UserError
+
+BUCKETS = ("gs://",)  # what some readers understand (model/formats)
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+GLOB = "[]*?\\"  # Orbax looks for the parts of a checkpoint by a pattern made from the folder's own path
+
+
+def expanded(setting: str, path: str) -> str:
+    """The path with `~` expanded; an empty one stays. Raises UserError for one that no file system holds."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{setting} = {path!r} is not UTF-8; rename the folder.") from error
+    if "\0" in path:
+        raise UserError(f"{setting} = {path!r} has a zero byte, which no path can have.")
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        user = found.partition("/")[0]
+        raise UserError(f"{setting} = {path!r}: there is no user {user[1:]!r}; for a folder of that name write './{path}'.")
+    return found
+
+
+def local(setting: str, path: str, remote: tuple[str, ...] = ()) -> str:
+    """As ``expanded``. Raises UserError for an address (`s3://…`), which would become a folder `s3:`, but for those in ``remote``."""
+    scheme = SCHEME.match(path)
+    if scheme and not path.startswith(remote or "\0"):
+        also = f" or {', '.join(remote)}" if remote else ""
+        advice = "copy it here, or mount the bucket, and give that path"
+        raise UserError(f"{setting} = {path!r}: {scheme[0]}/… cannot be used, only a local path{also}; {advice}.")
+    return path if scheme else expanded(setting, path)
+
+
+def absolute(path: str | Sequence[str]) -> str | list[str]:
+    """A path, or several, as T5X's Orbax takes them: absolute, with `~` expanded; addresses as they are."""
+    if not isinstance(path, str):
+        return [absolute(each) for each in path]
+    return path if SCHEME.match(path) else str(Path(expanded("path", path)).absolute())
+
+
+def writable_run(setting: str, path: str) -> Path:
+    """The absolute folder of a run that is to be trained. Raises UserError for one whose checkpoints could not be read again."""
+    if not path:
+        raise UserError(f"{setting} is empty; give a folder.")
+    folder = Path(local(setting, path)).absolute()
+    wrong = sorted(set(GLOB) & set(str(folder)))
+    if wrong:
+        message = f"{setting} = {str(folder)!r} holds {' '.join(wrong)}, a pattern for Orbax: its checkpoints could not be read again"
+        raise UserError(f"{message}. Give a path without any of {' '.join(GLOB)}.")
+    return folder
+
+
+def readable_run(setting: str, path: str | os.PathLike) -> Path:
+    """The absolute folder of a run that is to be read. Raises UserError for one in which Orbax finds no checkpoint."""
+    folder = Path(path).absolute()
+    wrong = [pattern for pattern in ("\\", "**") if pattern in str(folder)]
+    if wrong:
+        raise UserError(f"{setting} = {str(folder)!r} holds {wrong[0]}, and Orbax reads no checkpoint in such a path; rename the folder.")
+    return folder

@@ -1,0 +1,117 @@
+"""Whole commands that are stopped, killed or started twice: what others are told, how they end, what they leave."""
+
+import contextlib
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_world import arguments, start, write_world
+
+import tasks
+from mpt_jax.checkpoint import load_trainable
+from mpt_jax.main import main
+
+
+@pytest.fixture
+def world(tmp_path):
+    before = dict(tasks.TABLE)
+    yield write_world(tmp_path) | {"TASKS": ["vowel"], "TrainSettings.score_tasks": False}
+    tasks.TABLE.clear()
+    tasks.TABLE.update(before)
+
+
+@contextlib.contextmanager
+def started(argv: list[str], folder: Path):
+    """A command with its output in a file, killed with the block."""
+    with (folder / "said.txt").open("w") as log:
+        process = start(argv, folder, log=log)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(process: subprocess.Popen, there) -> None:
+    deadline = time.monotonic() + 200
+    while not there():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def steps(run: Path) -> list[int]:
+    names = [path.name for path in run.glob("checkpoints/*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def test_a_second_training_is_refused_while_eval_goes_on_and_ctrl_c_ends_in_one_line(capsys, world, tmp_path):
+    run = tmp_path / "run"
+    argv = arguments("train", "teacher.gin", world, MODEL_DIR=str(run), TRAIN_STEPS=100_000, TrainSettings__checkpoint_steps=5)
+    with started(argv, tmp_path) as process:
+        wait_for(process, lambda: len(steps(run)) > 1)
+        before = time.monotonic()
+        assert main(argv) == 2
+        assert time.monotonic() - before < 10
+        assert f"is being trained in by process {process.pid} on " in capsys.readouterr().err
+        given = {name: world[name] for name in ("MIXTURE_OR_TASK_MODULE", "CACHE_DIR")}
+        assert main(arguments("eval", "", given, MODEL_DIR=str(run))) == 0
+        assert main(["report", str(run), "--output", str(tmp_path / "report")]) == 0
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.wait(100) == 130
+    said = (tmp_path / "said.txt").read_text()
+    assert "Traceback" not in said and said.count("mpt-jax: interrupted; what was saved stays") == 1
+    assert len(steps(run)) == 2 and steps(run) == sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    assert not (run / "training.lock").exists() and load_trainable(run, "last")[0]
+
+
+@pytest.mark.slow
+def test_a_training_that_is_told_to_end_before_its_first_step_starts_again(world, tmp_path):
+    run = tmp_path / "run"
+    with started(arguments("train", "teacher.gin", world, MODEL_DIR=str(run)), tmp_path) as process:
+        wait_for(process, lambda: (run / "training.lock").exists())
+        process.terminate()
+        assert process.wait(60) == 83
+    assert (tmp_path / "said.txt").read_text() == "mpt-jax: told to end before the first step; the same command starts again\n"
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_cached_teachers_that_are_told_to_end_are_left_soon_and_go_on(world, tmp_path):
+    """Rows enough for a minute; what was computed when SIGTERM came is not computed again, and the run is the one that never stopped."""
+    lines = [f'{{"word": "{chr(97 + n % 26)}{n}", "label": {n % 2}}}' for n in range(30_000)]
+    (tmp_path / "vowel_train.jsonl").write_text("\n".join(lines) + "\n")
+    assert main(arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "teachers"), TRAIN_STEPS=1)) == 0
+    changes = {"TEACHER_DIR": str(tmp_path / "teachers"), "MODEL_DIR": str(tmp_path / "run"), "TRAIN_STEPS": 3_000}
+    argv = arguments("train", "source.gin", world, **changes, DistillationSettings__teacher="cached")
+    with started(argv, tmp_path) as process:
+        wait_for(process, lambda: "rows, " in (tmp_path / "said.txt").read_text())
+        process.terminate()
+        before = time.monotonic()
+        assert process.wait(60) == 83
+        assert time.monotonic() - before < 10
+    said = (tmp_path / "said.txt").read_text()
+    assert "told to end: outputs of teachers are written for" in said and "Traceback" not in said
+    parts = list((tmp_path / "cache" / "teachers").rglob("rows.npy"))
+    done = sum(len(np.load(part)) for part in parts)
+    assert 0 < done < 24_000
+    with started(argv, tmp_path) as process:
+        wait_for(process, lambda: "outputs of teachers for" in (tmp_path / "said.txt").read_text())
+        assert f"outputs of teachers for {24_000 - done:,} rows" in (tmp_path / "said.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_is_deleted_while_it_trains_is_named(world, tmp_path):
+    run = tmp_path / "run"
+    argv = arguments("train", "teacher.gin", world, MODEL_DIR=str(run), TRAIN_STEPS=100_000, TrainSettings__checkpoint_steps=5)
+    with started(argv, tmp_path) as process:
+        wait_for(process, lambda: len(steps(run)) > 1)
+        run.rename(tmp_path / "moved")
+        assert process.wait(100) == 2
+    (last,) = [line for line in (tmp_path / "said.txt").read_text().splitlines() if line.startswith("mpt-jax: ")]
+    assert "could not be written" in last and "the folder is gone" in last
+    assert "Traceback" not in (tmp_path / "said.txt").read_text()

@@ -1,0 +1,74 @@
+"""Paths that a user gives: `~`, addresses, names that Orbax cannot find again."""
+
+from pathlib import Path
+
+import pytest
+
+from mpt_jax import paths
+from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, PromptSettings, TaskSettings, TrainSettings
+from mpt_jax.errors import UserError
+
+HOME = Path.home()
+
+
+def test_the_home_folder_is_expanded_in_every_setting_that_is_a_path():
+    train = TrainSettings("teacher", "~/run", teacher_dir="~/t", source_dir="~/s")
+    assert [train.model_dir, train.teacher_dir, train.source_dir] == [f"{HOME}/run", f"{HOME}/t", f"{HOME}/s"]
+    backbone = BackboneSettings("~/t5", "~/v.model")
+    assert [backbone.path, backbone.vocabulary] == [f"{HOME}/t5", f"{HOME}/v.model"]
+    assert DataSettings(cache_dir="~/c").cache_dir == f"{HOME}/c" and EvalSettings("~/run").model_dir == f"{HOME}/run"
+    assert PromptSettings(init="file", init_file="~/p.npy").init_file == f"{HOME}/p.npy"
+    tasks = TaskSettings(names=["a"], data_dir="~/d", module="~/m.py")
+    assert tasks.data_dir == f"{HOME}/d" and tasks.module == f"{HOME}/m.py"
+    assert TrainSettings("teacher", "x").teacher_dir == "" and BackboneSettings("nano").path == "nano"
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs://host/run", "file:///run", "gs:/bucket/run", "GS://b"])
+def test_an_address_is_refused_where_a_folder_is_needed(address):
+    for make in (
+        lambda: TrainSettings("target", "x", source_dir=address),
+        lambda: TrainSettings("source", "x", teacher_dir=address),
+        lambda: BackboneSettings(vocabulary=address),
+        lambda: DataSettings(cache_dir=address),
+        lambda: EvalSettings(address),
+        lambda: paths.writable_run("MODEL_DIR", address),
+    ):
+        with pytest.raises(UserError, match=r"cannot be used, only a local path; copy it here"):
+            make()
+
+
+def test_a_backbone_may_be_in_a_bucket_of_google():
+    assert BackboneSettings("gs://bucket/t5").path == "gs://bucket/t5"
+    with pytest.raises(UserError, match=r"BACKBONE = 's3://bucket/t5': s3://… cannot be used, only a local path or gs://"):
+        BackboneSettings("s3://bucket/t5")
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [("a\0b", "has a zero byte"), ("a\udcff", "is not UTF-8"), ("~nobody_here/run", "there is no user 'nobody_here'")],
+)
+def test_a_path_that_no_file_system_holds(path, message):
+    with pytest.raises(UserError, match=message):
+        TrainSettings("teacher", path)
+
+
+@pytest.mark.parametrize("name", ["seeds[1,2]", "a]", "what?", "*", "a\\b"])
+def test_a_run_is_not_trained_where_orbax_would_not_find_it_again(name, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="a pattern for Orbax"):
+        paths.writable_run("MODEL_DIR", str(tmp_path / name))
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(UserError, match="a pattern for Orbax"):  # the folder around it counts as well
+        paths.writable_run("MODEL_DIR", "run")
+
+
+def test_a_run_that_was_moved_to_such_a_name_is_read_if_orbax_can():
+    assert str(paths.readable_run("run folder", "/x/seeds[1,2]")) == "/x/seeds[1,2]"
+    for name in ("a\\b", "a**"):
+        with pytest.raises(UserError, match="Orbax reads no checkpoint in such a path; rename the folder"):
+            paths.readable_run("run folder", f"/x/{name}")
+
+
+def test_ordinary_names_stay():
+    for name in ("a b", "ä漢", "a=0.3,b", "{x}", "100%", "$HOME", "C:", "a:b"):
+        assert str(paths.writable_run("MODEL_DIR", f"/x/{name}")) == f"/x/{name}"
