@@ -15,6 +15,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.formats import prompt_writers, prompts, t5x
 from mpt_jax.model.formats.files import Folder, is_remote
 from mpt_jax.model.formats.folder_writer import write_folder
+from mpt_jax.paths import writable_run
 from mpt_jax.regular_files import shown
 from mpt_jax.run_folder import write_json
 
@@ -36,6 +37,8 @@ def convert(source: str, to: str, output: str, task: str | None = None, backbone
         raise UserError(f"--to {to!r} is none of {', '.join(FORMATS)}.")
     if not output:
         raise UserError("--output is empty; give a folder or file to write.")
+    if to == "orbax":
+        writable_run("--output", output)
     source = _resolve(source, "--from")
     if to in BACKBONE_FORMATS:
         if task:

@@ -45,7 +45,7 @@ def absolute(path: str | Sequence[str]) -> str | list[str]:
 
 
 def writable_run(setting: str, path: str) -> Path:
-    """The absolute folder of a run that is to be trained. Raises UserError for one whose checkpoints could not be read again."""
+    """The absolute folder in which Orbax is to write. Raises UserError for one whose checkpoints could not be read again."""
     if not path:
         raise UserError(f"{setting} is empty; give a folder.")
     folder = Path(local(setting, path)).absolute()

@@ -1,6 +1,6 @@
-"""``mpt-jax compile`` (compiling/): what the products need (operations.py, t5_operations.py), what programs say (programs.py, hlo.py), data sheets
-(chips.py), which mesh fits (fitting.py), running it (measure.py), and the command for devices that are not there (compiling/command.py,
-compiling/report.py)."""
+"""``mpt-jax compile`` (compiling/): what the products need (operations.py, t5_operations.py), what programs say (programs.py, hlo.py),
+data sheets (chips.py), which mesh fits (fitting.py), running it (measure.py), and the command for devices that are not there
+(compiling/command.py, compiling/report.py)."""
 
 import dataclasses
 import importlib.util

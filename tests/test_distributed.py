@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -14,7 +15,7 @@ from tiny_world import arguments, start, write_world
 import tasks
 from mpt_jax import distributed
 from mpt_jax.checkpoint import load_trainable
-from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, UserError
+from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, Preempted, UserError
 from mpt_jax.main import main
 
 JAX_VARIABLES = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
@@ -46,6 +47,8 @@ def test_processes_are_found_in_flags_and_environment(given, environ, tpu, found
     [
         ({"num_processes": 2}, {}, "missing --coordinator_address or JAX_COORDINATOR_ADDRESS, --process_id or JAX_PROCESS_ID"),
         ({}, {**JAX_VARIABLES, "JAX_PROCESS_ID": "two"}, "process_id = 'two': both are whole numbers"),
+        ({}, {**JAX_VARIABLES, "JAX_PROCESS_ID": "4"}, "num_processes = 4, process_id = 4: ids are 0 .. num_processes - 1"),
+        ({}, {**JAX_VARIABLES, "JAX_NUM_PROCESSES": "-1"}, "num_processes = -1, process_id = 2: ids are 0"),
     ],
 )
 def test_half_a_description_is_refused(given, environ, message):
@@ -61,6 +64,19 @@ def test_sigterm_is_told_once_and_then_ends():
         assert preemption.reached(2)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_before_anybody_asks_ends_at_once():
+    with pytest.raises(Preempted, match="told to end before the first step"), distributed.Preemption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("seconds", ["x", "0", "-5", "1e3"])
+def test_a_heartbeat_is_a_number_of_seconds(monkeypatch, seconds):
+    monkeypatch.setenv("MPT_HEARTBEAT_S", seconds)
+    with pytest.raises(UserError, match=f"MPT_HEARTBEAT_S = '{seconds}' is not a whole number of seconds"):
+        distributed.start({"coordinator_address": "127.0.0.1:1", "num_processes": 2, "process_id": 0}, trains=False)
 
 
 def test_a_preempted_run_ends_with_its_code_and_continues_bit_for_bit(tmp_path, monkeypatch, capsys, table):
@@ -167,6 +183,31 @@ def test_two_processes_answer_and_score_each_row_once(world):
     for task, text in scores.items():
         again = json.loads((folder / "whole" / "eval" / f"{task}.json").read_text())
         assert {**again, "time": ""} == {**json.loads(text), "time": ""} and again["rows"] == 12
+
+
+@pytest.mark.slow
+def test_weights_spread_over_processes_are_checked_however_they_are_read(world):
+    """Fine-tuned in two processes, continued in one: sums made where the parts are hold for whole arrays, and a changed number is named."""
+    folder, macros, _ = world
+    changes = {"TRAIN_STEPS": 4, "TrainSettings__checkpoint_steps": 2, "TrainSettings__score_tasks": False}
+    command = arguments("train", "finetune.gin", macros, MODEL_DIR=str(folder / "tuned"), **changes)
+    codes, said = end_of(start_two(command, folder), folder)
+    assert codes == [0, 0], said
+    meta = json.loads((folder / "tuned" / "checkpoints" / "4" / "meta" / "metadata").read_text())
+    kinds = {digest.partition(":")[0] for digest in meta["digests"]["state"].values() if ":" in digest}
+    assert kinds == {"sum64"} and len(meta["digests"]["state"]) > 30
+    expected = load_trainable(folder / "tuned", "last")[0]
+    shutil.rmtree(folder / "tuned" / "checkpoints" / "4")
+    assert main(command) == 0  # from step 2, in one process
+    for path, array in load_trainable(folder / "tuned", "last")[0].items():
+        np.testing.assert_allclose(array, expected[path], atol=1e-5)
+    files = [path for path in (folder / "tuned" / "checkpoints" / "4" / "state").rglob("*") if path.parent.name == "d"]
+    data = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 4
+    data.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_trainable(folder / "tuned", "last")
 
 
 @pytest.mark.slow

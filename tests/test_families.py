@@ -1,6 +1,7 @@
 """What every family speaks of (family.py), and that network.py asks the family of a shape: shown by a family of the test's own."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from mpt_jax.config import Computation
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.model import network
 from mpt_jax.model.families import FAMILIES, family_of, register, t5
-from mpt_jax.model.families.family import Adapted, Family, Network, Outputs, Rows, Stack, real, rows_of
+from mpt_jax.model.families.family import Adaptation, Adapted, Decoded, Family, Network, Outputs, Rows, Stack, real, rows_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,25 +34,31 @@ class Prefilled:
 jax.tree_util.register_dataclass(Prefilled, ["start_B", "step_B"], [])
 
 
-def logits_of(token, step):
-    return jax.nn.one_hot(token + step, Counting.vocab_size)
+def logits_of(added, token):
+    return jax.nn.one_hot(token + added, Counting.vocab_size)
+
+
+def decoded(added_B, targets_BT) -> Decoded:
+    """The states are the tokens before the targets."""
+    return Decoded(jnp.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1], functools.partial(logits_of, added_B[:, None]))
 
 
 def forward(net, backbone, rows, own=None, dropout_rng=None) -> Outputs:
     embedded_BLD = jnp.zeros((*rows.inputs_BL.shape, net.config.d_model))
-    adapted = net.adapted(own, embedded_BLD, real(rows.input_length_B, rows.inputs_BL.shape[1]))
+    adapted, _ = net.adapted(own, embedded_BLD, real(rows.input_length_B, rows.inputs_BL.shape[1]), rows.slot_B)
     stack = Stack(adapted.embedded_BLD, (), real(rows.target_length_B, rows.targets_BT.shape[1]))
-    before_BT = jnp.pad(rows.targets_BT, ((0, 0), (1, 0)))[:, :-1]
-    return Outputs(logits_of(before_BT, rows.input_length_B[:, None]), {"decoder": stack})
+    return Outputs(decoded(rows.input_length_B, rows.targets_BT), {"decoder": stack})
 
 
 FAMILY = Family(
-    "counting", Counting, {}, (), ("decoder",), lambda config, seed: {}, forward,
-    lambda net, backbone, rows, own, positions: Prefilled(jnp.zeros_like(rows.input_length_B), rows.input_length_B),
-    lambda net, batch, length: (),
-    lambda net, backbone, prefilled, cache, token_B, position: (logits_of(token_B, prefilled.step_B), cache),
-    lambda net, backbone, prefilled, targets_BT: logits_of(jnp.pad(targets_BT, ((0, 0), (1, 0)))[:, :-1], prefilled.step_B[:, None]),
-    lambda *given: {}, lambda *given: 0.0,
+    name="counting", config=Counting, sizes={}, axes=(), states=("decoder",), decoder_only=False,
+    entries=lambda config: (), num_layers=lambda config: 0, words=lambda config: "counting", init=lambda config, seed: {},
+    forward=forward,
+    prefill=lambda net, backbone, rows, own, positions: Prefilled(jnp.zeros_like(rows.input_length_B), rows.input_length_B),
+    empty_cache=lambda net, batch, length: (),
+    decode_step=lambda net, backbone, prefilled, cache, token_B, position: (logits_of(prefilled.step_B, token_B), cache),
+    decode_targets=lambda net, backbone, prefilled, targets_BT: decoded(prefilled.step_B, targets_BT),
+    prompt_step=lambda *given: {}, weight_gradients=lambda *given: 0.0,
 )  # fmt: skip
 ROWS = Rows(np.zeros((2, 4), np.int32), np.array([3, 4], np.int32), np.array([[3, 6, 9], [4, 8, 0]], np.int32), np.array([3, 2], np.int32))
 
@@ -74,7 +81,7 @@ def test_network_asks_the_family_of_the_shape(family):
     logits_BTV = network.forward(net, {}, ROWS).logits_BTV
     np.testing.assert_array_equal(logits_BTV.argmax(-1), [[3, 6, 9], [4, 8, 12]])
     prefilled = network.prefill(net, {}, ROWS)
-    np.testing.assert_array_equal(network.decode_targets(net, {}, prefilled, ROWS.targets_BT), logits_BTV)
+    np.testing.assert_array_equal(network.decode_targets(net, {}, prefilled, ROWS.targets_BT).logits_BTV, logits_BTV)
 
 
 def test_decoding_knows_nothing_of_a_family(family):
@@ -86,7 +93,7 @@ def test_a_method_changes_the_embedded_inputs_or_leaves_them(family):
     def twice(own, embedded_BLD, real_BL):
         return Adapted(None, (embedded_BLD + own["added"]) * real_BL[..., None])
 
-    adapted = network.forward(Network(Counting(), Computation(), twice), {}, ROWS, {"added": 2.0}).states["decoder"].output_BSD
+    adapted = network.forward(Network(Counting(), Computation(), Adaptation(twice)), {}, ROWS, {"added": 2.0}).states["decoder"].output_BSD
     np.testing.assert_array_equal(adapted[0, :, 0], [2, 2, 2, 0])
     assert not np.any(network.forward(Network(Counting()), {}, ROWS).states["decoder"].output_BSD)
 

@@ -6,6 +6,7 @@ import pytest
 
 from mpt_jax import paths
 from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, PromptSettings, TaskSettings, TrainSettings
+from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
 
 HOME = Path.home()
@@ -62,11 +63,22 @@ def test_a_run_is_not_trained_where_orbax_would_not_find_it_again(name, tmp_path
         paths.writable_run("MODEL_DIR", "run")
 
 
+def test_a_conversion_to_orbax_is_not_written_there_either(tmp_path):
+    with pytest.raises(UserError, match=r"--output = .* holds \[ \], a pattern for Orbax"):
+        convert("nano", "orbax", str(tmp_path / "b[1]"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_was_moved_to_such_a_name_is_read_if_orbax_can():
     assert str(paths.readable_run("run folder", "/x/seeds[1,2]")) == "/x/seeds[1,2]"
     for name in ("a\\b", "a**"):
         with pytest.raises(UserError, match="Orbax reads no checkpoint in such a path; rename the folder"):
             paths.readable_run("run folder", f"/x/{name}")
+
+
+def test_no_folder_is_no_folder():
+    with pytest.raises(UserError, match="--model_dir is empty; give a folder"):
+        paths.writable_run("--model_dir", "")
 
 
 def test_ordinary_names_stay():
