@@ -63,7 +63,7 @@ def test_few_target_positions_give_the_logits_of_many():
     for positions in (None, 4, 5):
         prefilled = prefill(network, params, rows_of(inputs_BL), prompts, positions)
         assert {type(cross) for cross in prefilled.cross} == {States if positions == 4 else KeysValues}
-        logits[positions] = decode_targets(network, params, prefilled, targets_BT)
+        logits[positions] = decode_targets(network, params, prefilled, targets_BT).logits_BTV
     np.testing.assert_allclose(logits[4], logits[None], atol=1e-5)
     np.testing.assert_array_equal(logits[5], logits[None])
     outputs = forward(network, params, rows_of(inputs_BL, targets_BT), prompts)

@@ -39,7 +39,7 @@ def test_the_shipped_backbone_loads_by_name():
 
 
 def test_an_unknown_name_tells_the_known_ones():
-    with pytest.raises(UserError, match=r"neither a shipped backbone \(nano\) nor a folder"):
+    with pytest.raises(UserError, match=r"neither a known backbone \(nano, smollm2\) nor a folder or file"):
         load_backbone(BackboneSettings("t5_bsae"))
 
 

@@ -199,13 +199,13 @@ def test_bucket_settings():
 
 
 def test_a_process_gathers_its_own_rows_alone(streams):
-    """Every shape, count and task is as in the whole batch; rows of other processes are zeros."""
+    """Every shape, count, length and task is as in the whole batch; rows of other processes are zeros."""
     whole = make_batch(streams, 3, SPEC, 3)
     parts = [make_batch(streams, 3, dataclasses.replace(SPEC, local_rows=rows), 3) for rows in ((0, 2), (1, 3))]
     for number, micro in enumerate(whole.micro):
         for name, array in micro.items():
             mine, theirs = (part.micro[number][name] for part in parts)
-            if name == "task_id_B":
+            if name in ("task_id_B", "input_length_B", "target_length_B"):
                 assert np.array_equal(mine, array) and np.array_equal(theirs, array)
                 continue
             assert np.array_equal(mine[[0, 2]], array[[0, 2]]) and not mine[[1, 3]].any()
@@ -219,4 +219,4 @@ def test_rows_with_a_sentence_vector_are_counted_from_the_caches(tmp_path):
     cache = token_cache(tmp_path, [([5, 1], [7, 1])] * 6, embedding=4)
     stream = Stream(seed=0, caches=(cache,), bank_index=(0,), batch_size=6)
     spec = BatchSpec(input_length=4, target_length=3, micro_batch_size=3, local_rows=(0,))
-    assert make_batch([stream], 0, spec, 1).embedded == 5
+    assert make_batch([stream], 0, spec, 1).embedded_N == [5]

@@ -119,7 +119,7 @@ def test_weight_gradients_would_be_seen():
         found = hlo.products_like(jax.jit(function).lower(*arguments).as_text(), kernels)
         assert (found > 0) == seen
     whole = t5_operations.forward(CONFIG, PROMPT + INPUTS, TARGETS)
-    assert t5.FAMILY.weight_gradients(CONFIG, PROMPT + INPUTS, TARGETS) == whole.weights > whole.attention
+    assert t5.FAMILY.weight_gradients(CONFIG, PROMPT, INPUTS, TARGETS) == whole.weights > whole.attention
 
 
 def test_collectives_of_a_program():
