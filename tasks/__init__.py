@@ -6,6 +6,7 @@ from tasks.files import csv, jsonl, tsv
 from tasks.outline import outline, stand_in
 from tasks.registration import check_one_meaning, examples, expand, fields_as_json, import_module, register
 from tasks.rendering import inputs_text, ready_text
+from tasks.scores import Score, add_score
 from tasks.scoring import main_score, scorer
 from tasks.seqio_tasks import ROW_FIELD, row_of_example
 from tasks.sources import ingredients, rows
@@ -15,11 +16,13 @@ __all__ = [
     "MIXTURES",
     "NAME",
     "ROW_FIELD",
+    "Score",
     "TABLE",
     "Task",
     "TaskError",
     "add",
     "add_mixture",
+    "add_score",
     "check_one_meaning",
     "check_text",
     "csv",

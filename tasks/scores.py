@@ -19,6 +19,8 @@ Labels = tuple[str, ...] | None
 # what a prediction that is not a number counts as; as T5 does (t5/evaluation/postprocessors)
 NOT_A_NUMBER = -1.0
 INSIDE = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u2019"  # combining accents, typographic apostrophe: no end of a word, as \\b has it
+AVERAGE = "average"
+TAKEN = frozenset(("step", "split", "task", "run", AVERAGE))  # names that a line of metrics.jsonl has already
 ARTICLES = re.compile(rf"(?<![{INSIDE}])\b(a|an|the)\b(?![{INSIDE}])")
 DIGIT_SIGNS = str.maketrans({"\u066b": ".", "\u066c": "", "\u2212": "-"})  # Arabic decimal and thousands signs, the minus sign
 
@@ -158,11 +160,24 @@ SCORES = {
 }
 
 
+SHIPPED = frozenset(SCORES)
+
+
+def add_score(name: str, score: Score) -> None:
+    """Adds a score of one's own, which a task then names, or replaces it. Raises TaskError for the name of a shipped one or a taken key."""
+    if name in SHIPPED:
+        raise TaskError(f"score {name!r} is shipped already: choose another name")
+    if not score.keys or (taken := TAKEN & set(score.keys)):
+        problem = f"its key {', '.join(sorted(taken))} is in a line of metrics already: rename it" if score.keys else "it has no keys"
+        raise TaskError(f"score {name!r}: {problem}")
+    SCORES[name] = score
+
+
 def check_scores(name: str, scores: Sequence[str], labels: Labels) -> None:
     """Raises TaskError if a task's scores are unknown, clash, or need labels that the task has not."""
     for score in scores:
         if score not in SCORES:
-            raise TaskError(f"task {name!r}: unknown score {score!r}; there are {', '.join(SCORES)}")
+            raise TaskError(f"task {name!r}: unknown score {score!r}; there are {', '.join(SCORES)}; tasks.add_score adds your own")
         needs = SCORES[score].needs
         if needs in ("labels", "two labels") and labels is None:
             raise TaskError(f"task {name!r}: score {score!r} needs `labels`; without them try 'exact_match'")

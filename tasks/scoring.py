@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from tasks import seqio_tasks
 from tasks.errors import TaskError
 from tasks.rendering import right_texts
-from tasks.scores import SCORES, number
+from tasks.scores import AVERAGE, SCORES, TAKEN, number
 from tasks.table import TABLE, Task
 
-AVERAGE = "average"
 MAIN = "main_score"  # attribute of a SeqIO metric function: the name of the number that selects checkpoints
 # a number of a SeqIO metric function whose name has one of these words counts or loses, and is not averaged
 NO_SCORES = frozenset(
     "loss losses nll perplexity ppl error errors wer cer ter distance mse mae rmse count counts num number n total size examples rows "
     "tokens length lengths time seconds invalid".split()
 )
-TAKEN = frozenset(("step", "split", "task", "run", AVERAGE))  # names that a line of metrics.jsonl has already
 Scorer = Callable[[Sequence[Mapping], Sequence[str]], dict[str, float]]
 Written = Callable[[str], str]
 
@@ -85,7 +83,11 @@ def _table_scores(task: Task, rows: Sequence[Mapping], predictions: Sequence[str
     found: dict[str, float] = {}
     for score in task.scores:
         more = (_groups(task, rows),) if SCORES[score].grouped else ()
-        found |= SCORES[score].function(golds, predictions, task.labels, *more)
+        given = SCORES[score].function(golds, predictions, task.labels, *more)
+        if given.keys() != set(SCORES[score].keys):
+            names = ", ".join(map(str, given)) or "nothing"
+            raise TaskError(f"score {score!r} gives {names}; it was added with the keys {SCORES[score].keys}")
+        found |= given
     rising = _rising_keys(task)
     if len(rising) > 1:
         found[AVERAGE] = sum(found[key] for key in rising) / len(rising)

@@ -19,7 +19,7 @@ ROWS = rows_of(np.array([[5, 6, 7, 1], [5, 1, 0, 0], [0, 0, 0, 0]], np.int32), n
 def outputs():
     """Of two rows and one that fills the batch up."""
     prompt_BPD = np.random.default_rng(0).normal(size=(3, LENGTH, CONFIG.d_model)).astype(np.float32)
-    return jax.jit(forward, static_argnums=0)(given(CONFIG), weights(CONFIG), ROWS, own(prompt_BPD))
+    return forward(given(CONFIG), weights(CONFIG), ROWS, own(prompt_BPD))
 
 
 @pytest.mark.parametrize("positions, prompt", [("inputs", 0), ("all", LENGTH)])
@@ -38,32 +38,34 @@ def test_positions_and_layers_that_are_compared(outputs, hidden, positions, prom
 
 def test_nothing_hidden_is_compared_where_it_is_not_wanted(outputs):
     settings = DistillationSettings(hidden="none", logits=False)
-    assert compared(settings, outputs, ROWS) == {} and teach(settings, outputs, ROWS).logp_BTA is None
+    assert compared(settings, outputs, ROWS) == {} and teach(settings, outputs, ROWS) == ({}, None, None, None, None)
 
 
 def test_log_probabilities_are_softened(outputs):
-    told = teach(DistillationSettings(temperature=2.0), outputs, ROWS)
-    np.testing.assert_allclose(told.logp_BTA, jax.nn.log_softmax(outputs.logits_BTV / 2.0), atol=1e-6)
+    settings = DistillationSettings(temperature=2.0)
+    kept = reduced(settings, teach(settings, outputs, ROWS), 0)
+    np.testing.assert_allclose(kept["logp"], jax.nn.log_softmax(outputs.logits_BTV / 2.0), atol=1e-6)
 
 
 def test_the_most_likely_tokens_and_all_others_as_one(outputs):
-    told = teach(DistillationSettings(), outputs, ROWS)
-    kept = reduced(told, 5, "float16")
+    settings = DistillationSettings(cached_dtype="float16")
+    teaching = teach(settings, outputs, ROWS)
+    kept = reduced(settings, teaching, 5)
     assert kept["encoder"].dtype == kept["decoder"].dtype == jnp.float16
-    order_BTV = np.argsort(-np.asarray(told.logp_BTA), axis=-1, kind="stable")
+    whole = reduced(DistillationSettings(cached_dtype="float32"), teaching, 0)
+    assert whole.keys() == {"logp", "encoder", "decoder"} and whole["encoder"].dtype == jnp.float32
+    order_BTV = np.argsort(-np.asarray(whole["logp"]), axis=-1, kind="stable")
     np.testing.assert_array_equal(kept["ids"], order_BTV[..., :5])
-    rest_BTV = np.take_along_axis(np.asarray(told.logp_BTA, np.float64), order_BTV[..., 5:], axis=-1)
+    rest_BTV = np.take_along_axis(np.asarray(whole["logp"], np.float64), order_BTV[..., 5:], axis=-1)
     np.testing.assert_allclose(kept["tail"], np.log(np.exp(rest_BTV).sum(axis=-1)), atol=1e-5)
-    whole = reduced(told, 0, "float32")
-    assert whole.keys() == {"logp", "encoder", "decoder"} and whole["logp"] is told.logp_BTA
 
 
 def test_what_is_kept_comes_back_from_a_micro_batch(outputs):
-    told = teach(DistillationSettings(), outputs, ROWS)
-    kept = reduced(told, 5, "float32")
+    settings = DistillationSettings(cached_dtype="float32")
+    kept = reduced(settings, teach(settings, outputs, ROWS), 5)
     batch = {BATCH_NAMES.get(file, STATES_NAME.format(file)): array for file, array in kept.items()}
     found = from_batch(batch, ("encoder", "decoder"))
     for name, array in (("logp_BTA", kept["logp"]), ("ids_BTA", kept["ids"]), ("tail_BT", kept["tail"])):
         assert getattr(found, name) is array
-    assert found.states == {name: (kept[name],) for name in ("encoder", "decoder")}
-    assert from_batch({}, ("encoder", "decoder")) == (None, {}, None, None)
+    assert found.decoded is None and found.states == {name: (kept[name],) for name in ("encoder", "decoder")}
+    assert from_batch({}, ("encoder", "decoder")) == ({}, None, None, None, None)

@@ -212,8 +212,8 @@ def tuned_to_answer(model, cache):
     own = {"bank/shared": jnp.broadcast_to(model.own["bank/shared"][0], (cache.rows, *model.own["bank/shared"].shape[1:]))}
 
     def loss(params):
-        logits_BTV = decode_targets(NETWORK, params, prefill(NETWORK, params, rows, own), rows.targets_BT)
-        return -target_log_probabilities(logits_BTV, rows.targets_BT, rows.target_length_B).mean()
+        decoded = decode_targets(NETWORK, params, prefill(NETWORK, params, rows, own), rows.targets_BT)
+        return -target_log_probabilities(decoded, NETWORK.config.vocab_size, rows.targets_BT, rows.target_length_B).mean()
 
     optimizer = optax.adam(optax.linear_schedule(0.02, 0.0, 100))
 

@@ -3,7 +3,7 @@
 import pytest
 
 import tasks
-from tasks import scoring
+from tasks import scores, scoring
 
 
 def add(name, **settings):
@@ -136,3 +136,29 @@ def test_groups_are_the_rows_own(table):
     assert found == pytest.approx({"f1a": 80.0, "em": 50.0, "average": 65.0, "invalid": 0.0})
     with pytest.raises(tasks.TaskError, match="row 0 has no field 'group'"):
         tasks.scorer("grouped")([{"targets": "yes"}], ["yes"])
+
+
+def test_a_score_of_ones_own_is_named_by_a_task(table, monkeypatch):
+    monkeypatch.setattr(scores, "SCORES", scores.SCORES | {})
+    monkeypatch.setattr(scoring, "SCORES", scores.SCORES)
+    with pytest.raises(tasks.TaskError, match="unknown score 'short'.*tasks.add_score"):
+        add("answers", score="short")
+
+    def short(golds, predictions, labels):
+        return {"short": 100.0 * sum(len(text) < 4 for text in predictions) / len(predictions)}
+
+    tasks.add_score("short", tasks.Score(short, ("short",)))
+    add("answers", score="short")
+    assert tasks.scorer("answers")([{"targets": "x"}] * 4, ["a", "bc", "long one", "def"]) == {"short": 75.0}
+    tasks.add_score("short", tasks.Score(short, ("brief",)))
+    with pytest.raises(tasks.TaskError, match="'short' gives short; it was added with the keys"):
+        tasks.scorer("answers")([{"targets": "x"}], ["a"])
+
+
+@pytest.mark.parametrize(
+    "name, keys, words", [("accuracy", ("own",), "shipped already"), ("own", (), "no keys"), ("own", ("step", "own"), "step is in a line")]
+)
+def test_a_score_that_cannot_be_added_is_refused(name, keys, words):
+    with pytest.raises(tasks.TaskError, match=words):
+        tasks.add_score(name, tasks.Score(print, keys))
+    assert "own" not in scores.SCORES
