@@ -11,9 +11,11 @@ import collections
 import numpy as np
 
 import tasks
+from mpt_jax.config import BackboneSettings
 from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Requests, inference_spec
 from mpt_jax.model.backbone import load_backbone
+from mpt_jax.model.families.family import Network
 from tasks.nano.embedded_rows import WORDINGS
 
 LENGTHS = {"inputs": 64, "targets": 12}  # tokens
@@ -26,9 +28,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--split", default="validation")
     options = parser.parse_args()
-    backbone = load_backbone(options.backbone)
+    backbone = load_backbone(BackboneSettings(options.backbone))
     vocabulary = backbone.vocabulary()
-    model, spec = Model(backbone.config, backbone.params, None), inference_spec(*LENGTHS.values(), 64)
+    model, spec = Model(Network(backbone.config), backbone.params, vocabulary), inference_spec(*LENGTHS.values(), 64)
     print("| source task | right | most frequent answers |\n|---|---:|---|")
     for name in tasks.embedded.SOURCES:
         rows = [row for row, _ in zip(tasks.rows(name, options.split), range(options.rows), strict=False)]

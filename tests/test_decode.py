@@ -4,19 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import rows_of, tiny, weights
+from tiny_model import rows_of, run_forward, tiny, weights
 
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.methods.bank import PromptBank, select
 from mpt_jax.methods.method import take
 from mpt_jax.methods.prompt import METHOD, paths_of
 from mpt_jax.model.families.family import Network, Rows
-from mpt_jax.model.network import forward
 
 CONFIG = tiny(vocab_size=40, num_decoder_layers=2)
 STEPS, EOS = 6, 1
 WITH_PROMPTS, ALONE = Network(CONFIG, adaptation=METHOD.adaptation), Network(CONFIG)
-run_forward = jax.jit(lambda *given: forward(*given).logits_BTV, static_argnums=0)
 
 
 def prompts_of(bank, task_id_B) -> dict:
@@ -58,7 +56,7 @@ def decode_without_cache(backbone, own, inputs_BL, steps, ends=(EOS,)):
     tokens_BT, done_B = np.zeros((batch, steps), np.int32), np.zeros(batch, bool)
     for step in range(steps):
         rows = rows_of(inputs_BL)._replace(targets_BT=tokens_BT, target_length_B=np.full(batch, steps, np.int32))
-        logits_BTV = np.asarray(run_forward(WITH_PROMPTS if own else ALONE, backbone, rows, own))
+        logits_BTV = np.asarray(run_forward(WITH_PROMPTS if own else ALONE, backbone, rows, own).logits_BTV)
         tokens_BT[:, step] = np.where(done_B, 0, logits_BTV[:, step].argmax(-1))
         done_B |= np.isin(tokens_BT[:, step], ends)
     return tokens_BT

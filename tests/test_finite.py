@@ -5,6 +5,7 @@ import pytest
 from fixture_folders import random_params
 from hostile import SMALL, unchecked
 
+from mpt_jax.config import BackboneSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
@@ -26,7 +27,7 @@ def test_weights_that_are_not_finite_are_named(kind, dtype, tmp_path):
     (folder / "spiece.model").write_bytes(b"")  # looked at later
     place = r"\(5, 3\)|\(3, 5\)"
     with pytest.raises(UserError, match=f"{source} holds NaN at ({place})"):
-        load_backbone(str(folder), dtype)
+        load_backbone(BackboneSettings(str(folder), "bytes", dtype))
 
 
 def test_numbers_that_a_smaller_type_cannot_hold(tmp_path):

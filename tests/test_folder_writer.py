@@ -17,6 +17,7 @@ from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
 from mpt_jax.main import main
 from mpt_jax.model import formats
+from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats import folder_writer, prompt_writers, prompts
 
 BACKBONES, PROMPTS = ("hf", "own", "t5x", "orbax"), ("npz", "npy", "peft", "peft_single")
@@ -67,7 +68,7 @@ def test_a_full_disk(to, sources, tmp_path):
 @pytest.mark.parametrize("to", BACKBONES[2:])
 def test_a_full_disk_under_tensorstore(to, tmp_path):
     params = random_params(TINY) | {"token_embedder/embedding": np.random.default_rng(0).normal(size=(48, 16)).astype(np.float32)}
-    big = formats.T5Config("custom", 4096, 16, 2, 8, 24, 3, 2)
+    big = T5Config("custom", 4096, 16, 2, 8, 24, 3, 2)
     params |= {name: np.random.default_rng(0).normal(size=shape).astype(np.float32) for name, shape in (
         ("token_embedder/embedding", (4096, 16)), ("decoder/logits_dense/kernel", (16, 4096)))}  # fmt: skip
     with small_disk(), pytest.raises(UserError, match="cannot be written: .*(File too large|RESOURCE_EXHAUSTED|file)"):
@@ -170,9 +171,8 @@ def bank(*names: str) -> prompts.PromptFile:
 
 @pytest.mark.parametrize("kind", ["npy", "peft_single"])
 def test_tasks_that_would_be_written_to_one_file(kind, tmp_path):
-    for names in (("a b", "a_b"), ("a/b", "a:b"), ("Task", "task")):
-        with pytest.raises(UserError, match=f"tasks {names[0]!r} and {names[1]!r} would both be written"):
-            prompt_writers.write(kind, str(tmp_path / "out"), bank(*names))
+    with pytest.raises(UserError, match="tasks 'Task' and 'task' would both be written"):
+        prompt_writers.write(kind, str(tmp_path / "out"), bank("Task", "task"))
     assert listing(tmp_path) == {}
 
 
@@ -191,7 +191,7 @@ def test_odd_names_of_tasks(name, tmp_path):
 
 
 def test_a_task_called_like_a_part_of_the_bank(tmp_path):
-    with pytest.raises(UserError, match="'bank/group_N' has the name of a part of the bank"):
+    with pytest.raises(UserError, match="called 'bank/group_N' has the name of an array of the bank"):
         prompt_writers.write("npz", str(tmp_path / "x"), bank("a", "bank/group_N"))
     assert listing(tmp_path) == {}
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixture_folders import TINY, TINY_V1_0, data_folder, random_params
-from tiny_model import given, own, rows_of
+from tiny_model import given, own, rows_of, run_forward
 from tiny_world import arguments, write_world
 
 from mpt_jax.data.vocabulary import load_vocabulary
@@ -19,11 +19,9 @@ from mpt_jax.model.families.family import Network
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.formats import prompt_writers, prompts
 from mpt_jax.model.formats.prompts import PromptFile
-from mpt_jax.model.network import forward
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
-run_forward = jax.jit(forward, static_argnums=0)  # one program; op by op compiles hundreds
 LENGTH, TASKS = 5, ("first", "second", "third")
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -208,7 +208,7 @@ def test_a_backbone_by_its_path(tmp_path):
         written = convert(str(tmp_path / "own"), to, str(tmp_path / f"out_{to}"))
         assert written and all((tmp_path / path).exists() for path in written)
         assert formats.read_backbone(tmp_path / f"out_{to}")[1].keys() == random_params(TINY).keys()
-    with pytest.raises(UserError, match="--from .* is neither a shipped backbone"):
+    with pytest.raises(UserError, match="--from .* is neither a known backbone"):
         convert("no_such_thing", "hf", str(tmp_path / "x"))
 
 

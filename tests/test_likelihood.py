@@ -5,14 +5,13 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from tiny_model import given, own, rows_of, tiny, weights
+from tiny_model import given, own, rows_of, run_forward, tiny, weights
 
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.infer.likelihood import LABELS_AT_ONCE, Labels, score_labels, score_targets, walk, walk_labels
-from mpt_jax.model.network import decode_step, empty_cache, forward, prefill
+from mpt_jax.model.network import decode_step, empty_cache, prefill
 
 NETWORK = given(tiny(vocab_size=40, num_decoder_layers=2, mlp_activations=("relu",), logits_via_embedding=True))
-run_forward = jax.jit(forward, static_argnums=0)
 
 
 @pytest.fixture(scope="module")

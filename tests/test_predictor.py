@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_model import CONFIG, given, own, weights
+from tiny_model import CONFIG, given, own, run_forward, weights
 from tiny_run import row, write_run
 
 import mpt_jax
@@ -21,7 +21,6 @@ from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.families.family import Rows
 from mpt_jax.model.formats.arrays import flatten
-from mpt_jax.model.network import forward
 
 RUNS = [row("sst2", 1, 0), row("mrpc", 1, 1), row("sst2", 2, 2)]
 
@@ -82,7 +81,7 @@ def test_scores_are_log_probabilities_of_the_forward_pass(run_dir, prompts):
     logp = predictor.score(inputs, targets, task="mrpc")
     padded = [array for texts in (inputs, targets) for array in requests.label_tokens(texts, predictor.vocabulary)]
     prompt_BPD = np.repeat(prompts["best"][1][None], 2, axis=0)
-    outputs = jax.jit(forward, static_argnums=0)(given(CONFIG), predictor.model.params, Rows(*padded), own(prompt_BPD))
+    outputs = run_forward(given(CONFIG), predictor.model.params, Rows(*padded), own(prompt_BPD))
     logp_BTV = jax.nn.log_softmax(outputs.logits_BTV)
     for number, (target, value) in enumerate(zip(targets, logp, strict=True)):
         wanted = np.array(predictor.vocabulary.target_tokens(target), np.int32)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_model import given, own, rows_of, tiny
+from tiny_model import given, own, rows_of, run_forward, tiny
 
 from mpt_jax.config import Computation
 from mpt_jax.errors import UserError
@@ -26,7 +26,6 @@ GOLDEN = Path(__file__).parent / "golden_t5.npz"
 V1_1 = tiny(vocab_size=60, num_encoder_layers=3, num_decoder_layers=2)
 VARIANTS = {"v1_0": dataclasses.replace(V1_1, mlp_activations=("relu",), logits_via_embedding=True), "v1_1": V1_1}
 STEPS = 6
-run_forward = jax.jit(forward, static_argnums=0)
 
 
 def weights(config: T5Config) -> dict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families import t5
 from mpt_jax.model.families.family import Network, Rows
 from mpt_jax.model.families.t5_config import T5Config
+from mpt_jax.model.network import forward
 from mpt_jax.train.optimizer import make_optimizer
 from mpt_jax.train.step import TrainStep
 from mpt_jax.train.terms import Objective, terms
@@ -56,6 +58,20 @@ def rows_of(inputs_BL, targets_BT=None) -> Rows:
     """Rows as tests write them down, where 0 pads; the network goes by their lengths."""
     pairs = ((ids, None if ids is None else np.count_nonzero(ids, axis=1).astype(np.int32)) for ids in (inputs_BL, targets_BT))
     return Rows(*(array for pair in pairs for array in pair))
+
+
+class Passed(NamedTuple):
+    """What a compiled forward pass can return."""
+
+    logits_BTV: jax.Array
+    states: dict
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def run_forward(network: Network, backbone: dict, rows: Rows, own=None) -> Passed:
+    """The forward pass as one program; op by op compiles hundreds."""
+    outputs = forward(network, backbone, rows, own)
+    return Passed(outputs.logits_BTV, outputs.states)
 
 
 def random_bank(groups=2, tasks_each=3, length=4, width=5, rank=2) -> PromptBank:

@@ -52,9 +52,6 @@ class PromptFile:
                 f"{where}: a bank of shape {self.shared_GPD.shape} with {len(self.task_names)} task names and {num_tasks} "
                 "groups is not a set of prompts."
             )
-        twice = [name for name, count in collections.Counter(self.task_names).items() if count > 1]
-        if twice:
-            raise UserError(f"{where} has several prompts called {listed(map(shown, twice))}; give each task another name.")
         if min(self.group_N) < 0 or max(self.group_N) >= num_groups:
             raise UserError(f"{where}: tasks use the groups {shown(sorted({int(g) for g in self.group_N}))}; there are {num_groups}.")
         if (self.cols_NPR is None) != (self.rows_NRD is None):
@@ -129,6 +126,9 @@ def read(path: str | os.PathLike, width: int | None = None, drop_decoder_half: b
         prompts = _read_t5x(t5x.read(kind, path), path)
     else:
         raise UserError(f"{path} holds a backbone ({kind}), no prompts.")
+    twice = [name for name, count in collections.Counter(prompts.task_names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} has several prompts called {listed(map(shown, twice))}; give each task another name.")
     if width is not None and prompts.width != width:
         raise UserError(
             f"{path} holds prompts of width {prompts.width}, the backbone has width {width}: they were trained for "
