@@ -17,9 +17,9 @@ from mutations import Reader, hunt, report
 from test_tokenizer_json import convert
 from tiny_data import piece_file
 
-from mpt_jax.config import T5Config
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.model import formats
+from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats import prompt_writers, prompts, safetensors
 from mpt_jax.model.formats.files import Folder
 
