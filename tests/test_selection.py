@@ -36,7 +36,7 @@ def test_dev_scores_are_those_of_evaluation(caches, stage):
     rng = np.random.default_rng(0)
     changed = {path: np.asarray(rng.normal(size=array.shape), np.float32) for path, array in program.trainable.items()}
     found = dev_scores(program, caches)(changed)
-    network = Network(program.network.config, settings.backbone.computation, program.method.adapt)
+    network = Network(program.network.config, settings.backbone.computation, program.method.adaptation)
     own = {} if stage == "finetune" else changed
     model = Model(
         network, backbone_of(program.frozen | changed), tiny_backbone().vocabulary(), own, program.method.parts, program.plan.group_N,

@@ -177,7 +177,7 @@ def test_more_layers_are_not_traced_more_often(monkeypatch):
         config = dataclasses.replace(V1_1, d_ff=40, num_encoder_layers=layers, num_decoder_layers=layers)
         params = weights(config)
         calls.clear()
-        jax.jit(forward, static_argnums=0).trace(Network(config, Computation()), params, rows_of(*example(config)[:2]))
+        run_forward.trace(Network(config, Computation()), params, rows_of(*example(config)[:2]))
         return len(calls)
 
     assert traced(8) == traced(4) < 8

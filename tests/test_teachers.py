@@ -105,7 +105,7 @@ def test_runs_that_share_a_teacher_share_its_outputs(caches, tmp_path):
 def test_parts_are_opened_once(caches, tmp_path, monkeypatch):
     teach_streams(teachers_of(tmp_path, steps=1), streams(caches, 1))
     parts, real = [], teacher_cache.checked_meta
-    monkeypatch.setattr(teacher_cache, "checked_meta", lambda part: parts.append(part) or real(part))
+    monkeypatch.setattr(teacher_cache, "checked_meta", lambda part, files: parts.append(part) or real(part, files))
     teach_streams(teachers_of(tmp_path, steps=1), streams(caches, 1))
     assert parts and len(parts) == len(set(parts))
 
