@@ -177,7 +177,7 @@ def test_defaults_of_the_gin_files_are_those_of_the_settings(cls):
 
 
 def test_backbone_that_is_not_there(capsys, world, folder):
-    fails(capsys, train(world, folder, BACKBONE="t5_bsae"), "BACKBONE = 't5_bsae' is neither a shipped backbone")
+    fails(capsys, train(world, folder, BACKBONE="t5_bsae"), "BACKBONE = 't5_bsae' is neither a known backbone")
 
 
 def test_vocabulary_of_another_backbone(capsys, world, folder):

@@ -51,6 +51,7 @@ BANKS = {
 @pytest.mark.parametrize("name", BANKS)
 def test_banks_that_would_be_read_wrongly(name, tmp_path):
     changes, message = BANKS[name]
+    prompts.read(npz(tmp_path)).compose()  # what the process starts for its first product does not count
     path = npz(tmp_path, **changes)
     refused(lambda: prompts.read(path).compose(), message)
 
