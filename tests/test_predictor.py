@@ -288,7 +288,7 @@ def test_a_run_that_trained_the_backbone(tmp_path, described):
     trainable = {f"backbone/{path}": np.asarray(array) for path, array in trained.items()}
     trainable["head/kernel"] = np.ones((16, 4), np.float32)  # what taught the encoder answers nothing
     predictor = mpt_jax.load(write_run(tmp_path / "tuned", RUNS, trainable, trainable, stage="pretrain", **described))
-    assert not predictor.model.own and predictor.model.network.adapt is None
+    assert not predictor.model.own and predictor.model.network.adaptation is None
     for path, array in flatten(predictor.model.params).items():
         np.testing.assert_array_equal(array, trained[path])
     assert len(predictor.predict(["x"], max_tokens=3)) == 1

@@ -10,7 +10,7 @@ from tiny_model import CONFIG, LENGTH
 from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
 
-DATA = DataSettings(feature_lengths={"inputs": 32, "targets": 12})
+DATA = DataSettings(feature_lengths={"inputs": 32, "targets": 16})
 STEP = 5  # of the one checkpoint
 
 
