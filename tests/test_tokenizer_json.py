@@ -75,7 +75,7 @@ def test_seqio_gets_a_model_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model": {"type": "BPE", "vocab": []}}, "a 'BPE' tokenizer"),
+        ({"model": {"type": "BPE", "vocab": []}}, "cannot be read by the library tokenizers"),
         ({"model": {"vocab": {"a": 1}}}, "not a Unigram tokenizer.json"),
         ({"normalizer": {"type": "Lowercase"}}, "normalises text by .'Lowercase'"),
         ({"pre_tokenizer": {"type": "ByteLevel"}}, "splits words by"),
