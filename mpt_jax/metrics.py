@@ -28,7 +28,7 @@ class MetricsWriter:
         if not self._writes:
             return
         self._path = Path(run_dir) / METRICS_FILE
-        kept = [line for line in read_metrics(run_dir) if line["step"] <= start_step]
+        kept = [line for line in read_metrics(run_dir) if 0 < line["step"] <= start_step or 0 == line["step"] < start_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self._path)

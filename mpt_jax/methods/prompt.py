@@ -47,15 +47,17 @@ GIVEN = Adaptation(_given, prefix_only=True)  # prompts (U, P, D) that are there
 
 def init(start: Start) -> dict[str, Any]:
     """The bank before training: transferred from SOURCE_DIR where there is one, fresh otherwise."""
-    settings, embedding_VD = start.settings.prompt, start.backbone["token_embedder"]["embedding"]
+    embedding_VD = start.backbone["token_embedder"]["embedding"]
     banks = []
-    for group, seed in enumerate(start.seed_G):
+    for group, (seed, task) in enumerate(zip(start.seed_G, start.task_G, strict=True)):
+        settings = start.settings.prompt.for_task(task)
         members = int(np.sum(start.group_N == group))
         if start.source is not None:
             bank, names = _source_group(*start.source, seed)
             banks.append(transfer(bank, names, settings, members, seed))
             continue
-        shared_GPD = init_prompt(settings, embedding_VD, seed, start.text_ids)[None]
+        text_ids = start.text_ids[settings.init_text] if start.text_ids else None
+        shared_GPD = init_prompt(settings, embedding_VD, seed, text_ids)[None]
         factors = init_factors(settings, members, shared_GPD.shape[2], seed) if settings.rank else (None, None)
         banks.append(PromptBank(shared_GPD, *factors, np.zeros(members, np.int32)))
     return paths_of(stack_groups(banks))
@@ -133,7 +135,8 @@ def init_factors(settings: PromptSettings, num_tasks: int, width: int, seed: int
 def transfer(source: PromptBank, source_names: list[str], settings: PromptSettings, num_targets: int, seed: int) -> PromptBank:
     """The bank (one group, ``num_targets`` tasks) from which targets start, given a source bank of one group.
 
-    'mean': P* and the mean of the source factors [MPT 3.2]; 'task': P* and one source task's factors; 'shared': P* with fresh factors.
+    'mean': P* and the mean of the source factors [MPT 3.2]; 'task': the same of one source task, or of some; 'shared': P* with fresh
+    factors.
     A source bank without factors, or rank 0 for the target, gives the composed prompts' mean, one prompt, or the shared one.
     Raises UserError when length, rank or the named task do not fit.
     """
@@ -145,10 +148,11 @@ def transfer(source: PromptBank, source_names: list[str], settings: PromptSettin
     group_N = np.zeros(num_targets, np.int32)
     chosen = list(range(source.num_tasks))
     if settings.transfer == "task":
-        if settings.transfer_task not in source_names:
-            known = ", ".join(source_names)
-            raise UserError(f"PromptSettings.transfer_task = {settings.transfer_task!r} is not a task of SOURCE_DIR: {known}.")
-        chosen = [source_names.index(settings.transfer_task)]
+        named = [settings.transfer_task] if isinstance(settings.transfer_task, str) else list(settings.transfer_task)
+        for name in named:
+            if name not in source_names:
+                raise UserError(f"PromptSettings.transfer_task = {name!r} is not a task of SOURCE_DIR: {', '.join(source_names)}.")
+        chosen = [source_names.index(name) for name in named]
     if source.cols_NPR is None or settings.rank == 0:
         prompts_NPD = np.asarray(compose_all(source))[chosen]
         shared = shared_GPD if settings.transfer == "shared" else prompts_NPD.mean(axis=0, keepdims=True)

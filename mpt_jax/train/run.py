@@ -36,15 +36,21 @@ class Caches(NamedTuple):
 
 
 def run_train(
-    settings: Settings, tasks: tuple[str, ...], config_gin: str = "", preempted: Callable[[int], bool] = lambda step: False
+    settings: Settings,
+    tasks: tuple[str, ...],
+    config_gin: str = "",
+    preempted: Callable[[int], bool] = lambda step: False,
+    backbone: Backbone | None = None,
 ) -> Path:
     """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can change.
 
-    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised.
+    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised. ``backbone``: what
+    ``settings.backbone`` names, where it is loaded already.
     """
     check_folder("MODEL_DIR", settings.train.model_dir)
     mesh = sharding.mesh_or_none(settings.mesh)
-    backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
+    if backbone is None:
+        backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
     caches = open_caches(settings, tasks, backbone)
     program = assemble(settings, tasks, backbone, mesh, caches.train)
 
