@@ -39,7 +39,7 @@ class Backbone:
 
     def vocabulary(self, cue: str = "") -> Vocabulary:
         """Its vocabulary; ``cue``: see Frame. Raises UserError if that has ids for which the backbone has no embedding."""
-        loaded = framed(load_vocabulary(self.vocabulary_path), self.config, cue)
+        loaded = framed(load_vocabulary(self.vocabulary_path).within(self.config.vocab_size), self.config, cue)
         if loaded.size > self.config.vocab_size:
             message = f"vocabulary {self.vocabulary_path!r} has {loaded.size:,} ids, backbone {self.name!r} embeds"
             advice = "name the vocabulary it was trained with: --gin.VOCABULARY=\"'…/spiece.model'\""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats import gguf_file, huggingface, names, own, t5x
+from mpt_jax.model.formats import gguf_file, huggingface, huggingface_folder, names, own, t5x
 from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
@@ -36,7 +36,7 @@ def read_backbone(path: str | os.PathLike) -> tuple[Any, dict[str, LazyArray], s
         raise UserError(f"{path} holds prompts ({kind}), not a backbone.")
     if kind == "huggingface":
         folder = Folder(path)
-        config, arrays = huggingface.read(folder)
+        config, arrays = huggingface_folder.read(folder)
         return config, arrays, huggingface.vocabulary(folder)
     if kind == "gguf":
         return gguf_file.read(path)
@@ -69,7 +69,7 @@ def write_backbone(
     arrays = names.match(config, arrays, names.OURS, "The backbone to write")
     writers: dict[str, Callable[[str], None]] = {
         "own": lambda folder: own.write(folder, config, arrays, vocabulary),
-        "hf": lambda folder: huggingface.write(folder, config, arrays, vocabulary),
+        "hf": lambda folder: huggingface_folder.write(folder, config, arrays, vocabulary),
         "t5x": lambda folder: t5x.write_native(folder, arrays),
         "orbax": lambda folder: t5x.write_orbax(folder, arrays),
     }
