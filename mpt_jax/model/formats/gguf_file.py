@@ -72,11 +72,11 @@ def read(path: str) -> tuple[CausalConfig, dict[str, LazyArray], str]:
         raise UserError(f"{path} is one of {shown(fields['split.count'])} parts of a model; join them with llama-gguf-split --merge.")
     row, tensors = ARCHITECTURES[kind], dict(tensors)
     factors = tensors.pop(ROPE_FACTORS, None)
-    config = _Keys(path, kind, fields).config(row, tensors)
+    config = Keys(path, kind, fields).config(row, tensors)
     if factors is not None:
-        config = _stretched(config, _lazy(factors, ROPE_FACTORS, path), path)
+        config = _stretched(config, lazy_array(factors, ROPE_FACTORS, path), path)
     names.check_layers(config, tensors, path)
-    arrays = {name: _lazy(tensor, name, path) for name, tensor in tensors.items()}
+    arrays = {name: lazy_array(tensor, name, path) for name, tensor in tensors.items()}
     if row.neighbours:
         for name in arrays:
             if name.endswith((".attn_q.weight", ".attn_k.weight")):
@@ -86,7 +86,7 @@ def read(path: str) -> tuple[CausalConfig, dict[str, LazyArray], str]:
     return names.named(config), names.match(config, arrays, names.GGUF, path), path
 
 
-class _Keys:
+class Keys:
     """The metadata of an architecture."""
 
     def __init__(self, path: str, kind: str, fields: Mapping[str, Any]):
@@ -167,7 +167,7 @@ def _stretched(config: CausalConfig, lazy: LazyArray, path: str) -> CausalConfig
     return dataclasses.replace(config, rotary=rotary)
 
 
-def _lazy(tensor: Tensor, name: str, path: str) -> LazyArray:
+def lazy_array(tensor: Tensor, name: str, path: str) -> LazyArray:
     """An array of the file, not read yet."""
     folder, file, source = Folder(os.path.dirname(path) or "."), os.path.basename(path), f"{path}: {name}"
     if tensor.kind in NUMBERS:
