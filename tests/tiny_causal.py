@@ -27,9 +27,10 @@ CONFIGS: dict[str, CausalConfig] = {
     "gemma": _config(**_GEMMA),
     "gemma2": _config(**_GEMMA_2, attention_cap=5.0, logits_cap=3.0, layer_kinds=("window", "full") * 2),
     "gemma3": _config(
-        **_GEMMA_2, query_key_norm=True, layer_kinds=("window", "window", "full", "window"), rotary=Rotary(1e6, 8.0), window_rotary=Rotary(1e4)
+        **_GEMMA_2, query_key_norm=True, layer_kinds=("window", "window", "full", "window"), rotary=Rotary(1e6, 8.0),
+        window_rotary=Rotary(1e4),
     ),
-}
+}  # fmt: skip
 
 
 def flat_params(config: CausalConfig, seed: int = 0) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ from mpt_jax.model.families.causal_config import CausalConfig, Rotary
 from mpt_jax.model.formats import names
 from mpt_jax.model.rotary import frequencies
 
-KINDS = {"llama": "llama", "llama31": "llama", "linear": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3"}
+# the architecture of each variant (tiny_causal.py)
+KINDS = {**dict.fromkeys(("llama", "llama31", "linear"), "llama"), **{name: name for name in ("qwen2", "qwen3", "gemma", "gemma2", "gemma3")}}
 
 
 def write_keys(writer: gguf.GGUFWriter, config: CausalConfig, kind: str) -> None:
@@ -54,7 +55,9 @@ def _tokenizer(writer: gguf.GGUFWriter, tokenizer, pre: str, special: Mapping[st
         getattr(writer, f"add_{role}_token_id")(number)
 
 
-def write(path: Path, kind: str, config: CausalConfig, params: Mapping[str, np.ndarray], quantised: str = "F32", tokenizer=None, pre="gpt-2", more=None) -> None:
+def write(
+    path: Path, kind: str, config: CausalConfig, params: Mapping[str, np.ndarray], quantised: str = "F32", tokenizer=None, pre="gpt-2", more=None
+) -> None:
     """A GGUF file of the architecture ``kind``; matrices quantised where the library can. more: keys besides, with uint32 or text."""
     writer = gguf.GGUFWriter(str(path), kind)
     write_keys(writer, config, kind)

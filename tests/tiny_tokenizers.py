@@ -27,7 +27,6 @@ def tokenizer(kind: str):
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     special, pieces = [AddedToken(token, special=True, normalized=False) for token in SPECIAL], [f"<0x{n:02X}>" for n in range(256)]
-    sentence_piece = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     if kind.startswith("bytes"):
         made = Tokenizer(models.BPE(ignore_merges=kind == "bytes_cut"))
         cut = pre_tokenizers.Split(Regex(r"\p{N}{1,3}| ?\p{L}+|\s+|[^\s\p{L}\p{N}]+"), "isolated")
@@ -47,12 +46,15 @@ def tokenizer(kind: str):
         space = normalizers.Replace(" ", "▁")
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if kind == "llama" else space
         strip = [decoders.Strip(" ", 1, 0)] if kind == "llama" else []
-        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]) if strip else sentence_piece
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
         trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=[*special, *pieces], show_progress=False)
     made.train_from_iterator(SENTENCES * 3, trainer)
     if kind in ("llama", "gemma", "bytes_cut"):
-        made.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", made.token_to_id("<s>"))])
-    return made
+        first = [("<s>", made.token_to_id("<s>"))]
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=first)
+    settings = json.loads(made.to_str())  # bytes are pieces, not tokens to look for in a text
+    settings["added_tokens"] = [row for row in settings["added_tokens"] if row["content"] in SPECIAL]
+    return Tokenizer.from_str(json.dumps(settings))
 
 
 def write(folder: Path, kind: str, config: dict | None = None, **changes) -> Path:
@@ -60,6 +62,7 @@ def write(folder: Path, kind: str, config: dict | None = None, **changes) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(tokenizer(kind).to_str()) | changes
     (folder / "tokenizer.json").write_text(json.dumps(settings))
-    usual = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    usual = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
     (folder / "tokenizer_config.json").write_text(json.dumps(usual if config is None else config))
     return folder

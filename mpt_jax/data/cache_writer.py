@@ -17,7 +17,7 @@ import numpy as np
 
 import tasks
 from mpt_jax.data.cache import Progress, file_checksum
-from mpt_jax.data.vocabulary import Vocabulary, seqio_vocabulary
+from mpt_jax.data.vocabulary import PiecesVocabulary, Vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ def _check_vocabulary(name: str, feature: str, found: seqio.Vocabulary, vocabula
     expected = seqio_vocabulary(vocabulary)
     if isinstance(found, seqio.PassThroughVocabulary) or found == expected:
         return
-    same = type(found) is type(expected) and found.extra_ids in (0, expected.extra_ids)
+    # of pieces there is one vocabulary alone that is equal
+    same = type(found) is type(expected) and found.extra_ids in (0, expected.extra_ids) and not isinstance(vocabulary, PiecesVocabulary)
     if same and isinstance(found, seqio.SentencePieceVocabulary):  # another path may hold the same model
         ours = seqio.SentencePieceVocabulary(vocabulary.path, found.extra_ids)
         same = found.sp_model == ours.sp_model

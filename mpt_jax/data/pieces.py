@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpt_jax.data import tokenizer_files, tokenizer_json
+from mpt_jax.data import tokenizer_bounds, tokenizer_files, tokenizer_json
 from mpt_jax.errors import UserError
 from mpt_jax.gguf_parts import parts
 from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
@@ -79,7 +79,16 @@ def from_gguf(path: str):
         ids[role] = number
     start = (ids["bos"],) if ids["bos"] is not None and fields.get("tokenizer.ggml.add_bos_token", pre in STARTED) else ()
     ends = tuple(dict.fromkeys(ids[role] for role in ("eos", "eot") if ids[role] is not None))
+    if start:
+        settings["post_processor"] = _starting(tokens[start[0]], start[0])
     return _made(json.dumps(settings), path), _ids(start, ends, ids["pad"])
+
+
+def _starting(token: str, number: int) -> dict[str, Any]:
+    """A post-processor that puts a token in front of every text."""
+    texts = [[{"SpecialToken": {"id": token, "type_id": n}}, {"Sequence": {"id": text, "type_id": n}}] for n, text in enumerate("AB")]
+    special = {token: {"id": token, "ids": [number], "tokens": [token]}}
+    return {"type": "TemplateProcessing", "single": texts[0], "pair": texts[0] + texts[1], "special_tokens": special}
 
 
 _AS_IT_STANDS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -93,8 +102,9 @@ def _ids(start: tuple[int, ...], ends: tuple[int, ...], pad: int | None) -> dict
 def from_json(path: str):
     """(tokenizers.Tokenizer, its ids) of a tokenizer.json and the files beside it, as transformers' TokenizersBackend reads them.
 
-    A text ends with the tokenizer's end token, and with those that generation_config.json and config.json name. Raises UserError saying
-    what is damaged, missing or unknown.
+    What stands in front of a text is what the tokenizer's post-processor puts there: add_bos_token changes nothing in transformers 5 where
+    there is a tokenizer.json. A text ends with the tokenizer's end token, and with those that generation_config.json and config.json name.
+    Raises UserError saying what is damaged, missing or unknown.
     """
     try:
         content = read_regular(path, tokenizer_json.MOST_BYTES).decode("utf-8")
@@ -109,8 +119,6 @@ def from_json(path: str):
         whole, plain = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
     before = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0) if plain else 0
     start = tuple(whole[:before])
-    if "add_bos_token" in settings:  # goes before what the tokenizer.json says
-        start = (roles["bos"],) if settings["add_bos_token"] and "bos" in roles else ()
     ends = [roles["eos"]] if "eos" in roles else []
     for name in ("generation_config.json", "config.json"):
         told = _object(folder / name).get("eos_token_id")
@@ -198,6 +206,7 @@ def _made(content: str, path: str):
     """The tokenizer of a JSON text, which neither cuts nor pads."""
     import tokenizers
 
+    tokenizer_bounds.check(content, f"vocabulary {path!r}")
     with library(path):
         tokenizer = tokenizers.Tokenizer.from_str(content)
         tokenizer.no_truncation()

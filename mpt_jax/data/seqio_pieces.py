@@ -49,7 +49,7 @@ class SeqioPieces(seqio.Vocabulary):
         s = tf.convert_to_tensor(s)
 
         def rows(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            encoded = [self._encode(text) for text in texts.reshape(-1)]
+            encoded = [self._encode(text) for text in np.asarray(texts, object).reshape(-1)]
             splits = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
             return np.array([number for row in encoded for number in row], np.int32), splits
 

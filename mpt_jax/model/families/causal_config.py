@@ -79,7 +79,13 @@ class CausalConfig:
         if len(self.layer_kinds) != self.num_layers or set(self.layer_kinds) - set(LAYER_KINDS):
             found = f"{len(self.layer_kinds)} of {shown(sorted(set(self.layer_kinds)))}"
             raise UserError(f"CausalConfig.layer_kinds has {found}; it takes {self.num_layers} of {', '.join(LAYER_KINDS)}.")
-        if "window" in self.layer_kinds and self.window < 1:
+        # so that equal shapes are equal
+        if self.query_scale == self.head_dim**-0.5:
+            object.__setattr__(self, "query_scale", 0.0)
+        if "window" not in self.layer_kinds:
+            object.__setattr__(self, "window", 0)
+            object.__setattr__(self, "window_rotary", None)
+        elif self.window < 1:
             raise UserError(f"CausalConfig.window = {self.window}; its 'window' layers need 1 or more.")
 
     @property

@@ -42,7 +42,7 @@ class Architecture(NamedTuple):
     """A row, by general.architecture. facts: CausalConfig's fields that its models have in common; keys: those it has besides READ_KEYS.
 
     every: each so-maniest layer sees everything, the others have a window. neighbours: queries and keys are turned by pairs of
-    neighbours, so their rows come in another order. scaled_by_width: how many layers that size has whose queries are scaled by width over heads.
+    neighbours, so their rows come in another order. scaled_by_width: layers of the size whose queries are scaled by width over heads.
     """
 
     facts: Mapping[str, Any]

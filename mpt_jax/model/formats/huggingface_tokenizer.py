@@ -43,4 +43,4 @@ def write_pieces(folder: str, held: PiecesVocabulary) -> None:
         roles = {"eos_token": held.ends[0], "pad_token": held.pad_id, **({"bos_token": held.start[0]} if held.start else {})}
         tokens = {role: held.token(number) for role, number in roles.items()}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
-        write_json(os.path.join(folder, CONFIG), settings | ({"add_bos_token": True} if held.start else {}))
+        write_json(os.path.join(folder, CONFIG), settings)
