@@ -337,6 +337,6 @@ def _load_pieces(path: str, model, extra_ids: int):
     if found != (PAD_ID, EOS_ID, UNK_ID):
         raise UserError(
             f"vocabulary {path!r} has padding, end, unknown = {found}; T5 needs {(PAD_ID, EOS_ID, UNK_ID)}: "
-            "train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
+            "train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1. Of a decoder-only model give the tokenizer.json instead"
         )
     return pieces

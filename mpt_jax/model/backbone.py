@@ -100,8 +100,8 @@ def load_backbone(
 def vocabulary_path(settings: BackboneSettings, own: str | None) -> str:
     """VOCABULARY, or what the backbone brings. Raises UserError if there is neither."""
     if not (settings.vocabulary or own):
-        message = f"BACKBONE = {settings.path!r} brings no vocabulary; name its SentencePiece model"
-        raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
+        message = f"BACKBONE = {settings.path!r} brings no vocabulary; name its tokenizer.json or SentencePiece model"
+        raise UserError(f"{message}: --gin.VOCABULARY=\"'…/tokenizer.json'\" (or 'bytes').")
     return settings.vocabulary or own
 
 

@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpt_jax.errors import UserError
+from mpt_jax.model.families import family_of
 from mpt_jax.model.formats import gguf_file, huggingface, huggingface_folder, names, own, t5x
 from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.formats.folder_writer import write_folder
 
-__all__ = ["LazyArray", "detect", "fingerprint", "in_memory", "read_backbone", "restore", "write_backbone"]
+__all__ = ["LazyArray", "check_t5", "detect", "fingerprint", "in_memory", "read_backbone", "restore", "write_backbone"]
 
+T5X_FORMATS = ("t5x", "orbax")
 BYTES_VOCABULARY = 384  # ids of ByT5
 RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights
 
@@ -55,6 +57,13 @@ def _bytes(config: Any) -> str | None:
     return "bytes" if config.vocab_size == BYTES_VOCABULARY else None
 
 
+def check_t5(config: Any, to: str) -> None:
+    """UserError for a shape that T5X's model does not compute."""
+    family = family_of(config)
+    if family.name != "t5":
+        raise UserError(f"T5X has no model like this {family.words(config)}; --to {to} writes T5 alone. Write it --to own or hf.")
+
+
 def write_backbone(
     kind: str, dest: str, config: Any, params: Mapping[str, Any], vocabulary: str | None = None
 ) -> None:
@@ -75,4 +84,6 @@ def write_backbone(
     }
     if kind not in writers:
         raise UserError(f"A backbone cannot be written as {kind!r}; formats: {', '.join(writers)}.")
+    if kind in T5X_FORMATS:
+        check_t5(config, kind)
     return write_folder(dest, writers[kind])
