@@ -1,56 +1,13 @@
 """python -m benchmarks.study: runs what is missing of the study's cells, several at a time, and its final evaluation (docs/study.md)."""
 
 import argparse
-import concurrent.futures
-import multiprocessing
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from benchmarks.study import data, lines, plan
-
-
-def _work(folder: Path, cell: plan.Cell, results: Path) -> dict[str, list[dict]]:
-    # in a process of its own: JAX starts there
-    from benchmarks.study import work
-
-    return work.work(folder, cell, results)
-
-
-def run(folder: Path, results: Path, cells: list[plan.Cell], workers: int, until: float) -> list[plan.Cell]:
-    """Does the cells that are not done, the first ones first, each when what it needs is done. Returns those that are done.
-
-    A cell that fails is told of and left out. No cell begins after ``until`` (time.monotonic).
-    """
-    done = {line["cell"] for line in lines.noted("cells", results)}
-    failed: set[str] = set()
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        running: dict[concurrent.futures.Future, plan.Cell] = {}
-        while True:
-            busy = {cell.name for cell in running.values()}
-            ready = [c for c in cells if c.name not in done | failed | busy and set(c.needs) <= done]
-            while ready and len(running) < workers and time.monotonic() < until:
-                cell = ready.pop(0)
-                running[pool.submit(_work, folder, cell, results)] = cell
-            if not running:
-                break
-            finished, _ = concurrent.futures.wait(running, timeout=5, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in finished:
-                cell = running.pop(future)
-                try:
-                    found = future.result()
-                except Exception:  # noqa: BLE001 one cell's fault must not cost the others
-                    traceback.print_exc()
-                    failed.add(cell.name)
-                    continue
-                for name in sorted(found, key=lambda name: name == "cells"):
-                    lines.note(name, found[name], results)
-                done.add(cell.name)
-                print(f"{time.strftime('%H:%M:%S')} {cell.name}: {found['cells'][0]['seconds']} s; {len(done)} of {len(cells)}", flush=True)
-    return [cell for cell in cells if cell.name in done]
+from benchmarks.study.pool import run
 
 
 def main() -> int:

@@ -24,10 +24,10 @@ from mpt_jax.config import (
 BACKBONE = os.environ.get("STUDY_BACKBONE", "smollm2")
 LENGTH = 20  # prompt vectors
 LENGTHS = {"inputs": 96, "targets": 2}  # tokens; every label is one token and an end
-DEV_ROWS = 64  # of a target that choose its step
+DEV_ROWS = int(os.environ.get("STUDY_DEV_ROWS", "64"))  # of a target that choose its step
 ACCELERATOR = os.environ.get("STUDY_ACCELERATOR") == "1"  # big batches in bfloat16, teachers beside
-ROWS_AT_ONCE, BUCKETS = (48, (64,)) if ACCELERATOR else (8, (24, 32, 48, 64))
-DTYPE = "bfloat16" if ACCELERATOR else "float32"
+ROWS_AT_ONCE, BUCKETS = (48, (96,)) if ACCELERATOR else (8, (24, 32, 48, 64))
+DTYPE = os.environ.get("STUDY_DTYPE", "bfloat16" if ACCELERATOR else "float32")
 TEACHER = "beside" if ACCELERATOR else "cached"
 SCALE = float(os.environ.get("STUDY_SCALE", "1"))  # of all numbers of steps, for trials
 SEARCH_DRAWS, OTHER_DRAWS = (1, 2), (3, 4, 5)

@@ -7,7 +7,7 @@ import numpy as np
 
 import tasks
 from benchmarks.study import data
-from benchmarks.study.plan import ACCELERATOR, BACKBONE, DEV_ROWS, DTYPE, LENGTHS
+from benchmarks.study.plan import ACCELERATOR, BACKBONE, BUCKETS, DEV_ROWS, DTYPE, LENGTHS
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import BackboneSettings
 from mpt_jax.data.cache import TokenCache, open_cache
@@ -20,7 +20,7 @@ from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families.family import Network
 
 COMPUTATION = BackboneSettings(BACKBONE, dtype=DTYPE).computation
-SPEC = inference_spec(LENGTHS["inputs"], LENGTHS["targets"], 256 if ACCELERATOR else 32)
+SPEC = inference_spec(LENGTHS["inputs"], LENGTHS["targets"], 256 if ACCELERATOR else 32, BUCKETS)
 
 
 def prompts_of(run_dir: Path) -> tuple[list[dict], np.ndarray]:
