@@ -16,7 +16,7 @@ from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig
 from mpt_jax.model.families.family import Network
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 
-TINY_T5 = T5Config("tiny", 512, 64, 4, 16, 128, 2, 2, ("relu",), True)
+TINY_T5 = T5Config("tiny", 512, 64, 4, 16, 128, 1, 1, ("relu",), True)
 TINY_CAUSAL = CausalConfig("tiny_causal", 512, 64, 2, 4, 2, 16, 128)
 
 
