@@ -56,11 +56,12 @@ MEAN = {"rank": 1, "transfer": "mean"}
 WAYS: dict[str, Way] = {
     "prompt tuning, vocabulary": Way("", {"rank": 0, "transfer": "none"}, HIGH),
     "prompt tuning, text": Way("", {"rank": 0, "transfer": "none", "init": "text"}, LOW),
-    "SPoT": Way("teachers", {"rank": 0, "transfer": "task"}, LOW, nearest=True),
-    "MPT, mean": Way("source_0", MEAN, LOW, (0.003, 0.03)),
-    "MPT, nearest": Way("source_0", {"rank": 1, "transfer": "task"}, LOW, (0.003, 0.03), nearest=True),
+    # one rate: what both searches above chose; factors as in the source stage
+    "SPoT": Way("teachers", {"rank": 0, "transfer": "task"}, (0.01,), nearest=True),
+    "MPT, mean": Way("source_0", MEAN, (0.01,), (0.03,)),
+    "MPT, nearest": Way("source_0", {"rank": 1, "transfer": "task"}, (0.01,), (0.03,), nearest=True),
     "MPT without distillation": Way("undistilled_0", MEAN, (), like="MPT, mean"),
-    "MPT without decomposition": Way("undecomposed_0", {"rank": 0, "transfer": "shared"}, LOW),
+    "MPT without decomposition": Way("undecomposed_0", {"rank": 0, "transfer": "shared"}, (0.01,)),
     "MPT, mean, seed 1": Way("source_1", MEAN, (), like="MPT, mean"),
     "MPT, nearest, seed 1": Way("source_1", {"rank": 1, "transfer": "task"}, (), nearest=True, like="MPT, nearest"),
     "MPT, P* alone": Way("source_0", {"rank": 1, "transfer": "shared"}, (), like="MPT, mean"),

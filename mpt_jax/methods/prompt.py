@@ -53,7 +53,7 @@ def init(start: Start) -> dict[str, Any]:
         settings = start.settings.prompt.for_task(task)
         members = int(np.sum(start.group_N == group))
         if start.source is not None:
-            bank, names = _source_group(*start.source, seed)
+            bank, names = _source_runs(*start.source, seed)
             banks.append(transfer(bank, names, settings, members, seed))
             continue
         text_ids = start.text_ids[settings.init_text] if start.text_ids else None
@@ -63,14 +63,21 @@ def init(start: Start) -> dict[str, Any]:
     return paths_of(stack_groups(banks))
 
 
-def _source_group(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
-    """The source run's group of the same seed, or else its first, and the names of its tasks."""
+def _source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
+    """The source run's prompts of the same seed, or else of its first, under its first rates, and the names of their tasks.
+
+    A group where they share parameters, as the source stage has them; one for each task where each has its own, as teachers have.
+    """
     rows = run["runs"]
     bank = bank_of(arrays, np.array([row["group"] for row in rows], np.int32))
-    same_seed = [row["group"] for row in rows if row["seed"] == seed]
-    group = same_seed[0] if same_seed else rows[0]["group"]
-    members = [n for n, row in enumerate(rows) if row["group"] == group]
+    seed = seed if any(row["seed"] == seed for row in rows) else rows[0]["seed"]
+    same = [n for n, row in enumerate(rows) if row["seed"] == seed]
+    members = [n for n in same if _rates(rows[n]) == _rates(rows[same[0]])]
     return select(bank, members), [rows[n]["task"] for n in members]
+
+
+def _rates(row: Mapping[str, Any]) -> tuple:
+    return row.get("learning_rate"), row.get("factor_learning_rate")
 
 
 def init_prompt(settings: PromptSettings, embedding_VD, seed: int, text_ids: Sequence[int] | None = None):
@@ -133,13 +140,18 @@ def init_factors(settings: PromptSettings, num_tasks: int, width: int, seed: int
 
 
 def transfer(source: PromptBank, source_names: list[str], settings: PromptSettings, num_targets: int, seed: int) -> PromptBank:
-    """The bank (one group, ``num_targets`` tasks) from which targets start, given a source bank of one group.
+    """The bank (one group, ``num_targets`` tasks) from which targets start, given a source bank.
+
+    Source tasks that share no P* (several groups) are prompts of their own, and what is shared is their mean.
 
     'mean': P* and the mean of the source factors [MPT 3.2]; 'task': the same of one source task, or of some; 'shared': P* with fresh
     factors.
     A source bank without factors, or rank 0 for the target, gives the composed prompts' mean, one prompt, or the shared one.
     Raises UserError when length, rank or the named task do not fit.
     """
+    if len(source.shared_GPD) > 1:
+        prompts_NPD = np.asarray(compose_all(source))
+        source = PromptBank(prompts_NPD, None, None, np.arange(len(prompts_NPD), dtype=np.int32))
     shared_GPD = np.asarray(source.shared_GPD)
     length, width = shared_GPD.shape[1:]
     if length != settings.length:
@@ -155,7 +167,7 @@ def transfer(source: PromptBank, source_names: list[str], settings: PromptSettin
         chosen = [source_names.index(name) for name in named]
     if source.cols_NPR is None or settings.rank == 0:
         prompts_NPD = np.asarray(compose_all(source))[chosen]
-        shared = shared_GPD if settings.transfer == "shared" else prompts_NPD.mean(axis=0, keepdims=True)
+        shared = shared_GPD if settings.transfer == "shared" and len(shared_GPD) == 1 else prompts_NPD.mean(axis=0, keepdims=True)
         factors = init_factors(settings, num_targets, width, seed) if settings.rank else (None, None)
         return PromptBank(shared.astype(np.float32), *factors, group_N)
     if settings.transfer == "shared":
