@@ -82,13 +82,15 @@ class PromptSettings:
     init: str = "vocabulary"  # 'vocabulary' | 'uniform' | 'text' | 'file' [ATTEMPT modeling_t5.py:1759]
     init_vocabulary_rows: int = 5000  # sampled from the first so many embeddings [ATTEMPT]
     init_uniform_scale: float = 0.5  # U(-s, s) [PT-JAX, ATTEMPT]
-    init_text: str = ""  # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]
+    # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]; {task: text} gives each task its own
+    init_text: str | dict = ""
     init_file: str = ""  # for init = 'file': one prompt (P, D) in .npy, .npz, a PEFT adapter or a T5X checkpoint
     # 'ones' | 'normal'. 'ones': P_k = P* at the start, so that gradients to P* have full scale [ours; PEFT: N(0, 0.02)]
     factor_init: str = "ones"
     factor_init_scale: float = 0.02  # spread of 'normal', and of what breaks the symmetry of ranks >= 2 in 'ones' [PEFT]
     transfer: str = "mean"  # target stage: 'mean' of source factors [MPT 3.2] | 'task' | 'shared' | 'none'
-    transfer_task: str = ""  # the source task for transfer = 'task'
+    # for transfer = 'task': the source task, or several, whose factors' mean is taken; {task: those} gives each target its own
+    transfer_task: str | list | tuple | dict = ""
     shared_over_targets: bool = False  # True: all targets of a seed tune one P* (MPT's multi-target row, 10.5K per task)
 
     def __post_init__(self):
@@ -104,6 +106,28 @@ class PromptSettings:
         check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
         if self.transfer == "task" and not self.transfer_task:
             raise UserError("PromptSettings.transfer = 'task' needs PromptSettings.transfer_task = '<source task>'.")
+        for name in ("init_text", "transfer_task"):
+            value = getattr(self, name)
+            given = list(value.values()) if isinstance(value, dict) else [value]
+            texts = [text for one in given for text in (one if isinstance(one, list | tuple) and name == "transfer_task" else [one])]
+            if not all(isinstance(text, str) for text in texts):
+                raise UserError(f"PromptSettings.{name} = {value!r} holds something else than texts.")
+
+    def for_task(self, task: str) -> "PromptSettings":
+        """The settings of one task, where some are given for each. Raises UserError for a task that is not among them."""
+        changes = {}
+        for name in ("init_text", "transfer_task"):
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                if task not in value:
+                    raise UserError(f"PromptSettings.{name} has nothing for task {task!r}: it has {', '.join(map(str, value))}.")
+                changes[name] = value[task]
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def init_texts(self) -> tuple[str, ...]:
+        """All texts of ``init_text``."""
+        return tuple(self.init_text.values()) if isinstance(self.init_text, dict) else (self.init_text,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +311,8 @@ class TrainSettings:
     log_steps: int = 10  # steps between lines of metrics
     skip_damaged_checkpoints: bool = False  # True: a damaged checkpoint is put aside and the one before it continues
     score_tasks: bool = True  # score the dev split and keep the best bank of each run
+    score_start: bool = False  # score what training starts from too, as step 0: it is kept where no step does better
+    eval_batch_size: int = 64  # dev rows answered together
     # scorings without a better one after which a group of runs draws no more rows; 0 = never [DPT stops after 10]
     patience: int = 0
     encoder_teaching: float = 0.0  # pretraining: weight of the loss to sentence vectors in the rows [ours]
@@ -300,7 +326,7 @@ class TrainSettings:
         check_choice("TrainSettings.stage", self.stage, STAGES)
         check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
-        for name, low in (("train_steps", 1), ("log_steps", 1), *((name, 0) for name in zero_or_more)):
+        for name, low in (("train_steps", 1), ("log_steps", 1), ("eval_batch_size", 1), *((name, 0) for name in zero_or_more)):
             check_range(f"TrainSettings.{name}", getattr(self, name), low, MOST_STEPS)
         check_range("TrainSettings.encoder_teaching", self.encoder_teaching, 0.0)
         Computation(dropout_rate=self.dropout_rate)

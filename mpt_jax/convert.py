@@ -62,6 +62,7 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
     if not name:
         raise UserError(f"--to {BANK_FORMAT} writes prompts with their backbone, and the source names none: give --backbone NAME.")
     config, arrays, _ = formats.read_backbone(_resolve(name, "--backbone"))
+    formats.check_t5(config, BANK_FORMAT)
     if config.d_model != held.width:
         raise UserError(f"--backbone {name!r} has width {config.d_model}, the prompts have width {held.width}.")
     fingerprint = fingerprint_of(arrays)
