@@ -8,8 +8,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from mpt_jax import paths
-from mpt_jax.checks import check_choice, check_different, check_folder, check_range, check_types, check_whole_numbers, set_paths
+from mpt_jax import checks, paths
 from mpt_jax.errors import UserError
 
 ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
@@ -43,11 +42,11 @@ class Computation:
     dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("Computation.dtype (DTYPE)", self.dtype, ("float32", "bfloat16"))
-        check_choice("Computation.remat (REMAT)", self.remat, ("none", "layers"))
-        check_choice("Computation.attention (ATTENTION)", self.attention, ATTENTIONS)
-        check_range("Computation.dropout_rate (DROPOUT_RATE)", self.dropout_rate, 0.0, 0.99)
+        checks.check_types(self)
+        checks.check_choice("Computation.dtype (DTYPE)", self.dtype, ("float32", "bfloat16"))
+        checks.check_choice("Computation.remat (REMAT)", self.remat, ("none", "layers"))
+        checks.check_choice("Computation.attention (ATTENTION)", self.attention, ATTENTIONS)
+        checks.check_range("Computation.dropout_rate (DROPOUT_RATE)", self.dropout_rate, 0.0, 0.99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +60,10 @@ class BackboneSettings:
     attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused', see Computation; 'auto' is 'einsum' where the backbone is trained
 
     def __post_init__(self):
-        check_types(self)
-        check_folder("BACKBONE", self.path)
-        set_paths(self, {"path": "BACKBONE"}, paths.BUCKETS)
-        set_paths(self, {"vocabulary": "VOCABULARY"})
+        checks.check_types(self)
+        checks.check_folder("BACKBONE", self.path)
+        checks.set_paths(self, {"path": "BACKBONE"}, paths.BUCKETS)
+        checks.set_paths(self, {"vocabulary": "VOCABULARY"})
         Computation(self.dtype, self.remat, self.attention)
 
     @property
@@ -94,35 +93,20 @@ class PromptSettings:
     shared_over_targets: bool = False  # True: all targets of a seed tune one P* (MPT's multi-target row, 10.5K per task)
 
     def __post_init__(self):
-        check_types(self)
-        set_paths(self, {"init_file": "PromptSettings.init_file"}, paths.BUCKETS)
-        check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1, MOST_LENGTH)
-        check_range("PromptSettings.rank (PROMPT_RANK)", self.rank, 0, MOST_RANK)
-        check_range("PromptSettings.init_vocabulary_rows", self.init_vocabulary_rows, 1)
+        checks.check_types(self)
+        checks.set_paths(self, {"init_file": "PromptSettings.init_file"}, paths.BUCKETS)
+        checks.check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1, MOST_LENGTH)
+        checks.check_range("PromptSettings.rank (PROMPT_RANK)", self.rank, 0, MOST_RANK)
+        checks.check_range("PromptSettings.init_vocabulary_rows", self.init_vocabulary_rows, 1)
         for name in ("init_uniform_scale", "factor_init_scale"):
-            check_range(f"PromptSettings.{name}", getattr(self, name), 0.0, 1e6)
-        check_choice("PromptSettings.init", self.init, ("vocabulary", "uniform", "text", "file"))
-        check_choice("PromptSettings.factor_init", self.factor_init, ("ones", "normal"))
-        check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
+            checks.check_range(f"PromptSettings.{name}", getattr(self, name), 0.0, 1e6)
+        checks.check_choice("PromptSettings.init", self.init, ("vocabulary", "uniform", "text", "file"))
+        checks.check_choice("PromptSettings.factor_init", self.factor_init, ("ones", "normal"))
+        checks.check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
         if self.transfer == "task" and not self.transfer_task:
             raise UserError("PromptSettings.transfer = 'task' needs PromptSettings.transfer_task = '<source task>'.")
-        for name in ("init_text", "transfer_task"):
-            value = getattr(self, name)
-            given = list(value.values()) if isinstance(value, dict) else [value]
-            texts = [text for one in given for text in (one if isinstance(one, list | tuple) and name == "transfer_task" else [one])]
-            if not all(isinstance(text, str) for text in texts):
-                raise UserError(f"PromptSettings.{name} = {value!r} holds something else than texts.")
-
-    def for_task(self, task: str) -> "PromptSettings":
-        """The settings of one task, where some are given for each. Raises UserError for a task that is not among them."""
-        changes = {}
-        for name in ("init_text", "transfer_task"):
-            value = getattr(self, name)
-            if isinstance(value, dict):
-                if task not in value:
-                    raise UserError(f"PromptSettings.{name} has nothing for task {task!r}: it has {', '.join(map(str, value))}.")
-                changes[name] = value[task]
-        return dataclasses.replace(self, **changes)
+        checks.check_texts("PromptSettings.init_text", self.init_text)
+        checks.check_texts("PromptSettings.transfer_task", self.transfer_task, lists=True)
 
     @property
     def init_texts(self) -> tuple[str, ...]:
@@ -145,17 +129,17 @@ class DistillationSettings:
     cached_dtype: str = "float16"  # 'cached': of the hidden states kept, 'float16' | 'float32' [ours]
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("DistillationSettings.teacher_mode", self.teacher_mode, ("beside", "cached"))
-        check_choice("DistillationSettings.cached_dtype", self.cached_dtype, ("float16", "float32"))
-        check_range("DistillationSettings.cached_top", self.cached_top, 0, 10_000_000)
+        checks.check_types(self)
+        checks.check_choice("DistillationSettings.teacher_mode", self.teacher_mode, ("beside", "cached"))
+        checks.check_choice("DistillationSettings.cached_dtype", self.cached_dtype, ("float16", "float32"))
+        checks.check_range("DistillationSettings.cached_top", self.cached_top, 0, 10_000_000)
         if self.teacher_mode == "cached" and self.hidden == "all":
             message = "DistillationSettings.teacher_mode = 'cached' keeps the last hidden states only, DistillationSettings.hidden = 'all'"
             raise UserError(f"{message} compares every layer's: set hidden to 'last', or teacher_mode to 'beside'.")
-        check_range("DistillationSettings.weight", self.weight, 0.0)
-        check_range("DistillationSettings.temperature", self.temperature, 1e-3)
-        check_choice("DistillationSettings.hidden", self.hidden, ("none", "last", "all"))
-        check_choice("DistillationSettings.hidden_positions", self.hidden_positions, ("inputs", "all"))
+        checks.check_range("DistillationSettings.weight", self.weight, 0.0)
+        checks.check_range("DistillationSettings.temperature", self.temperature, 1e-3)
+        checks.check_choice("DistillationSettings.hidden", self.hidden, ("none", "last", "all"))
+        checks.check_choice("DistillationSettings.hidden_positions", self.hidden_positions, ("inputs", "all"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +157,9 @@ class OptimizerSettings:
     b2: float = 0.999
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("OptimizerSettings.name", self.name, ("adamw", "adafactor"))
-        check_choice("OptimizerSettings.schedule", self.schedule, ("linear", "constant"))
+        checks.check_types(self)
+        checks.check_choice("OptimizerSettings.name", self.name, ("adamw", "adafactor"))
+        checks.check_choice("OptimizerSettings.schedule", self.schedule, ("linear", "constant"))
         for name in ("learning_rate", "factor_learning_rate"):
             value = getattr(self, name)
             given = value if isinstance(value, list | tuple) else (value,)
@@ -184,10 +168,10 @@ class OptimizerSettings:
             for rate in given:
                 if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < 100:
                     raise UserError(f"OptimizerSettings.{name} = {value!r}: a learning rate is a number in 0 .. 100.")
-            check_different(f"OptimizerSettings.{name}", given)
-        check_range("OptimizerSettings.warmup_steps", self.warmup_steps, 0, MOST_STEPS)
-        check_range("OptimizerSettings.clip_norm", self.clip_norm, 0.0)
-        check_range("OptimizerSettings.weight_decay", self.weight_decay, 0.0)
+            checks.check_different(f"OptimizerSettings.{name}", given)
+        checks.check_range("OptimizerSettings.warmup_steps", self.warmup_steps, 0, MOST_STEPS)
+        checks.check_range("OptimizerSettings.clip_norm", self.clip_norm, 0.0)
+        checks.check_range("OptimizerSettings.weight_decay", self.weight_decay, 0.0)
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"OptimizerSettings.{name} = {getattr(self, name)!r} is outside 0 .. 1, 1 not included.")
@@ -213,8 +197,8 @@ class DataSettings:
     prefetch: int = 2  # batches made ahead
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("DataSettings.mixing", self.mixing, MIXINGS)
+        checks.check_types(self)
+        checks.check_choice("DataSettings.mixing", self.mixing, MIXINGS)
         # not a field: what a run is does not depend on whether its lengths were typed
         object.__setattr__(self, "lengths_given", bool(self.feature_lengths))
         if not self.lengths_given:
@@ -222,16 +206,16 @@ class DataSettings:
         if set(self.feature_lengths) != set(LENGTHS):
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
-        set_paths(self, {"cache_dir": "CACHE_DIR"})
+        checks.set_paths(self, {"cache_dir": "CACHE_DIR"})
         limits = {"batch_size": (1, MOST_ROWS), "micro_batch_size": (1, MOST_ROWS), "prefetch": (1, MOST_AHEAD)}
         for name, (low, high) in {**limits, "mixing_cap": (1, math.inf), "k_shot": (0, 1_000_000)}.items():
-            check_range(f"DataSettings.{name}", getattr(self, name), low, high)
+            checks.check_range(f"DataSettings.{name}", getattr(self, name), low, high)
         for feature, length in self.feature_lengths.items():
             if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= MOST_TOKENS:
                 message = f"DataSettings.feature_lengths[{feature!r}] = {length!r} (TASK_FEATURE_LENGTHS)"
                 raise UserError(f"{message}; it takes a number of tokens >= 2 and <= {MOST_TOKENS:,}.")
         for name in ("input_buckets", "target_buckets"):
-            check_whole_numbers(f"DataSettings.{name}", getattr(self, name), 1, MOST_TOKENS)
+            checks.check_whole_numbers(f"DataSettings.{name}", getattr(self, name), 1, MOST_TOKENS)
 
     @property
     def input_length(self) -> int:
@@ -253,9 +237,9 @@ class MeshSettings:
     tensor: int = 1  # MESH_TENSOR: they share each layer's heads, feed-forward width and vocabulary
 
     def __post_init__(self):
-        check_types(self)
+        checks.check_types(self)
         for name, low in (("data", 0), ("fsdp", 1), ("tensor", 1)):
-            check_range(f"MeshSettings.{name} (MESH_{name.upper()})", getattr(self, name), low, 1_000_000)
+            checks.check_range(f"MeshSettings.{name} (MESH_{name.upper()})", getattr(self, name), low, 1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,15 +255,15 @@ class TaskSettings:
     as_published: bool = False  # True: the paper's tasks as ATTEMPT made them, defects included (NAME:published)
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("TaskSettings.label_targets", self.label_targets, ("words", "indices"))
+        checks.check_types(self)
+        checks.check_choice("TaskSettings.label_targets", self.label_targets, ("words", "indices"))
         if self.names and self.mixture_or_task_name:
             both = f"TASKS = {list(self.names)} and MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}"
             raise UserError(f"both {both} are given; keep one.")
         if not all(isinstance(name, str) for name in self.names):
             raise UserError(f"TASKS = {self.names!r}; it takes a list of names.")
-        check_different("TASKS", self.names)
-        set_paths(self, {"data_dir": "TASK_DATA_DIR", "module": "MIXTURE_OR_TASK_MODULE"})
+        checks.check_different("TASKS", self.names)
+        checks.set_paths(self, {"data_dir": "TASK_DATA_DIR", "module": "MIXTURE_OR_TASK_MODULE"})
 
     @property
     def chosen(self) -> list[str]:
@@ -320,19 +304,19 @@ class TrainSettings:
     allow_unfinished: bool = False  # True: TEACHER_DIR and SOURCE_DIR may hold a run that has not come to its last step
 
     def __post_init__(self):
-        check_types(self)
+        checks.check_types(self)
         object.__setattr__(self, "model_dir", paths.expanded("MODEL_DIR", self.model_dir))  # what it may be: paths.writable_run
-        set_paths(self, {"teacher_dir": "TEACHER_DIR", "source_dir": "SOURCE_DIR"})
-        check_choice("TrainSettings.stage", self.stage, STAGES)
-        check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
+        checks.set_paths(self, {"teacher_dir": "TEACHER_DIR", "source_dir": "SOURCE_DIR"})
+        checks.check_choice("TrainSettings.stage", self.stage, STAGES)
+        checks.check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
         for name, low in (("train_steps", 1), ("log_steps", 1), ("eval_batch_size", 1), *((name, 0) for name in zero_or_more)):
-            check_range(f"TrainSettings.{name}", getattr(self, name), low, MOST_STEPS)
-        check_range("TrainSettings.encoder_teaching", self.encoder_teaching, 0.0)
+            checks.check_range(f"TrainSettings.{name}", getattr(self, name), low, MOST_STEPS)
+        checks.check_range("TrainSettings.encoder_teaching", self.encoder_teaching, 0.0)
         Computation(dropout_rate=self.dropout_rate)
         if not self.seed_list:
             raise UserError("TrainSettings.seeds (SEED) = []: it takes a whole number, or a list of at least one.")
-        check_whole_numbers("TrainSettings.seeds (SEED)", self.seed_list, 0, MOST_SEED)
+        checks.check_whole_numbers("TrainSettings.seeds (SEED)", self.seed_list, 0, MOST_SEED)
         if self.patience and not self.score_tasks:
             raise UserError(f"TrainSettings.patience = {self.patience} needs dev scores: set TrainSettings.score_tasks = True.")
 
@@ -369,12 +353,12 @@ class EvalSettings:
     method: str = "decode"  # a row of ANSWERS; tasks without labels are decoded by any
 
     def __post_init__(self):
-        check_types(self)
-        set_paths(self, {"model_dir": "MODEL_DIR"})
-        check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
-        check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
-        check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
-        check_range("EvalSettings.max_rows", self.max_rows, 0)
+        checks.check_types(self)
+        checks.set_paths(self, {"model_dir": "MODEL_DIR"})
+        checks.check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
+        checks.check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
+        checks.check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
+        checks.check_range("EvalSettings.max_rows", self.max_rows, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,7 +368,7 @@ class CompileSettings:
     topology: str = ""  # TOPOLOGY: a TPU slice, 'v5e:4x4' or 'v5p:2x2x2', pretend CPU devices, 'cpu:8', or 'here'
 
     def __post_init__(self):
-        check_types(self)
+        checks.check_types(self)
         if not self.topology:
             raise UserError("CompileSettings.topology (TOPOLOGY) is empty; give --gin.TOPOLOGY=\"'v5e:4x4'\".")
 

@@ -1,4 +1,8 @@
-"""Hugging Face folders of decoder-only models: every key is read, ignored for a reason, or refused by name; files come back."""
+"""Hugging Face folders of decoder-only models: every key is read, ignored for a reason, or refused by name; files come back.
+
+Of model/formats: huggingface_causal.py, huggingface_causal_keys.py, huggingface_rope.py, huggingface_folder.py, huggingface_weights.py,
+huggingface_tokenizer.py.
+"""
 
 import dataclasses
 import json

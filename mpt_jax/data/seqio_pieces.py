@@ -1,20 +1,17 @@
 """A pieces vocabulary (vocabulary.py) as SeqIO's: the same ids. Imports SeqIO and TensorFlow."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-if TYPE_CHECKING:
-    from mpt_jax.data.vocabulary import PiecesVocabulary
-
 
 class SeqioPieces(seqio.Vocabulary):
-    """Text to ids as the tokenizer does, without what stands around a text; ``eos_id`` is the first token that ends one."""
+    """Text to ids as a vocabulary.PiecesVocabulary does, without what stands around a text; ``eos_id``: the first token that ends one."""
 
-    def __init__(self, pieces: "PiecesVocabulary"):
+    def __init__(self, pieces: Any):
         self.pieces = pieces
         super().__init__(extra_ids=0)
 

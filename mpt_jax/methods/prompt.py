@@ -3,6 +3,7 @@
 N tasks (runs), G groups, P prompt positions, D model width, R rank, B examples, L input tokens, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def init(start: Start) -> dict[str, Any]:
     embedding_VD = start.backbone["token_embedder"]["embedding"]
     banks = []
     for group, (seed, task) in enumerate(zip(start.seed_G, start.task_G, strict=True)):
-        settings = start.settings.prompt.for_task(task)
+        settings = settings_of_task(start.settings.prompt, task)
         members = int(np.sum(start.group_N == group))
         if start.source is not None:
             bank, names = _source_runs(*start.source, seed)
@@ -79,6 +80,18 @@ def init(start: Start) -> dict[str, Any]:
         factors = init_factors(settings, members, shared_GPD.shape[2], seed) if settings.rank else (None, None)
         banks.append(PromptBank(shared_GPD, *factors, np.zeros(members, np.int32)))
     return paths_of(stack_groups(banks))
+
+
+def settings_of_task(settings: PromptSettings, task: str) -> PromptSettings:
+    """The settings with a task's own text and source tasks. Raises UserError for a task that has none among those given by task."""
+    changes = {}
+    for name in ("init_text", "transfer_task"):
+        value = getattr(settings, name)
+        if isinstance(value, dict):
+            if task not in value:
+                raise UserError(f"PromptSettings.{name} has nothing for task {task!r}: it has {', '.join(map(str, value))}.")
+            changes[name] = value[task]
+    return dataclasses.replace(settings, **changes)
 
 
 def _source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
