@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import grain
 import numpy as np
 
 from mpt_jax.data.cache import TokenCache
@@ -158,13 +157,15 @@ class BatchIterator:
         threads: int,
     ):
         self._arguments = spec, num_bank_rows
-        self._options = grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
+        import grain  # here: a program is assembled without reading rows, and Grain is not on every machine
+
+        self._grain, self._options = grain, grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
         self._steps = self._read(streams, {"next_index": start_step})
         self.waited_s = 0.0
 
     def _read(self, streams: Sequence[Stream], state: dict[str, int]):
         source = _StepSource(streams, *self._arguments)
-        steps = iter(grain.MapDataset.source(source).to_iter_dataset(self._options))
+        steps = iter(self._grain.MapDataset.source(source).to_iter_dataset(self._options))
         steps.set_state(state)
         return steps
 
