@@ -27,21 +27,13 @@ EOS = 1
 SPANS = "nano_spans"
 CORRUPTIONS = 2  # of each segment of running text
 ENDS, BESIDE = "\x1f", "\x1e"  # in inputs: here starts the text whose vector the row has; behind inputs: such a text follows
-# Dev rows of the embedded target tasks are asked with these, before any of them is used for anything else
-ASKED = {
-    "definition_valence": "negative or positive?", "module_topic": "what is the sentence about?", "turned_words": "are the words in order?",
-    "same_text": "do they belong together?", "purchase_check": "does the second follow from the first?",
-    "purchase_question": "answer from the context.", "plural": "plural.", "ordinal_words": "write the number in words.",
-}  # fmt: skip
-
 
 def dev_rows(task_folder: Path) -> Iterator[tuple[str, list[Row]]]:
     """Held-out rows by task: embedded sources with their plain prefix, embedded targets asked, real sets with their plain wording."""
     import tasks
 
-    for name in (*tasks.embedded.SOURCES, *tasks.embedded.TARGETS):
-        asked = embedded_rows.WORDINGS[name][0] if name in embedded_rows.WORDINGS else ASKED[name]
-        rows = [row for row, _ in zip(tasks.rows(name, "validation"), range(DEV_ROWS), strict=False)]
+    for name, wordings in (embedded_rows.WORDINGS | embedded_rows.TARGET_WORDINGS).items():
+        asked, rows = wordings[0], [row for row, _ in zip(tasks.rows(name, "validation"), range(DEV_ROWS), strict=False)]
         yield name, [{"inputs": f"{asked} {row['inputs']}", "targets": row["targets"]} for row in rows]
     plain = {"sst2": labelled.SST2[0], "tweet_emotion": short_texts.EMOTION[0], "clinc_domain": short_texts.DOMAIN[0]}
     for name, (question, words) in plain.items():
