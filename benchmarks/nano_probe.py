@@ -1,8 +1,9 @@
-"""What a backbone answers to the embedded source tasks asked with their plain textual prefix, without any prompt.
+"""What a backbone answers to embedded tasks asked in words, without any prompt: sources, and targets that it was never trained on.
 
     python -m benchmarks.nano_probe [--backbone nano] [--rows 200] [--split validation]
 
-Prints a Markdown table: exact matches in percent, and the most frequent answers.
+Prints a Markdown table in percent: exact matches of decoding, for tasks with labels the likeliest label also (as it is, and with each
+label's mean log-probability over the rows taken out), and the most frequent answers.
 """
 
 import argparse
@@ -16,9 +17,29 @@ from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Requests, inference_spec
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.families.family import Network
-from tasks.nano.embedded_rows import WORDINGS
+from tasks.nano.embedded_rows import TARGET_WORDINGS, WORDINGS
 
-LENGTHS = {"inputs": 64, "targets": 12}  # tokens
+LENGTHS = {"inputs": 80, "targets": 12}  # tokens
+SPEC = inference_spec(*LENGTHS.values(), 64)
+
+
+def line(model: Model, name: str, asked: str, rows: list[dict]) -> str:
+    """A row of the table."""
+    vocabulary, labels = model.vocabulary, tasks.TABLE[name].labels
+    tokens = [np.array(vocabulary.input_tokens(f"{asked} {row['inputs']}"), np.int32) for row in rows]
+    given = Requests(tokens, [0] * len(rows), [LENGTHS["targets"]] * len(rows))
+    answers = [vocabulary.text_of(found) for found in requests.decode(model, given, SPEC)]
+    wanted = [vocabulary.text_of(vocabulary.encode(row["targets"])) for row in rows]
+    right = 100 * np.mean([answer == want for answer, want in zip(answers, wanted, strict=True)])
+    ranked = "| |"
+    if labels:
+        logp_RC = requests.score_each_label(model, given, requests.label_tokens(labels, vocabulary), SPEC)
+        gold_R = np.array([labels.index(row["targets"]) for row in rows])
+        kinds = (logp_RC, logp_RC - logp_RC.mean(axis=0))
+        ranked = "".join(f"| {100 * np.mean(kind.argmax(axis=1) == gold_R):.1f} " for kind in kinds) + "|"
+    least = 100 * collections.Counter(wanted).most_common(1)[0][1] / len(rows)
+    frequent = ", ".join(f"{answer} {count}" for answer, count in collections.Counter(answers).most_common(3))
+    return f"| `{name}` | {asked} | {least:.1f} | {right:.1f} {ranked} {frequent} |"
 
 
 def main() -> None:
@@ -29,18 +50,12 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     options = parser.parse_args()
     backbone = load_backbone(BackboneSettings(options.backbone))
-    vocabulary = backbone.vocabulary()
-    model, spec = Model(Network(backbone.config), backbone.params, vocabulary), inference_spec(*LENGTHS.values(), 64)
-    print("| source task | right | most frequent answers |\n|---|---:|---|")
-    for name in tasks.embedded.SOURCES:
+    model = Model(Network(backbone.config), backbone.params, backbone.vocabulary())
+    print("| task | asked | most frequent | right | label | prior out | answers |\n|---|---|---:|---:|---:|---:|---|")
+    for name, wordings in (WORDINGS | TARGET_WORDINGS).items():
         rows = [row for row, _ in zip(tasks.rows(name, options.split), range(options.rows), strict=False)]
-        tokens = [np.array([*vocabulary.encode(f"{WORDINGS[name][0]} {row['inputs']}"), 1], np.int32) for row in rows]
-        given = Requests(tokens, [0] * len(rows), [LENGTHS["targets"]] * len(rows))
-        answers = [vocabulary.decode(found) for found in requests.decode(model, given, spec, None)]
-        wanted = [vocabulary.decode([*vocabulary.encode(row["targets"])]) for row in rows]
-        right = 100 * np.mean([answer == want for answer, want in zip(answers, wanted, strict=True)])
-        frequent = ", ".join(f"{answer} {count}" for answer, count in collections.Counter(answers).most_common(3))
-        print(f"| `{name}` | {right:.1f} | {frequent} |", flush=True)
+        for asked in wordings if name in TARGET_WORDINGS else wordings[:1]:
+            print(line(model, name, asked, rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,19 @@ WORDINGS: dict[str, tuple] = {
     "past_tense": ("past_tense", "past tense.", "the past of the verb."),
     "number_words": ("number_words", "write the number in words.", "spell the number."),
 }  # fmt: skip
+# Target tasks are asked with these, never trained on: what a prompt could find. Each asks for the target's own label words.
+TARGET_WORDINGS: dict[str, tuple[str, ...]] = {
+    "definition_valence": ("negative or positive?", "word_valence", "sentiment: options: negative, positive.", "sst2 sentence:"),
+    "module_topic": ("what is the sentence about? options: files, mail, numbers, windows.",
+                     "topic? choose: mail, numbers, files, windows.", "science_topic"),
+    "turned_words": ("is the word order acceptable? options: acceptable, unacceptable.", "word_order",
+                     "is the word order acceptable?"),
+    "same_text": ("do they belong together?", "summary_match", "do they belong together? options: no, yes."),
+    "purchase_check": ("does the second follow from the first?", "journey_check", "is it true? options: no, yes."),
+    "purchase_question": ("answer from the context.", "journey_question", "find the answer."),
+    "plural": ("the plural of the noun.", "more than one.", "past_tense"),
+    "ordinal_words": ("write the number in words.", "number_words", "the ordinal in words."),
+}  # fmt: skip
 TEXT_FIELDS = ("sentence",)  # fields worth a sentence vector
 
 

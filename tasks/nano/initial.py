@@ -4,9 +4,6 @@ Token embeddings start from MiniLM's word pieces; the output matrix starts from 
 like meaning have like logits from the first step; everything else is as T5 initialises.
 """
 
-import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +18,28 @@ def pieces_of(path: Path) -> list[str]:
     return known + [f"<extra_id_{i}>" for i in reversed(range(vocabulary.EXTRA_IDS))]
 
 
-def write(folder: Path, vocabulary_path: Path, seed: int) -> int:
-    """Writes the folder; the number of parameters. Imports mpt_jax (network and sizes) here, not above."""
-    from flax.traverse_util import flatten_dict
-    from safetensors.numpy import save_file
+def embedding_of(vocabulary_path: Path, seed: int) -> np.ndarray:
+    """Token embeddings (V, D) float32 at the start. Needs the sentence encoder's package."""
+    from mpt_jax.model.families.t5_config import NANO
 
-    from mpt_jax.model.families import t5
-    from mpt_jax.model.families.t5_config import NANO as config
-    pieces = pieces_of(vocabulary_path)
-    if len(pieces) != config.vocab_size:
-        raise ValueError(f"vocabulary has {len(pieces)} ids, NANO.vocab_size is {config.vocab_size}")
-    arrays = {path: np.asarray(array) for path, array in flatten_dict(t5.init(config, seed), sep="/").items()}
-    embedding = vectors.word_piece_embeddings(pieces, config.d_model, seed)
+    return vectors.word_piece_embeddings(pieces_of(vocabulary_path), NANO.d_model, seed)
+
+
+def write(folder: Path, vocabulary_path: Path, seed: int, embedding: np.ndarray) -> int:
+    """Writes the folder; the number of parameters. Imports mpt_jax (network and sizes) here, not above."""
+    import jax
+
+    from mpt_jax.model import formats
+    from mpt_jax.model.families import family_of
+    from mpt_jax.model.families.t5_config import NANO
+    from mpt_jax.model.formats.arrays import flatten
+
+    pieces = len(pieces_of(vocabulary_path))
+    if pieces != NANO.vocab_size:
+        raise ValueError(f"vocabulary has {pieces} ids, NANO.vocab_size is {NANO.vocab_size}")
+    arrays = {path: np.asarray(array) for path, array in flatten(jax.jit(lambda: family_of(NANO).init(NANO, seed))()).items()}
     arrays["token_embedder/embedding"] = embedding
     # T5's output matrix is N(0, 1/D) where its embeddings are N(0, 1): the same vectors, scaled alike.
-    arrays["decoder/logits_dense/kernel"] = np.ascontiguousarray(embedding.T) * np.float32(config.d_model**-0.5)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(vocabulary_path, folder / "spiece.model")
+    arrays["decoder/logits_dense/kernel"] = np.ascontiguousarray(embedding.T) * np.float32(NANO.d_model**-0.5)
+    formats.write_backbone("own", str(folder), NANO, arrays, str(vocabulary_path))
     return sum(array.size for array in arrays.values())

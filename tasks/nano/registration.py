@@ -23,6 +23,7 @@ def rows_of(folder: str, name: str, split: str) -> Iterator[dict]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             row = json.loads(line)
+            row.pop("text", None)  # whose vector the row has
             if vectors is not None:
                 row["embedding"] = vectors[number].tolist()
             yield row
