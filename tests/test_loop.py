@@ -76,7 +76,8 @@ SCORES = {2: (50, 50), 4: (50, 60), 6: (50, 70), 8: (99, 70), 10: (99, 70), 12: 
 
 def train_with_patience(folder, caches, last_step: int, scores=SCORES, **fields) -> tuple[list[dict], Best, int]:
     """Two groups, a task each, scored every second step, patience 2: (lines of metrics, best, steps done)."""
-    train = TrainSettings("fewshot", str(folder), train_steps=last_step, log_steps=1, patience=2, eval_steps=2, checkpoint_steps=4, **fields)
+    fields |= {"train_steps": last_step, "log_steps": 1, "patience": 2, "eval_steps": 2, "checkpoint_steps": 4}
+    train = TrainSettings("fewshot", str(folder), **fields)
     data = DataSettings(batch_size=4, micro_batch_size=4, feature_lengths={"inputs": 16, "targets": 8}, input_buckets=(8,))
     optimizer = OptimizerSettings(schedule="constant", warmup_steps=0, learning_rate=0.1, factor_learning_rate=0.1)
     program = assemble(Settings(train, prompt=PROMPT, optimizer=optimizer, data=data), tuple("ab"), tiny_backbone(), caches=caches)

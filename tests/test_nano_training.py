@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.nano import minilm, packed, training, vocabulary
 from mpt_jax.config import BackboneSettings
 from mpt_jax.model.backbone import SHIPPED, load_backbone
-from tasks.nano import minilm, packed, training, vocabulary
 
 PIECES = SHIPPED / "nano" / "spiece.model"
 LONG = "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l"
@@ -103,7 +103,7 @@ def test_rows_are_drawn_as_their_tasks_count_and_are_whole(made):
 
 @pytest.mark.slow
 def test_jax_gives_the_vectors_of_the_package():
-    from tasks.nano import vectors
+    from benchmarks.nano import vectors
 
     pytest.importorskip(vectors.PACKAGE)
     texts = ["a fine film", "the company said on monday that it will cut 2,000 jobs in europe", "i'm so angry right now #fuming"]

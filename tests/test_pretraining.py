@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import tasks
+from benchmarks.nano import embedded_rows, entailment, labelled, short_texts, spans, text, text_rows, wordnet, wordnet_rows
+from benchmarks.nano import pretraining as nano
+from benchmarks.nano.registration import register
 from tasks import TABLE, TaskError
-from tasks import pretraining as nano
 from tasks.embedded import SOURCES, TARGETS
-from tasks.nano import embedded_rows, entailment, labelled, short_texts, spans, text, text_rows, wordnet, wordnet_rows
-from tasks.nano.registration import register
 
 DATA = Path(os.environ.get("MPT_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "tasks").is_dir(), reason=f"no data folder at {DATA}: set MPT_DATA_DIR")
@@ -214,7 +214,7 @@ def test_registered_rows_bring_their_vectors(tmp_path, monkeypatch):
     facts = {"rows": {"train": digest[0]}, "sha256": digest[1], "embedding_size": 2, "tokens": False, "description": "tiny"}
     (tmp_path / "index.json").write_text(json.dumps({"tasks": {"nano_tiny": facts}}))
     monkeypatch.setenv("NANO_DATA", str(tmp_path))
-    tasks.import_module("tasks.pretraining_tasks")
+    tasks.import_module("benchmarks.nano.pretraining_tasks")
     try:
         rows = list(tasks.rows("nano_tiny", "train"))
         assert [row["targets"] for row in rows] == ["b", "d"]
@@ -224,5 +224,5 @@ def test_registered_rows_bring_their_vectors(tmp_path, monkeypatch):
 
 
 def test_missing_pretraining_data_is_named(tmp_path):
-    with pytest.raises(TaskError, match="python -m tasks.pretraining"):
+    with pytest.raises(TaskError, match="python -m benchmarks.nano.pretraining"):
         register(tmp_path)

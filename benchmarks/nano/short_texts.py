@@ -4,8 +4,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.nano.labelled import TEXT_MARKS, Row, asked, plain_then_varied, read_jsonl
-from tasks.nano.text import squeeze
+from benchmarks.nano.labelled import TEXT_MARKS, Row, asked, plain_then_varied, read_jsonl
+from benchmarks.nano.text import squeeze
 
 # (question, words for anger, joy, optimism, sadness)
 EMOTION = (

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tasks.nano.text import first_words, squeeze
+from benchmarks.nano.text import first_words, squeeze
 
 Row = dict[str, str]
 

@@ -1,8 +1,8 @@
 """Pretraining rows as text, and what makes tokens and sentence vectors of them, in two small files: for a machine that has nothing else.
 
-    python -m tasks.nano.packed --data nano_data --output packed [--spans 30000]
+    python -m benchmarks.nano.packed --data nano_data --output packed [--spans 30000]
 
-packed/rows.xz: every row, those of a text one after another. packed/weights.xz: MiniLM's weights, rounded (tasks.nano.minilm), and the
+packed/rows.xz: every row, those of a text one after another. packed/weights.xz: MiniLM's weights, rounded (benchmarks.nano.minilm), and the
 embeddings at the start. R rows, X different texts with a vector, E width of a vector, V vocabulary, D width of the backbone.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.nano import embedded_rows, entailment, labelled, minilm, short_texts, spans, vocabulary
-from tasks.nano.labelled import Row
+from benchmarks.nano import embedded_rows, entailment, labelled, minilm, short_texts, spans, vocabulary
+from benchmarks.nano.labelled import Row
 
 LONGEST = {"inputs": 80, "targets": 24}  # tokens, end of sequence included
 EMBEDDING_STEP = 1 / 32  # of embeddings, whose standard deviation is 1
@@ -160,8 +160,8 @@ def flat(rows: Mapping[str, list[tuple[list[int], list[int]]]], prefix: str) -> 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.nano.packed", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="what `python -m tasks.pretraining` wrote")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nano.packed", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="what `python -m benchmarks.nano.pretraining` wrote")
     parser.add_argument("--data_dir", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--spans", type=int, default=30_000, help="segments of running text")

@@ -12,7 +12,7 @@ import numpy as np
 
 HEADS, EPSILON = 12, 1e-12
 LEVELS = 8  # steps within a standard deviation of a row of weights
-LONGEST = 96  # word pieces, as tasks.nano.vectors
+LONGEST = 96  # word pieces, as benchmarks.nano.vectors
 SHAPES = (16, 32, LONGEST)  # padded lengths
 BATCH = 1024
 WORDS, PLACES, KIND = (f"embeddings.{part}_embeddings.weight" for part in ("word", "position", "token_type"))
@@ -116,7 +116,7 @@ def packed(texts: Sequence[str]) -> dict[str, np.ndarray]:
     """What ``vectors_of`` needs for these texts, from the package: rounded weights, word pieces in use, the tokenizer's file."""
     from safetensors.numpy import load_file
 
-    from tasks.nano.vectors import model_folder
+    from benchmarks.nano.vectors import model_folder
 
     folder = model_folder()
     tokenizer_json = json.dumps(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))

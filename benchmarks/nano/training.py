@@ -1,6 +1,6 @@
 """Pretrains the nano backbone on one accelerator for so many seconds, with all rows and sentence vectors in its memory.
 
-    python -m tasks.nano.training --packed packed --vocabulary spiece.model --output OUT --seconds 150
+    python -m benchmarks.nano.training --packed packed --vocabulary spiece.model --output OUT --seconds 150
 
 The loss and the optimiser are those of `mpt-jax train` in stage 'pretrain'; a hundred steps are one program, which also draws the rows, so
 that nothing waits for the host. The learning rate follows the clock: it reaches 0 as the seconds end. OUT/nano: the backbone, bfloat16;
@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from benchmarks.nano import initial, packed
 from mpt_jax.config import BackboneSettings, OptimizerSettings, Settings, TrainSettings
 from mpt_jax.methods.method import BACKBONE
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.train.program import Program, assemble
 from mpt_jax.train.step import TrainState, batch_totals, loss_sums, weighted_loss
-from tasks.nano import initial, packed
 
 SHAPES = ((40, 4), (80, 24))  # padded (L, T): a row is in the first that it fits into
 SCHEDULE = 10_000  # the optimiser's steps that a run's seconds are stretched over
@@ -294,8 +294,8 @@ def report(say: Callable, names: dict, sums: dict, step: int, took: float, chunk
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.nano.training", description=__doc__.split("\n")[0])
-    parser.add_argument("--packed", type=Path, required=True, help="what `python -m tasks.nano.packed` wrote")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nano.training", description=__doc__.split("\n")[0])
+    parser.add_argument("--packed", type=Path, required=True, help="what `python -m benchmarks.nano.packed` wrote")
     parser.add_argument("--vocabulary", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True, help="of the whole run, from reading to writing")

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Iterator
 
-from tasks.nano.labelled import Row, asked, plain_then_varied
-from tasks.nano.text import squeeze
+from benchmarks.nano.labelled import Row, asked, plain_then_varied
+from benchmarks.nano.text import squeeze
 
 # task -> wordings: a question, or a question and the words to answer with in the order of the task's labels.
 WORDINGS: dict[str, tuple] = {

@@ -1,6 +1,6 @@
 """Writes everything that pretraining the nano backbone needs into one folder.
 
-    python -m tasks.pretraining --output DIR [--data_dir ../shared/data]
+    python -m benchmarks.nano.pretraining --output DIR [--data_dir ../shared/data]
 
 DIR/spiece.model       the vocabulary
 DIR/tasks/NAME/train.jsonl, train.npy   rows, and where the task has them their texts' sentence vectors (float16; zeros: none)
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.nano import (
+from benchmarks.nano import (
     embedded_rows,
     entailment,
     initial,
@@ -39,7 +39,7 @@ from tasks.nano import (
     wordnet,
     wordnet_rows,
 )
-from tasks.nano.labelled import Row
+from benchmarks.nano.labelled import Row
 
 # Targets of the evaluation: none of their rows, and no held-out row of a source, may enter in any form.
 FORBIDDEN = {
@@ -49,7 +49,7 @@ FORBIDDEN = {
     "snli_small": ("premise", "hypothesis"), "tweet_emotion": ("sentence",), "clinc_domain": ("sentence",), "tweet_irony": ("sentence",),
     "answer_selection": ("question", "sentence"), "boolq_small": ("question", "passage"),
 }  # fmt: skip
-# SICK's held-out rows are kept out pair by pair (tasks.nano.entailment)
+# SICK's held-out rows are kept out pair by pair (benchmarks.nano.entailment)
 # only their train splits are used
 SOURCES = ("sst2", "ag_news", "qnli_small", "mrpc", "mnli_small", "snli_small", "tweet_emotion", "clinc_domain")
 SEGMENT = (56, 84)  # tokens of a span corruption segment
@@ -290,7 +290,7 @@ def say(message: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.pretraining", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nano.pretraining", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--data_dir", type=Path, default=os.environ.get("MPT_DATA_DIR", "../shared/data"))
     parser.add_argument("--wordnet", type=Path, default="/usr/share/wordnet", help="Debian package wordnet-base")

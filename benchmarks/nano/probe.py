@@ -1,6 +1,6 @@
 """What a backbone answers to embedded tasks asked in words, without any prompt: sources, and targets that it was never trained on.
 
-    python -m benchmarks.nano_probe [--backbone nano] [--rows 200] [--split validation]
+    python -m benchmarks.nano.probe [--backbone nano] [--rows 200] [--split validation]
 
 Prints a Markdown table in percent: exact matches of decoding, for tasks with labels the likeliest label also (as it is, and with each
 label's mean log-probability over the rows taken out), and the most frequent answers.
@@ -12,12 +12,12 @@ import collections
 import numpy as np
 
 import tasks
+from benchmarks.nano.embedded_rows import TARGET_WORDINGS, WORDINGS
 from mpt_jax.config import BackboneSettings
 from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Requests, inference_spec
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.families.family import Network
-from tasks.nano.embedded_rows import TARGET_WORDINGS, WORDINGS
 
 LENGTHS = {"inputs": 80, "targets": 12}  # tokens
 SPEC = inference_spec(*LENGTHS.values(), 64)
@@ -44,7 +44,7 @@ def line(model: Model, name: str, asked: str, rows: list[dict]) -> str:
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nano_probe", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nano.probe", description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="nano")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--split", default="validation")

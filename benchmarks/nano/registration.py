@@ -35,7 +35,7 @@ def register(folder: Path) -> tuple[str, ...]:
     if not index.is_file():
         raise TaskError(
             f"no pretraining data in NANO_DATA={str(folder)!r} (index.json is missing): write it with "
-            f"`python -m tasks.pretraining --output {folder}`"
+            f"`python -m benchmarks.nano.pretraining --output {folder}`"
         )
     described = json.loads(index.read_text(encoding="utf-8"))
     for name, facts in described["tasks"].items():
@@ -61,5 +61,5 @@ def data_folder() -> Path:
     """Raises TaskError if NANO_DATA is not set."""
     folder = os.environ.get("NANO_DATA")
     if not folder:
-        raise TaskError("NANO_DATA is not set: set it to the folder that `python -m tasks.pretraining` wrote")
+        raise TaskError("NANO_DATA is not set: set it to the folder that `python -m benchmarks.nano.pretraining` wrote")
     return Path(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.nano import vectors, vocabulary
+from benchmarks.nano import vectors, vocabulary
 
 
 def pieces_of(path: Path) -> list[str]:

@@ -4,8 +4,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.nano.labelled import Row, asked, plain_then_varied, read_jsonl
-from tasks.nano.text import first_words, normalised, squeeze
+from benchmarks.nano.labelled import Row, asked, plain_then_varied, read_jsonl
+from benchmarks.nano.text import first_words, normalised, squeeze
 
 NAMES = ("sick", "mnli_small", "snli_small")
 LONGEST = (24, 16)  # words kept of premise and hypothesis
