@@ -137,8 +137,7 @@ def test_libraries_that_few_places_may_import(name):
 
 def test_the_table_of_tasks_knows_no_jax():
     for path in files("tasks"):
-        if "nano" not in path.parts:
-            assert not {"jax", "jaxlib", "flax", "optax", "orbax"} & {name.split(".")[0] for name in imported(path)}, path
+        assert not {"jax", "jaxlib", "flax", "optax", "orbax"} & {name.split(".")[0] for name in imported(path)}, path
 
 
 def test_gin_holds_no_code():

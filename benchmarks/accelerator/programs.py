@@ -120,7 +120,7 @@ def batches_of(program: Program, caches: Sequence[TokenCache]) -> list[Batch]:
     streams = make_streams(program.plan, by_task, program.settings.data)
     batches = [make_batch(streams, step, program.spec, len(program.plan.runs)) for step in range(BATCHES)]
     distillation = program.objective.distillation
-    if distillation and distillation.teacher == "cached":
+    if distillation and distillation.teacher_mode == "cached":
         layout = layout_of(distillation, program.backbone.config, program.settings.prompt.length)
         for batch in batches:
             for micro in batch.micro:
