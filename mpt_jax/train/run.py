@@ -121,7 +121,12 @@ def describe_run(program: Program) -> dict:
             "backbone": backbone.num_parameters,
             "fraction_of_backbone": per_task / backbone.num_parameters,
         },
-        "backbone": {"name": settings.backbone.path, "fingerprint": backbone.fingerprint, "parameters": backbone.num_parameters},
+        "backbone": {
+            "name": settings.backbone.path,
+            "fingerprint": backbone.fingerprint,
+            "parameters": backbone.num_parameters,
+            **peft_facts(backbone.config),
+        },
         "vocabulary": {"path": backbone.vocabulary_path},
         "devices": devices(),
         "versions": versions(),
