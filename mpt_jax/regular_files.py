@@ -24,7 +24,7 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
 def shown(value: Any) -> str:
     """repr() of a value from a file for a message: on one line, never long, whatever the value is."""
     try:
-        text = _SHORT.repr(value)
+        text = _SHORT.repr(value).replace("\n", " ")  # arrays come on several lines
         return text if len(text) <= 300 else text[:300] + "..."
     except ValueError:  # an integer of more digits than Python writes
         return f"a value of type {type(value).__name__}"

@@ -19,7 +19,7 @@ import numpy as np
 
 import tasks
 from mpt_jax.data.checked_folder import META, checked_meta, file_sums, read_meta, sum_of
-from mpt_jax.data.vocabulary import Vocabulary, seqio_vocabulary
+from mpt_jax.data.vocabulary import PiecesVocabulary, Vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def seqio_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[di
         if feature not in task.output_features:
             found = ", ".join(task.output_features)
             raise UserError(
-                f"task {name!r} has features {found}; an encoder-decoder needs inputs and targets"
+                f"task {name!r} has features {found}; inputs and targets are needed"
             )
         _check_vocabulary(name, feature, task.output_features[feature].vocabulary, vocabulary)
     # A function source need not take a seed; others seed random preprocessors, so that the cache repeats.
@@ -158,9 +158,33 @@ def seqio_examples(name: str, split: str, vocabulary: Vocabulary) -> Iterator[di
     options.deterministic = True
     dataset = dataset.with_options(options)
     specs = tf.nest.flatten(dataset.element_spec)
-    if not all(isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None for spec in specs):
-        return tasks.examples(task, dataset)
-    return _rows_of_batches(tasks.examples(task, dataset.ragged_batch(READ_ROWS)))
+    if all(isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None for spec in specs):
+        rows = _rows_of_batches(tasks.examples(task, dataset.ragged_batch(READ_ROWS)))
+    else:
+        rows = tasks.examples(task, dataset)
+    texts = [name for name in FEATURES if not isinstance(task.output_features[name].vocabulary, seqio.PassThroughVocabulary)]
+    return (_framed(row, texts, vocabulary) for row in rows) if vocabulary.continues else rows
+
+
+def _framed(row: dict, texts: Iterable[str], vocabulary: Vocabulary) -> dict:
+    """A row of a SeqIO task as a decoder-only model has it: what stands around inputs and targets is put there.
+
+    Tokens that are those of the row's text become what table_examples makes of the text; others stay, without an end of the input.
+    """
+    made = dict(row)
+    for feature in texts:
+        ids = np.asarray(row[feature]).tolist()
+        while ids and ids[-1] in vocabulary.ends:
+            ids.pop()
+        text = row.get(f"{feature}_pretokenized")
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if isinstance(text, str) and vocabulary.encode(text) == ids:
+            made[feature] = vocabulary.input_tokens(text) if feature == "inputs" else vocabulary.target_tokens(text)
+        elif feature == "inputs":
+            made[feature] = [*vocabulary.frame.input_start, *ids, *vocabulary.frame.input_end]
+        else:
+            made[feature] = [*ids, *vocabulary.frame.target_end]
+    return made
 
 
 def _rows_of_batches(batches: Iterable[dict]) -> Iterator[dict]:
@@ -188,7 +212,8 @@ def _check_vocabulary(name: str, feature: str, found: seqio.Vocabulary, vocabula
     expected = seqio_vocabulary(vocabulary)
     if isinstance(found, seqio.PassThroughVocabulary) or found == expected:
         return
-    same = type(found) is type(expected) and found.extra_ids in (0, expected.extra_ids)
+    # of pieces there is one vocabulary alone that is equal
+    same = type(found) is type(expected) and found.extra_ids in (0, expected.extra_ids) and not isinstance(vocabulary, PiecesVocabulary)
     if same and isinstance(found, seqio.SentencePieceVocabulary):  # another path may hold the same model
         ours = seqio.SentencePieceVocabulary(vocabulary.path, found.extra_ids)
         same = found.sp_model == ours.sp_model

@@ -1,19 +1,43 @@
-"""Vocabularies of decoder-only models by the library `tokenizers`: any tokenizer.json, and what a GGUF file holds."""
+"""Vocabularies of decoder-only models by the library `tokenizers`: any tokenizer.json, and what a GGUF file holds.
 
+A tokenizer comes with its ids: 'start', tokens that it puts in front of every text; 'ends', tokens that end one; 'pad'.
+"""
+
+import contextlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpt_jax.data import tokenizer_bounds, tokenizer_files, tokenizer_json
 from mpt_jax.errors import UserError
 from mpt_jax.gguf_parts import parts
 from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
 
-MOST_BYTES = 64 * 2**20  # of a tokenizer.json; Gemma 3's has 33 MB
-CONTROL = 3  # tokenizer.ggml.token_type of tokens that no text is turned into
+CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type of tokens that are looked for in a text before anything else
 # tokenizer.ggml.pre: how a text is cut before pieces are joined, as the models' own tokenizer.json say it
-DIGITS = {"type": "Digits", "individual_digits": True}
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-PRE: dict[str, list[dict[str, Any]]] = {"smollm": [DIGITS, BYTES], "gpt-2": [BYTES]}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_CUT_BYTES = _BYTES | {"use_regex": False}
+_LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN_2 = _LLAMA_3.replace("{1,3}", "")
+
+
+def _cut(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+PRE: dict[str, list[dict[str, Any]]] = {
+    "smollm": [_DIGITS, _BYTES],
+    "gpt-2": [_BYTES],
+    "llama-bpe": [_cut(_LLAMA_3), _CUT_BYTES],
+    "qwen2": [_cut(_QWEN_2), _CUT_BYTES],
+}
+NORMALIZERS = {"qwen2": {"type": "NFC"}}
+WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is that token, whatever the merges
+STARTED = ("llama-bpe",)  # llama.cpp puts the first token in front where the file does not say
+# of a tokenizer_config.json: refused unless absent, null, or one of these
+OPTIONS: dict[str, tuple] = {"do_lower_case": (False,), "split_special_tokens": (False,), "auto_map": ({},)}
 
 
 def is_gguf(path: str) -> bool:
@@ -22,62 +46,136 @@ def is_gguf(path: str) -> bool:
 
 
 def from_gguf(path: str):
-    """(tokenizers.Tokenizer, ids: 'start' and 'ends' of texts, 'pad') of a GGUF file. Raises UserError for a kind that is not known."""
+    """(tokenizers.Tokenizer, its ids) of a GGUF file. Raises UserError for a kind that is not known."""
     fields = parts(path)[0]
     kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or pre not in PRE:
+    if kind != "gpt2" or not isinstance(pre, str) or pre not in PRE:
         known = ", ".join(f"'gpt2' with {name!r}" for name in PRE)
         message = f"{path} holds a tokenizer of the kind {shown(kind)} with {shown(pre)}; known: {known}"
         raise UserError(f"{message}. Give the model's tokenizer.json: --gin.VOCABULARY=\"'…/tokenizer.json'\".")
     tokens, merges, types = (fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type"))
-    if not (isinstance(tokens, list) and isinstance(merges, list) and isinstance(types, list)) or len(types) != len(tokens):
-        raise UserError(f"{path} lacks tokens, merges or token types of its tokenizer.")
-    special = [(number, token) for number, (token, type_) in enumerate(zip(tokens, types, strict=True)) if type_ == CONTROL]
+    if not isinstance(tokens, list) or not isinstance(merges, list) or getattr(types, "shape", None) != (len(tokens),):
+        raise UserError(f"{path} lacks tokens, merges or token types of its tokenizer, or has them for other tokens.")
+    special = {CONTROL: True, USER_DEFINED: False}
     settings = {
         "version": "1.0",
         "added_tokens": [
-            {"id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-            for number, token in special
+            {"id": number, "content": token, "special": special[type_], **_AS_IT_STANDS}
+            for number, (token, type_) in enumerate(zip(tokens, types.tolist(), strict=True)) if type_ in special
         ],
+        "normalizer": NORMALIZERS.get(pre),
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE[pre]},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "vocab": {token: number for number, token in enumerate(tokens)}, "merges": merges},
-    }
-    bos, eos, pad = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding"))
-    for name, number in (("bos", bos), ("eos", eos), ("padding", pad)):
-        if number is not None and not 0 <= number < len(tokens):
+        "model": {
+            "type": "BPE", "vocab": {token: number for number, token in enumerate(tokens)}, "merges": merges,
+            "ignore_merges": pre in WHOLE_WORDS,
+        },
+    }  # fmt: skip
+    ids = {}
+    for role, name in (("bos", "bos"), ("eos", "eos"), ("eot", "eot"), ("pad", "padding")):
+        number = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if number is not None and (type(number) is not int or not 0 <= number < len(tokens)):
             raise UserError(f"{path}: tokenizer.ggml.{name}_token_id = {shown(number)} is not one of its {len(tokens):,} tokens.")
-    start = (bos,) if bos is not None and fields.get("tokenizer.ggml.add_bos_token", True) else ()
-    return _made(json.dumps(settings), path), {"start": start, "ends": () if eos is None else (eos,), "pad": pad or 0}
+        ids[role] = number
+    start = (ids["bos"],) if ids["bos"] is not None and fields.get("tokenizer.ggml.add_bos_token", pre in STARTED) else ()
+    ends = tuple(dict.fromkeys(ids[role] for role in ("eos", "eot") if ids[role] is not None))
+    if start:
+        settings["post_processor"] = _starting(tokens[start[0]], start[0])
+    return _made(json.dumps(settings), path), _ids(start, ends, ids["pad"])
+
+
+def _starting(token: str, number: int) -> dict[str, Any]:
+    """A post-processor that puts a token in front of every text."""
+    texts = [[{"SpecialToken": {"id": token, "type_id": n}}, {"Sequence": {"id": text, "type_id": n}}] for n, text in enumerate("AB")]
+    special = {token: {"id": token, "ids": [number], "tokens": [token]}}
+    return {"type": "TemplateProcessing", "single": texts[0], "pair": texts[0] + texts[1], "special_tokens": special}
+
+
+_AS_IT_STANDS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def _ids(start: tuple[int, ...], ends: tuple[int, ...], pad: int | None) -> dict[str, Any]:
+    """The ids; without a token of its own padding is what ends a text, so that no answer shows it."""
+    return {"start": start, "ends": ends, "pad": pad if pad is not None else ends[0] if ends else 0}
 
 
 def from_json(path: str):
-    """(tokenizers.Tokenizer, ids as from_gguf's) of a tokenizer.json and the files beside it.
+    """(tokenizers.Tokenizer, its ids) of a tokenizer.json and the files beside it, as transformers' TokenizersBackend reads them.
 
-    A text ends with the tokenizer's end token, and with those that generation_config.json and config.json name.
+    What stands in front of a text is what the tokenizer's post-processor puts there: add_bos_token changes nothing in transformers 5 where
+    there is a tokenizer.json. A text ends with the tokenizer's end token, and with those that generation_config.json and config.json name.
+    Raises UserError saying what is damaged, missing or unknown.
     """
-    content = read_regular(path, MOST_BYTES)
-    tokenizer = _made(content.decode("utf-8", "strict"), path)
-    folder = Path(path).parent
-    settings = _object(folder / "tokenizer_config.json") | _object(folder / "special_tokens_map.json")
-    ids: dict[str, int] = {}
-    for role in ("bos", "eos", "pad"):
-        token = settings.get(f"{role}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is None:
-            continue
-        number = tokenizer.token_to_id(token) if isinstance(token, str) else None
-        if number is None:
-            raise UserError(f"{folder}: {role}_token = {shown(token)} is not a token of {Path(path).name}.")
-        ids[role] = number
-    ends = [ids["eos"]] if "eos" in ids else []
+    try:
+        content = read_regular(path, tokenizer_json.MOST_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"vocabulary {path!r} is not UTF-8 ({error.reason} at byte {error.start:,}).") from error
+    tokenizer, folder = _made(content, path), Path(path).parent
+    settings = _object(folder / tokenizer_files.CONFIG)
+    settings |= {key: value for key, value in _object(folder / tokenizer_files.SPECIAL).items() if value is not None}
+    _check_options(settings, folder / tokenizer_files.CONFIG)
+    with library(path):
+        roles = _name_special(tokenizer, settings, folder, path)
+        whole, plain = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    before = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0) if plain else 0
+    start = tuple(whole[:before])
+    ends = [roles["eos"]] if "eos" in roles else []
     for name in ("generation_config.json", "config.json"):
         told = _object(folder / name).get("eos_token_id")
-        ends += [number for number in (told if isinstance(told, list) else [told]) if isinstance(number, int)]
-    # what its own post-processor puts in front of a text, and only that
-    first = tokenizer.encode("a").ids[:1]
-    start = (ids["bos"],) if "bos" in ids and first == [ids["bos"]] else ()
-    return tokenizer, {"start": start, "ends": tuple(dict.fromkeys(ends)), "pad": ids.get("pad", 0)}
+        told = told if isinstance(told, list) else [] if told is None else [told]
+        if not all(type(number) is int and 0 <= number < 2**31 for number in told):
+            raise UserError(f"{folder / name}: eos_token_id = {shown(told)}; it takes ids of tokens.")
+        ends += told
+    return tokenizer, _ids(start, tuple(dict.fromkeys(ends)), roles.get("pad"))
+
+
+def _check_options(settings: Mapping[str, Any], where: Path) -> None:
+    for key, allowed in OPTIONS.items():
+        value = settings.get(key)
+        if value is not None and value not in allowed:
+            raise UserError(f"{where}: {key} = {shown(value)}; only {allowed[0]!r} is supported.")
+
+
+def _name_special(tokenizer: Any, settings: Mapping[str, Any], folder: Path, path: str) -> dict[str, int]:
+    """Ids of bos, eos and pad. Tokens that the settings call special are looked for in texts. UserError for one that is not there."""
+    import tokenizers
+
+    roles, named = {}, []
+    for key, value in settings.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str):
+            named.append((text, None))
+    for key in tokenizer_files.LISTS:
+        value = settings.get(key) or []
+        rows = list(value.values()) if isinstance(value, dict) else value
+        if not isinstance(rows, list):
+            raise UserError(f"{folder}: {key} is {shown(value)}, not a list of tokens.")
+        named += [(row.get("content") if isinstance(row, dict) else row, None) for row in rows]
+    decoder = settings.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise UserError(f"{folder}: added_tokens_decoder is {shown(decoder)}, not tokens by their ids.")
+    named += [(row.get("content") if isinstance(row, dict) else row, number) for number, row in decoder.items()]
+    there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for text, number in dict.fromkeys(named):
+        found = tokenizer.token_to_id(text) if isinstance(text, str) else None
+        if found is None or (number is not None and str(found) != number):
+            wanted = shown(text) + ("" if number is None else f" with the id {shown(number)}")
+            raise UserError(f"{folder} names the token {wanted}; {Path(path).name} has {'none' if found is None else f'the id {found}'}.")
+        if text not in there:
+            tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False)])
+    for role in ("bos", "eos", "pad"):
+        value = settings.get(f"{role}_token")
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            roles[role] = tokenizer.token_to_id(text)
+    return roles
+
+
+def without(tokenizer: Any, size: int, path: str):
+    """The tokenizer without the added tokens from an id on, for a model that has no embeddings of them."""
+    settings = json.loads(tokenizer.to_str())
+    settings["added_tokens"] = [row for row in settings["added_tokens"] if row["id"] < size]
+    return _made(json.dumps(settings), path)
 
 
 def _object(path: Path) -> dict:
@@ -89,10 +187,28 @@ def _object(path: Path) -> dict:
     return found
 
 
+@contextlib.contextmanager
+def library(path: str) -> Iterator[None]:
+    """Turns whatever the library tokenizers raises into a UserError that names the vocabulary.
+
+    For a damaged file it raises Exception itself, or pyo3's PanicException, which is not even one.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"vocabulary {path!r} cannot be read by the library tokenizers ({reason}).") from error
+
+
 def _made(content: str, path: str):
+    """The tokenizer of a JSON text, which neither cuts nor pads."""
     import tokenizers
 
-    try:
-        return tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # noqa: BLE001 (the library raises Exception itself)
-        raise UserError(f"vocabulary {path!r} cannot be read by the library tokenizers ({str(error)[:200]}).") from error
+    tokenizer_bounds.check(content, f"vocabulary {path!r}")
+    with library(path):
+        tokenizer = tokenizers.Tokenizer.from_str(content)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer

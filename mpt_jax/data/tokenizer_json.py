@@ -16,10 +16,11 @@ from mpt_jax.errors import UserError
 from mpt_jax.regular_files import parse_json, read_regular, shown
 
 NAME = "tokenizer.json"
-MOST_BYTES = 40 * 2**20  # mT5's has 16 MB; parsed, JSON takes up to 20 times as much
+MOST_BYTES = 40 * 2**20  # mT5's has 16 MB, Gemma 3's 33; parsed, JSON takes up to 20 times as much
 # its keys: read, or how it was last called and how it writes text, which is SentencePiece's affair here
 KEYS = {"model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens", "version", "truncation", "padding", "decoder"}
 MODEL_KEYS = {"type", "vocab", "unk_id", "byte_fallback"}
+MODEL_HEAD = re.compile(rb'"model"\s*:\s*\{\s*"type"\s*:\s*"(\w+)"\s*,\s*"(\w+)"\s*:\s*(\w*)')  # as the library writes it
 SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")  # mT5's model holds them with their ▁
 SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # sentencepiece_model.proto: SentencePiece.Type
@@ -60,11 +61,15 @@ def sentencepiece_model(path: str | Path) -> tuple[bytes, int]:
     return model.SerializeToString(), sentinels
 
 
-def is_unigram(path: str | Path) -> bool:
-    """Whether a tokenizer.json is of T5's kind, whose model is SentencePiece's (Unigram, and its spaces). UserError if it is not JSON."""
-    settings = parse_json(read_regular(path, MOST_BYTES), f"vocabulary {str(path)!r}")
+def is_t5(path: str | Path) -> bool:
+    """Whether a tokenizer.json is of T5's kind: SentencePiece's Unigram pieces with the unknown one third. UserError if it is not JSON."""
+    content = read_regular(path, MOST_BYTES)
+    head = MODEL_HEAD.search(content)
+    if head and (head[1] != b"Unigram" or head[2] == b"unk_id"):  # a large file is not parsed for that
+        return head.groups() == (b"Unigram", b"unk_id", b"2")
+    settings = parse_json(content, f"vocabulary {str(path)!r}")
     model = settings.get("model") if isinstance(settings, dict) else None
-    return not isinstance(model, dict) or model.get("type", "Unigram") == "Unigram"
+    return not isinstance(model, dict) or (model.get("type", "Unigram") == "Unigram" and model.get("unk_id", 2) == 2)
 
 
 def read(path: str | Path) -> dict[str, Any]:

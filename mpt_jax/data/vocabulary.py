@@ -32,6 +32,7 @@ BYTE_SENTINELS = 125  # ByT5: 3 special + 256 bytes + 125 = 384
 MOST_BYTES = 16 * 2**20  # of a SentencePiece model; mT5's has 4 MB
 MOST_EXTRA_IDS = 100_000
 SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")
+_SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write a space
 _USER_DEFINED = 4  # sentencepiece_model.proto: ModelProto.SentencePiece.Type
 
 
@@ -46,6 +47,7 @@ class Vocabulary(abc.ABC):
     ends: tuple[int, ...] = (EOS_ID,)
     start: tuple[int, ...] = ()  # tokens before every text, where a model has such
     frame = Frame(input_end=(EOS_ID,), target_end=(EOS_ID,))
+    continues = False  # whether a target goes on where its input ends
 
     def __init__(self, path: str, extra_ids: int, content: bytes):
         self.path = path
@@ -54,11 +56,18 @@ class Vocabulary(abc.ABC):
 
     def continuing(self, cue: str = "") -> Vocabulary:
         """The same tokens for a decoder-only model: an input ends with the cue, and a target follows after a space."""
+        return self._continuing(tuple(self.encode(cue)), " ")
+
+    def _continuing(self, cue: tuple[int, ...], space: str) -> Vocabulary:
         found = copy.copy(self)
-        found.frame = Frame(self.start, tuple(self.encode(cue)), " ", self.ends[:1])
+        found.continues, found.frame = True, Frame(self.start, cue, space, self.ends[:1])
         content = f"{self.fingerprint}|{dataclasses.astuple(found.frame)}"
         found.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return found
+
+    def within(self, size: int) -> Vocabulary:
+        """The vocabulary without special tokens from the id ``size`` on, which a model has no embeddings of; itself where it has none."""
+        return self
 
     def input_tokens(self, text: str) -> list[int]:
         """Token ids of an input, with what stands around it."""
@@ -182,27 +191,69 @@ class ByteVocabulary(Vocabulary):
 
 
 class PiecesVocabulary(Vocabulary):
-    """A tokenizer of the library `tokenizers`: any tokenizer.json, or what a GGUF file holds; special tokens in a text are those tokens."""
+    """A tokenizer of the library `tokenizers`: any tokenizer.json, or what a GGUF file holds; special tokens in a text are those tokens.
+
+    `tokens_fingerprint` stands for the tokenizer alone, whatever its ends or what stands around a text.
+    """
 
     first_id = 0
 
     def __init__(self, path: str):
-        self._tokenizer, ids = pieces.from_gguf(path) if pieces.is_gguf(path) else pieces.from_json(path)
-        super().__init__(path, 0, self._tokenizer.to_str().encode())
-        if not ids.get("ends"):
+        tokenizer, ids = pieces.from_gguf(path) if pieces.is_gguf(path) else pieces.from_json(path)
+        if not ids["ends"]:
             raise UserError(f"vocabulary {path!r} names no end token (eos_token): nothing would end an answer.")
+        self._take(path, tokenizer)
         self.ends, self.pad_id, self.start = ids["ends"], ids["pad"], ids["start"]
         self.frame = Frame(self.start, self.ends[:1], "", self.ends[:1])
 
+    def _take(self, path: str, tokenizer) -> None:
+        with pieces.library(path):
+            super().__init__(path, 0, tokenizer.to_str().encode())
+            self._size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+            first = tokenizer.encode("a", add_special_tokens=False).tokens[:1]
+            self._lone_space = next((tokenizer.token_to_id(space) for space in _SPACES if first and first[0].startswith(space)), None)
+            self._spaced = bool(first) and first[0].startswith(_SPACES)
+        self._tokenizer, self.tokens_fingerprint = tokenizer, self.fingerprint
+
     @property
     def size(self) -> int:
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return self._size
+
+    def within(self, size: int) -> Vocabulary:
+        if self._size <= size:
+            return self
+        found = copy.copy(self)
+        found._take(self.path, pieces.without(self._tokenizer, size, self.path))
+        return found
+
+    def continuing(self, cue: str = "") -> Vocabulary:
+        """As Vocabulary.continuing; a tokenizer that puts a space before every text needs none before a target, and none before the cue."""
+        if not self._spaced:
+            return super().continuing(cue)
+        tokens = self.encode(cue)
+        if tokens[:1] == [self._lone_space] and not cue.startswith(" "):
+            tokens = tokens[1:]
+        return self._continuing(tuple(tokens), "")
+
+    def text_of(self, ids: Iterable[int]) -> str:
+        return self.decode(ids).removeprefix(" ")
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with pieces.library(self.path):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode(_until_end(ids, self.ends), skip_special_tokens=True)
+        with pieces.library(self.path):
+            kept = [token for token in _until_end(ids, self.ends) if token != self.pad_id]
+            return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+    def token(self, number: int) -> str | None:
+        """The text of a token."""
+        return self._tokenizer.id_to_token(number)
+
+    def to_json(self) -> str:
+        """The tokenizer as a tokenizer.json."""
+        return self._tokenizer.to_str()
 
 
 def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabulary:
@@ -220,7 +271,7 @@ def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabular
     if file.is_dir():
         names = ("spiece.model", "sentencepiece.model", tokenizer_json.NAME)
         file = file / next((name for name in names if os.path.lexists(file / name)), names[0])
-    if pieces.is_gguf(str(file)) or (file.name == tokenizer_json.NAME and not tokenizer_json.is_unigram(file)):
+    if pieces.is_gguf(str(file)) or (file.name == tokenizer_json.NAME and not tokenizer_json.is_t5(file)):
         return PiecesVocabulary(str(file))
     return SentencePieceVocabulary(str(file), extra_ids)
 
@@ -231,6 +282,10 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
 
     if isinstance(vocabulary, ByteVocabulary):
         return seqio.ByteVocabulary(vocabulary.extra_ids)
+    if isinstance(vocabulary, PiecesVocabulary):
+        from mpt_jax.data.seqio_pieces import SeqioPieces
+
+        return SeqioPieces(vocabulary)
     assert isinstance(vocabulary, SentencePieceVocabulary)
     return seqio.SentencePieceVocabulary(vocabulary.model_file(), vocabulary.extra_ids)
 
@@ -287,6 +342,6 @@ def _load_pieces(path: str, model, extra_ids: int):
     if found != (PAD_ID, EOS_ID, UNK_ID):
         raise UserError(
             f"vocabulary {path!r} has padding, end, unknown = {found}; T5 needs {(PAD_ID, EOS_ID, UNK_ID)}: "
-            "train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
+            "train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1. Of a decoder-only model give the tokenizer.json instead"
         )
     return pieces

@@ -40,7 +40,7 @@ class Backbone:
 
     def vocabulary(self, cue: str = "") -> Vocabulary:
         """Its vocabulary; ``cue``: see Frame. Raises UserError if that has ids for which the backbone has no embedding."""
-        loaded = framed(load_vocabulary(self.vocabulary_path), self.config, cue)
+        loaded = framed(load_vocabulary(self.vocabulary_path).within(self.config.vocab_size), self.config, cue)
         if loaded.size > self.config.vocab_size:
             message = f"vocabulary {self.vocabulary_path!r} has {loaded.size:,} ids, backbone {self.name!r} embeds"
             advice = "name the vocabulary it was trained with: --gin.VOCABULARY=\"'…/spiece.model'\""
@@ -101,8 +101,8 @@ def load_backbone(
 def vocabulary_path(settings: BackboneSettings, own: str | None) -> str:
     """VOCABULARY, or what the backbone brings. Raises UserError if there is neither."""
     if not (settings.vocabulary or own):
-        message = f"BACKBONE = {settings.path!r} brings no vocabulary; name its SentencePiece model"
-        raise UserError(f"{message}: --gin.VOCABULARY=\"'…/spiece.model'\" (or 'bytes').")
+        message = f"BACKBONE = {settings.path!r} brings no vocabulary; name its tokenizer.json or SentencePiece model"
+        raise UserError(f"{message}: --gin.VOCABULARY=\"'…/tokenizer.json'\" (or 'bytes').")
     return settings.vocabulary or own
 
 

@@ -4,8 +4,10 @@ import dataclasses
 
 from mpt_jax.checks import check_choice, check_range, check_types
 from mpt_jax.errors import UserError
+from mpt_jax.regular_files import shown
 
 LAYER_KINDS = ("full", "window")
+MOST_LAYERS = 10_000  # no model has a tenth of it; a damaged file may say anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,12 @@ class Rotary:
 
     def __post_init__(self):
         check_types(self)
+        check_range("Rotary.base", self.base, 1.0)
+        check_range("Rotary.factor", self.factor, 1e-3)
+        check_range("Rotary.original_length", self.original_length, 0)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if not 0 < low < high:
+            raise UserError(f"Rotary.low_frequency_factor = {low} is not below high_frequency_factor = {high}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,21 +59,33 @@ class CausalConfig:
     logits_via_embedding: bool = True  # tied output
 
     def __post_init__(self):
-        object.__setattr__(self, "layer_kinds", tuple(self.layer_kinds) or ("full",) * self.num_layers)
+        object.__setattr__(self, "layer_kinds", tuple(self.layer_kinds))
         for name in ("rotary", "window_rotary"):
             if isinstance(getattr(self, name), dict):
                 object.__setattr__(self, name, Rotary(**getattr(self, name)))
         check_types(self)
+        check_range("CausalConfig.num_layers", self.num_layers, 1, MOST_LAYERS)
+        object.__setattr__(self, "layer_kinds", self.layer_kinds or ("full",) * self.num_layers)
         check_choice("CausalConfig.activation", self.activation, ("silu", "gelu"))
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
+        for name in ("vocab_size", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
             check_range(f"CausalConfig.{name}", getattr(self, name), 1)
+        check_range("CausalConfig.norm_epsilon", self.norm_epsilon, 0.0, 1.0)
+        for name in ("query_scale", "attention_cap", "logits_cap", "window"):
+            check_range(f"CausalConfig.{name}", getattr(self, name), 0)
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"CausalConfig.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}.")
         if self.head_dim % 2:
             raise UserError(f"CausalConfig.head_dim = {self.head_dim} is odd; rotary positions turn pairs.")
         if len(self.layer_kinds) != self.num_layers or set(self.layer_kinds) - set(LAYER_KINDS):
-            raise UserError(f"CausalConfig.layer_kinds = {self.layer_kinds}; it takes {self.num_layers} of {', '.join(LAYER_KINDS)}.")
-        if "window" in self.layer_kinds and self.window < 1:
+            found = f"{len(self.layer_kinds)} of {shown(sorted(set(self.layer_kinds)))}"
+            raise UserError(f"CausalConfig.layer_kinds has {found}; it takes {self.num_layers} of {', '.join(LAYER_KINDS)}.")
+        # so that equal shapes are equal
+        if self.query_scale == self.head_dim**-0.5:
+            object.__setattr__(self, "query_scale", 0.0)
+        if "window" not in self.layer_kinds:
+            object.__setattr__(self, "window", 0)
+            object.__setattr__(self, "window_rotary", None)
+        elif self.window < 1:
             raise UserError(f"CausalConfig.window = {self.window}; its 'window' layers need 1 or more.")
 
     @property

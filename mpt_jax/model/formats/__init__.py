@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats import gguf_file, huggingface, names, own, t5x
+from mpt_jax.model.families import family_of
+from mpt_jax.model.formats import gguf_file, huggingface, huggingface_folder, names, own, t5x
 from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.formats.folder_writer import write_folder
 
-__all__ = ["LazyArray", "detect", "fingerprint", "in_memory", "read_backbone", "restore", "write_backbone"]
+__all__ = ["LazyArray", "check_t5", "detect", "fingerprint", "in_memory", "read_backbone", "restore", "write_backbone"]
 
+T5X_FORMATS = ("t5x", "orbax")
 BYTES_VOCABULARY = 384  # ids of ByT5
 RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights
 
@@ -36,7 +38,7 @@ def read_backbone(path: str | os.PathLike) -> tuple[Any, dict[str, LazyArray], s
         raise UserError(f"{path} holds prompts ({kind}), not a backbone.")
     if kind == "huggingface":
         folder = Folder(path)
-        config, arrays = huggingface.read(folder)
+        config, arrays = huggingface_folder.read(folder)
         return config, arrays, huggingface.vocabulary(folder)
     if kind == "gguf":
         return gguf_file.read(path)
@@ -55,6 +57,13 @@ def _bytes(config: Any) -> str | None:
     return "bytes" if config.vocab_size == BYTES_VOCABULARY else None
 
 
+def check_t5(config: Any, to: str) -> None:
+    """UserError for a shape that T5X's model does not compute."""
+    family = family_of(config)
+    if family.name != "t5":
+        raise UserError(f"T5X has no model like this {family.words(config)}; --to {to} writes T5 alone. Write it --to own or hf.")
+
+
 def write_backbone(
     kind: str, dest: str, config: Any, params: Mapping[str, Any], vocabulary: str | None = None
 ) -> None:
@@ -69,10 +78,12 @@ def write_backbone(
     arrays = names.match(config, arrays, names.OURS, "The backbone to write")
     writers: dict[str, Callable[[str], None]] = {
         "own": lambda folder: own.write(folder, config, arrays, vocabulary),
-        "hf": lambda folder: huggingface.write(folder, config, arrays, vocabulary),
+        "hf": lambda folder: huggingface_folder.write(folder, config, arrays, vocabulary),
         "t5x": lambda folder: t5x.write_native(folder, arrays),
         "orbax": lambda folder: t5x.write_orbax(folder, arrays),
     }
     if kind not in writers:
         raise UserError(f"A backbone cannot be written as {kind!r}; formats: {', '.join(writers)}.")
+    if kind in T5X_FORMATS:
+        check_t5(config, kind)
     return write_folder(dest, writers[kind])

@@ -6,7 +6,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.model.formats import own, t5x
 from mpt_jax.model.formats.arrays import listed
 from mpt_jax.model.formats.files import Folder, is_remote
-from mpt_jax.model.formats.huggingface import MODEL_TYPES
+from mpt_jax.model.formats.huggingface_folder import READERS
 from mpt_jax.regular_files import check_regular
 
 BACKBONES = ("own", "huggingface", "gguf", "t5x", "t5x_file", "orbax")
@@ -40,7 +40,7 @@ def detect(path: str, inside: bool = False) -> tuple[str, str]:
         if "model_type" in settings:
             return "huggingface", path
         raise UserError(
-            f"{folder.where('config.json')} is neither Hugging Face's (model_type: {', '.join(MODEL_TYPES)}) nor ours."
+            f"{folder.where('config.json')} is neither Hugging Face's (model_type: {', '.join(READERS)}) nor ours."
         )
     if t5x.orbax_folder(folder) is not None:
         return "orbax", path

@@ -1,11 +1,12 @@
 """Files and folders that are there whole or not at all, and never take the place of something."""
 
 import contextlib
+import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from mpt_jax.errors import UserError
 
@@ -61,6 +62,13 @@ def _check_name(dest: str) -> None:
         raise UserError(f"{dest!r} cannot be written: it is not a text. Give another --output.") from error
     if "\0" in dest:
         raise UserError(f"{dest!r} cannot be written: it has a zero in it. Give another --output.")
+
+
+def write_json(path: str, value: Mapping[str, Any]) -> None:
+    """Writes an object as JSON."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
 
 
 @contextlib.contextmanager

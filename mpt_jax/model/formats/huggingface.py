@@ -1,6 +1,5 @@
 """Hugging Face folders of T5ForConditionalGeneration: config.json, weights, tokenizer files."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +10,10 @@ from mpt_jax.errors import UserError
 from mpt_jax.model.families import t5_names
 from mpt_jax.model.families.t5 import FAMILY as T5
 from mpt_jax.model.families.t5_config import T5Config
-from mpt_jax.model.formats import huggingface_keys, names, safetensors, torch_file
-from mpt_jax.model.formats.arrays import FLOAT_TYPES, LazyArray, listed
+from mpt_jax.model.formats import huggingface_keys, huggingface_weights, names, safetensors
+from mpt_jax.model.formats.arrays import LazyArray, listed
 from mpt_jax.model.formats.files import Folder, copy_file, is_remote
+from mpt_jax.model.formats.folder_writer import write_json
 from mpt_jax.regular_files import shown
 
 MODEL_TYPES = ("t5", "mt5")  # ByT5 and Flan call themselves t5; umt5 has a relative bias in every layer
@@ -26,20 +26,13 @@ CONFIG_KEYS = {
     "relative_attention_max_distance": "relative_attention_max_distance",
 }  # fmt: skip
 OPTIONAL = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance")
-COMPARED_BYTES = 2**24  # of two embeddings at once
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 def read(folder: Folder) -> tuple[T5Config, dict[str, LazyArray]]:
     """Config and arrays by our names; nothing is read yet. Raises UserError naming what is missing, left over
     or unknown."""
     settings = _settings(folder)
-    arrays = _weights(folder)
+    arrays = huggingface_weights.read(folder)
     for name in t5_names.UNUSED:
         arrays.pop(name, None)
     embedding = _merge_embeddings(folder, arrays)
@@ -58,41 +51,6 @@ def _settings(folder: Folder) -> dict[str, Any]:
     return huggingface_keys.check_config(settings, where)
 
 
-def _weights(folder: Folder) -> dict[str, LazyArray]:
-    """Arrays by Hugging Face's names from whichever weight file the folder has, in the order of WEIGHTS."""
-    for name in WEIGHTS:
-        if not folder.exists(name):
-            continue
-        if not name.endswith(".index.json"):
-            return _file(folder, name)
-        return _shards(folder, name)
-    raise UserError(f"{folder.path} has a config.json but no weights; looked for {', '.join(WEIGHTS)}.")
-
-
-def _file(folder: Folder, name: str) -> dict[str, LazyArray]:
-    arrays = safetensors.read(folder, name)[0] if name.endswith(".safetensors") else torch_file.read(folder, name)
-    for key, lazy in arrays.items():
-        if lazy.dtype not in FLOAT_TYPES.values():
-            raise UserError(f"{lazy.source} ({key}) has type {lazy.dtype}; weights may be {', '.join(FLOAT_TYPES)}.")
-    return arrays
-
-
-def _shards(folder: Folder, index_name: str) -> dict[str, LazyArray]:
-    shard_of = folder.read_json(index_name).get("weight_map", {})
-    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
-        raise UserError(f"{folder.where(index_name)}: weight_map is {shown(shard_of)}, not names of files by names of arrays.")
-    arrays: dict[str, LazyArray] = {}
-    for name in sorted(set(shard_of.values())):
-        if os.path.basename(name) != name or not name.isprintable() or not name.endswith((".safetensors", ".bin")):
-            raise UserError(f"{folder.where(index_name)} names the shard {shown(name)}, which is not a weight file in the folder itself.")
-        shard = _file(folder, name)
-        absent = {key for key, where in shard_of.items() if where == name} - shard.keys()
-        if absent:
-            raise UserError(f"{folder.where(name)} lacks {listed(absent)}, which {index_name} places there.")
-        arrays.update({key: lazy for key, lazy in shard.items() if shard_of.get(key) == name})
-    return arrays
-
-
 def _merge_embeddings(folder: Folder, arrays: dict[str, LazyArray]) -> LazyArray:
     """Leaves one shared embedding in `arrays`. Raises UserError if the file has two that differ."""
     present = [name for name in t5_names.EMBEDDING_ALIASES if name in arrays]
@@ -100,7 +58,7 @@ def _merge_embeddings(folder: Folder, arrays: dict[str, LazyArray]) -> LazyArray
         raise UserError(f"{folder.path} has no shared embedding; looked for {', '.join(t5_names.EMBEDDING_ALIASES)}.")
     first = arrays[present[0]]
     for name in present[1:]:
-        if not _equal(first, arrays[name]):
+        if not huggingface_weights.equal(first, arrays[name]):
             raise UserError(
                 f"{folder.path}: {present[0]} and {name} differ; encoder and decoder must share one embedding."
             )
@@ -108,20 +66,6 @@ def _merge_embeddings(folder: Folder, arrays: dict[str, LazyArray]) -> LazyArray
         del arrays[name]
     arrays["shared.weight"] = first
     return first
-
-
-def _equal(first: LazyArray, second: LazyArray) -> bool:
-    """Whether two arrays hold the same numbers, compared a block of rows at a time."""
-    if first.shape != second.shape:
-        return False
-    if len(first.shape) != 2 or (first.place is not None and first.place == second.place):
-        return True  # of another number of axes: names.match tells
-    rows = max(1, COMPARED_BYTES // max(1, first.shape[1] * first.dtype.itemsize))
-    for start in range(0, first.shape[0], rows):
-        index = (slice(start, start + rows), slice(None))
-        if first.load(index=index).tobytes() != second.load(first.dtype, index).tobytes():
-            return False
-    return True
 
 
 def _config(
@@ -159,7 +103,7 @@ def _settle_output(where: str, arrays: dict[str, LazyArray], embedding: LazyArra
     """Takes a copy of the embedding out of `arrays`, or puts the embedding there as the output that a model shares unscaled."""
     head = arrays.get("lm_head.weight")
     if scaled and head is not None:
-        if not _equal(head, embedding):
+        if not huggingface_weights.equal(head, embedding):
             raise UserError(
                 f"{where}: the output is scaled as in T5 v1.0, but lm_head.weight is not the shared embedding. Set "
                 "tie_word_embeddings to false if this is a v1.1 model."
@@ -210,10 +154,10 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
     _write_json(folder, "config.json", settings_of(config, dtype))
     _write_json(folder, "generation_config.json", {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
     if vocabulary:
-        _write_tokenizer(folder, vocabulary)
+        write_tokenizer(folder, vocabulary)
 
 
-def _write_tokenizer(folder: str, vocabulary: str) -> None:
+def write_tokenizer(folder: str, vocabulary: str) -> None:
     """Copies a tokenizer and tells transformers its sentinels: those that a SentencePiece model lacks, or all of a tokenizer.json."""
     if vocabulary == BYTES:
         return _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": BYTE_SENTINELS})
@@ -229,9 +173,7 @@ def _write_tokenizer(folder: str, vocabulary: str) -> None:
 
 
 def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
+    write_json(os.path.join(folder, name), value)
 
 
 def vocabulary(folder: Folder) -> str | None:

@@ -111,11 +111,11 @@ def _check(settings: Mapping[str, Any], where: str) -> None:
 
 
 def _check_value(settings: Mapping[str, Any], key: str, allowed: tuple, where: str) -> None:
-    if key in settings and not any(_same(settings[key], value) for value in allowed):
+    if key in settings and not any(same(settings[key], value) for value in allowed):
         choices = " or ".join(repr(value) for value in allowed if value is not None) or "null"
         raise UserError(f"{where}: {key} = {shown(settings[key])}; only {choices} is supported.")
 
 
-def _same(value: Any, allowed: Any) -> bool:
+def same(value: Any, allowed: Any) -> bool:
     """Equality, but 1 is not True."""
     return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)

@@ -1,5 +1,5 @@
 """This package's own backbone folder: config.json (family and fields of its shape), model.safetensors under our
-names, and the vocabulary: spiece.model, tokenizer.json, or nothing for bytes."""
+names, and the vocabulary: spiece.model, tokenizer.json with what lies beside it, or nothing for bytes."""
 
 import dataclasses
 import json
@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mpt_jax.data.vocabulary import load_vocabulary
+from mpt_jax.data.vocabulary import BYTES, PiecesVocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import FAMILIES, family_named, family_of
-from mpt_jax.model.formats import names, safetensors
+from mpt_jax.model.formats import huggingface_tokenizer, names, safetensors
 from mpt_jax.model.formats.arrays import LazyArray, listed
 from mpt_jax.model.formats.files import Folder, copy_file, is_remote
+from mpt_jax.model.formats.folder_writer import write_json
 from mpt_jax.regular_files import shown
 
 WEIGHTS = "model.safetensors"
@@ -49,8 +50,11 @@ def write(folder: str, config: Any, arrays: Mapping[str, LazyArray], vocabulary:
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump({"family": family_of(config).name, **dataclasses.asdict(config)}, file, indent=2)
         file.write("\n")
-    if vocabulary and vocabulary != "bytes":
-        if not is_remote(vocabulary):
-            load_vocabulary(vocabulary)  # refuses what the copy alone would lose
+    if not vocabulary or vocabulary == BYTES:
+        return
+    held = None if is_remote(vocabulary) else load_vocabulary(vocabulary)  # refuses what the copy alone would lose
+    if isinstance(held, PiecesVocabulary):
+        write_json(os.path.join(folder, "generation_config.json"), huggingface_tokenizer.write(folder, vocabulary))
+    else:
         name = "tokenizer.json" if vocabulary.endswith("tokenizer.json") else "spiece.model"
         copy_file(vocabulary, os.path.join(folder, name))
