@@ -5,6 +5,7 @@ any format, a gs:// path or the name of a shipped backbone; the format asked for
 prompts are taken.
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -29,9 +30,9 @@ def convert(source: str, to: str, output: str, task: str | None = None, backbone
 
     to: 't5x' (native), 'orbax' (T5X on Orbax), 'hf', 'own' for backbones; 'peft' (multitask adapter),
     'peft_single', 'npz', 'npy' for prompts; 't5x_bank' for both together, as T5X's trainer restores them. task: only
-    this task's prompt; where a run trained it several times, `TASK#ROW`. backbone: for 't5x_bank', the one that the
-    prompts were trained on, where the source does not tell. Raises UserError saying what is wrong; output is written
-    whole or not at all.
+    this task's prompt; where a run trained it several times, `TASK#ROW`. backbone: the one that the prompts were trained on,
+    where the source does not tell: 't5x_bank' holds it, and PEFT's adapters depend on its family. Raises UserError saying
+    what is wrong; output is written whole or not at all.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to!r} is none of {', '.join(FORMATS)}.")
@@ -45,7 +46,7 @@ def convert(source: str, to: str, output: str, task: str | None = None, backbone
             raise UserError(f"--task {task!r} chooses a prompt; --to {to} writes a backbone.")
         config, arrays, vocabulary = formats.read_backbone(source)
         return formats.write_backbone(to, output, config, arrays, vocabulary)
-    held = read_prompts(source)
+    held = read_prompts(source, backbone)
     if task:
         held = held.select([_row(held, label) for label in task.split(",")])
     if to == BANK_FORMAT:
@@ -98,10 +99,18 @@ def _resolve(source: str, given_as: str) -> str:
     return str(backbone_folder(source, given_as))
 
 
-def read_prompts(source: str) -> prompts.PromptFile:
-    """The prompts of a run folder (its best ones) or of a file in any format."""
+def read_prompts(source: str, backbone: str | None = None) -> prompts.PromptFile:
+    """The prompts of a run folder (its best ones) or of a file in any format, with what PEFT does with those of the backbone, if given."""
     kind, path = formats.detect(source)
-    return _from_run(path) if kind == "run" else prompts.read(source)
+    if kind == "run":
+        return _from_run(path)
+    if not backbone:
+        return prompts.read(source)
+    config, _, _ = formats.read_backbone(_resolve(backbone, "--backbone"))
+    facts = prompts.peft_facts(config)
+    held = prompts.read(source, width=config.d_model, scale=facts["prompt_scale"])
+    known = {"name": backbone} | held.metadata.get("backbone", {}) | facts
+    return dataclasses.replace(held, metadata=held.metadata | {"backbone": known})
 
 
 def _from_run(run_dir: str) -> prompts.PromptFile:

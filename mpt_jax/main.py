@@ -279,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, help="t5x | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank")
     convert.add_argument("--output", required=True)
     convert.add_argument("--task", default=None, help="one task of a bank (default: all)")
-    convert.add_argument("--backbone", default=None, help="of the prompts, for t5x_bank, where the source does not name it")
+    convert.add_argument("--backbone", default=None, help="of the prompts, where the source does not name it")
     report = add("report", command_report)
     report.add_argument("run_dirs", nargs="+", help="run folders")
     report.add_argument("--output", default=None, help="folder to write to (default: the first run folder)")

@@ -1,10 +1,7 @@
-"""GGUF files: every type and architecture gives the numbers that were written, and a bad file one sentence in little time and memory.
-
-gguf_parts.py and model/formats/gguf_file.py.
-"""
+"""GGUF files: every type and architecture gives the numbers that were written, and a bad file one sentence in little time and memory
+(gguf_file.py, gguf_parts.py)."""
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import struct
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 from tiny_causal import CONFIGS, flat_params, smaller
 from tiny_gguf import KINDS, write, write_keys
+from tiny_model import run_forward
 from tiny_tokenizers import TEXTS, tokenizer
 
 from mpt_jax.data.vocabulary import load_vocabulary
@@ -35,11 +33,6 @@ from mpt_jax.model.network import forward
 
 # a file whose rows are long enough for every type
 LONG = smaller("llama", d_model=256, num_layers=1, head_dim=64, d_ff=256)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits(network, params, rows):
-    return forward(network, params, rows).logits_BTV
 
 
 @pytest.fixture
@@ -275,7 +268,7 @@ def test_logits_are_those_of_transformers_reading(name, tmp_path):
     model = load(tmp_path, gguf_file="x.gguf", config=theirs, attn_implementation="eager", dtype=torch.float32).eval()
     ids = np.random.default_rng(0).integers(3, config.vocab_size, (2, 14)).astype(np.int32)
     rows = Rows(ids[:, :9], np.full(2, 9, np.int32), ids[:, 9:], np.full(2, 5, np.int32))
-    ours = logits(Network(found), formats.restore(arrays, np.float32), rows)
+    ours = run_forward(Network(found), formats.restore(arrays, np.float32), rows).logits_BTV
     with torch.no_grad():
         theirs = model(torch.tensor(ids, dtype=torch.long)).logits[:, 8:13].numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())

@@ -1,8 +1,6 @@
-"""Hugging Face folders of decoder-only models: every key is read, ignored for a reason, or refused by name; files come back.
-
-Of model/formats: huggingface_causal.py, huggingface_causal_keys.py, huggingface_rope.py, huggingface_folder.py, huggingface_weights.py,
-huggingface_tokenizer.py.
-"""
+"""Hugging Face folders of decoder-only models: every key is read, ignored for a reason, or refused by name;
+files come back as they were (huggingface_causal.py, huggingface_causal_keys.py, huggingface_rope.py, huggingface_folder.py,
+huggingface_weights.py, huggingface_tokenizer.py)."""
 
 import dataclasses
 import json
@@ -172,8 +170,7 @@ def test_notes_nulls_and_what_changes_no_arithmetic_is_ignored(folder):
     change(
         folder, attention_bias=False, mlp_bias=False, pretraining_tp=2, attention_dropout=0.1, max_position_embeddings=2048, bos_token_id=1,
         eos_token_id=[2, 3], rope_interleaved=False, is_llama_config=True, transformers_version="5.0", _name_or_path="x",
-        sliding_window=None,
-        attn_logit_softcapping=None, unsloth_fixed=True, initializer_range=0.02, dtype="float32",
+        sliding_window=None, attn_logit_softcapping=None, unsloth_fixed=True, initializer_range=0.02, dtype="float32",
     )  # fmt: skip
     (folder / "generation_config.json").write_text(
         '{"eos_token_id": [2], "temperature": 0.6, "repetition_penalty": 1.1, "do_sample": true}'
@@ -346,7 +343,7 @@ def test_folders_that_transformers_writes_are_read_and_the_other_way_round(name,
 
 @pytest.mark.parametrize("old", [True, False])
 def test_the_text_part_of_a_model_of_texts_and_images(old, tmp_path):
-    transformers, _ = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     text = {key: value for key, value in settings_of(CONFIGS["gemma3"], "float32").items() if key not in ("architectures", "torch_dtype")}
     vision = {
         "hidden_size": 16,

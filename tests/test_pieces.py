@@ -1,7 +1,5 @@
-"""Any tokenizer.json gives the ids that transformers gives, with what stands around texts; damaged ones are refused, not a panic.
-
-Of data: pieces.py, seqio_pieces.py, tokenizer_bounds.py, frame.py.
-"""
+"""Any tokenizer.json gives the ids that transformers gives, with what stands around texts; damaged ones are refused, not a panic
+(pieces.py, frame.py, tokenizer_bounds.py, seqio_pieces.py)."""
 
 import base64
 import json

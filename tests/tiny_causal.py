@@ -4,7 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from mpt_jax.config import Computation
+from mpt_jax.methods.prompt import GIVEN
 from mpt_jax.model.families.causal_config import CausalConfig, Rotary
+from mpt_jax.model.families.family import Network, Rows
 from mpt_jax.model.formats import names
 from mpt_jax.model.formats.arrays import unflatten
 
@@ -52,3 +55,26 @@ def smaller(name: str, **changes) -> CausalConfig:
     """A variant with other sizes; with another number of layers all of them see everything."""
     kinds = {"layer_kinds": ()} if "num_layers" in changes else {}
     return dataclasses.replace(CONFIGS[name], **kinds | changes)
+
+
+def given(config: CausalConfig, **computation) -> Network:
+    """A network whose examples bring their prompts, ``own(prompts)``."""
+    return Network(config, Computation(**computation), GIVEN)
+
+
+def own(prompts_UPD) -> dict:
+    """The parameters of tasks with these prompts."""
+    return {"prompt": prompts_UPD}
+
+
+def rows(seed: int = 0, input_lengths=(5, 9, 3), target_lengths=(4, 2, 3), slots=None) -> Rows:
+    """Random tokens of unequal lengths; past a row's end there are real tokens too, which nobody may see."""
+    rng = np.random.default_rng(seed)
+    inputs, targets = (rng.integers(3, 96, (len(sizes), max(sizes))).astype(np.int32) for sizes in (input_lengths, target_lengths))
+    slot_B = None if slots is None else np.array(slots, np.int32)
+    return Rows(inputs, np.array(input_lengths, np.int32), targets, np.array(target_lengths, np.int32), slot_B)
+
+
+def prompts(number: int = 2, length: int = 6, width: int = 32) -> np.ndarray:
+    """Random prompts (U, P, D), some in the range of embeddings."""
+    return np.random.default_rng(9).normal(0, 0.5, (number, length, width)).astype(np.float32)

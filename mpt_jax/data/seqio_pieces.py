@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 class SeqioPieces(seqio.Vocabulary):
-    """Text to ids as a vocabulary.PiecesVocabulary does, without what stands around a text; ``eos_id``: the first token that ends one."""
+    """Text to ids as a PiecesVocabulary does, without what stands around a text; ``eos_id`` is the first token that ends one."""
 
     def __init__(self, pieces: Any):
         self.pieces = pieces

@@ -75,8 +75,9 @@ def init(start: Start) -> dict[str, Any]:
             bank, names = _source_runs(*start.source, seed)
             banks.append(transfer(bank, names, settings, members, seed))
             continue
+        scale = prompts.peft_facts(start.network.config)["prompt_scale"]
         text_ids = start.text_ids[settings.init_text] if start.text_ids else None
-        shared_GPD = init_prompt(settings, embedding_VD, seed, text_ids)[None]
+        shared_GPD = init_prompt(settings, embedding_VD, seed, text_ids, scale)[None]
         factors = init_factors(settings, members, shared_GPD.shape[2], seed) if settings.rank else (None, None)
         banks.append(PromptBank(shared_GPD, *factors, np.zeros(members, np.int32)))
     return paths_of(stack_groups(banks))
@@ -111,8 +112,10 @@ def _rates(row: Mapping[str, Any]) -> tuple:
     return row.get("learning_rate"), row.get("factor_learning_rate")
 
 
-def init_prompt(settings: PromptSettings, embedding_VD, seed: int, text_ids: Sequence[int] | None = None):
+def init_prompt(settings: PromptSettings, embedding_VD, seed: int, text_ids: Sequence[int] | None = None, scale: float | None = None):
     """One prompt (P, D) float32 by ``settings.init``; text_ids are the tokens of ``settings.init_text`` without EOS.
+
+    scale: what a PEFT adapter's prompt is multiplied by (formats/prompts.py).
 
     'vocabulary': rows drawn without repetition from the first ``init_vocabulary_rows`` [ATTEMPT modeling_t5.py:1759].
     """
@@ -122,7 +125,7 @@ def init_prompt(settings: PromptSettings, embedding_VD, seed: int, text_ids: Seq
         scale = settings.init_uniform_scale
         return rng.uniform(-scale, scale, (length, width)).astype(np.float32)
     if settings.init == "file":
-        return read_prompt_array(settings.init_file, length, width)
+        return read_prompt_array(settings.init_file, length, width, scale)
     if settings.init == "text":
         if not text_ids:
             raise UserError("PromptSettings.init = 'text' needs a text: set PromptSettings.init_text.")
@@ -136,13 +139,13 @@ def _embedded(embedding_VD, tokens_P):
     return to_host(jnp.take(jnp.asarray(embedding_VD), tokens_P, axis=0).astype(jnp.float32))
 
 
-def read_prompt_array(path: str, length: int, width: int) -> np.ndarray:
+def read_prompt_array(path: str, length: int, width: int, scale: float | None = None) -> np.ndarray:
     """A (P, D) float32 prompt from a file of any format with one prompt: .npy, .npz, PEFT adapter, T5X checkpoint.
 
     Raises UserError for several prompts, another shape or a missing file.
     """
     try:
-        held = prompts.read(path)
+        held = prompts.read(path, scale=scale)
     except UserError as error:
         raise UserError(f"PromptSettings.init_file: {error}") from error
     if len(held.task_names) != 1:

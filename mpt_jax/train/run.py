@@ -21,6 +21,7 @@ from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
+from mpt_jax.model.formats.prompts import peft_facts
 from mpt_jax.run_folder import devices, open_run_folder, versions, writes
 from mpt_jax.train import teachers
 from mpt_jax.train.loop import Loop
@@ -167,7 +168,12 @@ def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
             "backbone": backbone.num_parameters,
             "fraction_of_backbone": per_task / backbone.num_parameters,
         },
-        "backbone": {"name": settings.backbone.path, "fingerprint": backbone.fingerprint, "parameters": backbone.num_parameters},
+        "backbone": {
+            "name": settings.backbone.path,
+            "fingerprint": backbone.fingerprint,
+            "parameters": backbone.num_parameters,
+            **peft_facts(backbone.config),
+        },
         "vocabulary": {"path": backbone.vocabulary_path},
         "devices": devices(),
         "versions": versions(),

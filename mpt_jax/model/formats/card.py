@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mpt_jax.model.formats.prompts import PromptFile
+from mpt_jax.model.formats.prompts import CAUSAL, PromptFile
 
 USE = {
     "peft": (
         "```python\n"
         "from peft import PeftModel\n"
-        "from transformers import AutoModelForSeq2SeqLM\n\n"
-        'backbone = AutoModelForSeq2SeqLM.from_pretrained("BACKBONE")\n'
+        "from transformers import AUTO_CLASS\n\n"
+        'backbone = AUTO_CLASS.from_pretrained("BACKBONE")\n'
         'model = PeftModel.from_pretrained(backbone, "THIS_FOLDER")\n'
         "# a multitask adapter also takes task_ids: the place of the task in `task_names` of "
         "adapter_config.json\n"
@@ -50,10 +50,29 @@ def card(kind: str, prompts: PromptFile) -> str:
     }
     lines = [*head, "", f"# Prompts for {facts['tasks']}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", "## Tasks, in the order of the file", "", *_tasks(prompts), "", "## Use", "", USE[kind]]
+    lines += ["", "## Tasks, in the order of the file", "", *_tasks(prompts), "", "## Use", "", _use(kind, backbone)]
     if metadata.get("settings"):
         lines += ["## Settings", "", "```json", json.dumps(metadata["settings"], indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _use(kind: str, backbone: Mapping[str, Any]) -> str:
+    """How to use the file with the backbone."""
+    causal, scale = backbone.get("task_type") == CAUSAL, backbone.get("prompt_scale", 1.0)
+    text = USE[kind].replace("AUTO_CLASS", "AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM")
+    if kind == "peft" and causal:
+        text += (
+            "\nAnswer texts of one length together, or one by one: PEFT passes over positions, so tokens that fill a row up on its left "
+            "push the prompt away from the text.\n"
+        )
+    if kind == "peft" and scale != 1:
+        text += (
+            f"\nThe prompt is multiplied by {scale:.6g}, the square root of its width, as transformers from 5 on multiplies this model's "
+            "embedded tokens before the prompt comes in front of them. transformers 4 does so afterwards for Gemma 1 and 2: use 5.\n"
+        )
+    if kind != "peft" and scale != 1:
+        text += "\nIts vectors are like rows of the embedding table: the model multiplies them by the square root of their width.\n"
+    return text
 
 
 def _tasks(prompts: PromptFile) -> list[str]:

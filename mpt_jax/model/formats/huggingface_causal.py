@@ -128,49 +128,49 @@ def read_config(settings: Mapping[str, Any], where: str) -> CausalConfig:
         raise UserError(f"{where}: model_type {shown(kind)} is none of {', '.join(MODEL_TYPES)}.")
     row = MODELS[kind]
     huggingface_causal_keys.check_config(settings, row.keys, where)
-    told = {**row.defaults, **settings}
-    _check_activation(told, row, where)
-    heads, width = (told.get(key) for key in ("num_attention_heads", "hidden_size"))
+    values = {**row.defaults, **settings}
+    _check_activation(values, row, where)
+    heads, width = (values.get(key) for key in ("num_attention_heads", "hidden_size"))
     head_dim = width // heads if type(width) is type(heads) is int and heads > 0 else None
     for key, default in (("num_key_value_heads", heads), ("head_dim", head_dim)):
-        told[key] = default if told.get(key) is None else told[key]
-    missing = next((key for key in CONFIG_KEYS.values() if told.get(key) is None), None)
+        values[key] = default if values.get(key) is None else values[key]
+    missing = next((key for key in CONFIG_KEYS.values() if values.get(key) is None), None)
     if missing:
         raise UserError(f"{where} does not say {missing}.")
-    layers = told["num_hidden_layers"]
+    layers = values["num_hidden_layers"]
     if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
         raise UserError(f"{where}: num_hidden_layers = {shown(layers)}; it takes a whole number in 1 .. {MOST_LAYERS}.")
-    fields = {field: told[key] for field, key in CONFIG_KEYS.items()}
-    fields |= {field: told[key] for field, key in CAPS.items() if told.get(key) is not None}
-    fields |= _windows(kind, told, row, layers, where) | read_rope(told, kind == "gemma3_text", where) | row.facts
+    fields = {field: values[key] for field, key in CONFIG_KEYS.items()}
+    fields |= {field: values[key] for field, key in CAPS.items() if values.get(key) is not None}
+    fields |= _windows(kind, values, row, layers, where) | read_rope(values, kind == "gemma3_text", where) | row.facts
     if "query_pre_attn_scalar" in row.keys:
-        fields |= _query_scale(told, where)
+        fields |= _query_scale(values, where)
     config = names.make_config(FAMILY, {"name": "custom", **fields}, where, CONFIG_KEYS | CAPS | {"window": "sliding_window"})
     return names.named(config)
 
 
-def _check_activation(told: Mapping[str, Any], row: Model, where: str) -> None:
+def _check_activation(values: Mapping[str, Any], row: Model, where: str) -> None:
     for key in ("hidden_act", *(key for key in row.keys if key == "hidden_activation")):
-        if told[key] not in (*row.activations, None):
-            raise UserError(f"{where}: {key} = {shown(told[key])}; only {' or '.join(map(repr, row.activations))} is supported.")
+        if values[key] not in (*row.activations, None):
+            raise UserError(f"{where}: {key} = {shown(values[key])}; only {' or '.join(map(repr, row.activations))} is supported.")
 
 
-def _query_scale(told: Mapping[str, Any], where: str) -> dict[str, float]:
-    scalar = told["query_pre_attn_scalar"]
+def _query_scale(values: Mapping[str, Any], where: str) -> dict[str, float]:
+    scalar = values["query_pre_attn_scalar"]
     if isinstance(scalar, bool) or not isinstance(scalar, int | float) or not 0 < scalar < 2**31:
         raise UserError(f"{where}: query_pre_attn_scalar = {shown(scalar)}; it takes a number above 0.")
-    return {} if scalar == told["head_dim"] else {"query_scale": scalar**-0.5}
+    return {} if scalar == values["head_dim"] else {"query_scale": scalar**-0.5}
 
 
-def _windows(kind: str, told: Mapping[str, Any], row: Model, layers: int, where: str) -> dict[str, Any]:
+def _windows(kind: str, values: Mapping[str, Any], row: Model, layers: int, where: str) -> dict[str, Any]:
     """CausalConfig's window and layer_kinds; {} where every layer sees everything."""
     if "sliding_window" not in row.keys:
         return {}
-    window, types = told["sliding_window"], told.get("layer_types")
-    if "use_sliding_window" in row.keys and not told.get("use_sliding_window"):
+    window, types = values["sliding_window"], values.get("layer_types")
+    if "use_sliding_window" in row.keys and not values.get("use_sliding_window"):
         window = None
     if types is None:
-        types = _default_types(kind, told, window, layers, where)
+        types = _default_types(kind, values, window, layers, where)
     if not isinstance(types, list) or len(types) != layers or not all(isinstance(each, str) and each in KINDS for each in types):
         raise UserError(f"{where}: layer_types is {shown(types)}; it takes {FULL!r} or {WINDOW!r} for each of the {layers} layers.")
     if WINDOW not in types:
@@ -180,17 +180,17 @@ def _windows(kind: str, told: Mapping[str, Any], row: Model, layers: int, where:
     return {"window": window, "layer_kinds": tuple(KINDS[each] for each in types)}
 
 
-def _default_types(kind: str, told: Mapping[str, Any], window: Any, layers: int, where: str) -> list[str]:
+def _default_types(kind: str, values: Mapping[str, Any], window: Any, layers: int, where: str) -> list[str]:
     """Which layers have a window where layer_types does not say it, as transformers has it."""
     if kind == "gemma3_text":
-        every = told.get("_sliding_window_pattern", told["sliding_window_pattern"])
+        every = values.get("_sliding_window_pattern", values["sliding_window_pattern"])
     else:
         every = 2 if kind == "gemma2" else 0
     if type(every) is not int or every < 0:
         raise UserError(f"{where}: sliding_window_pattern = {shown(every)}; it takes a whole number.")
     if every:
         return [WINDOW if (layer + 1) % every else FULL for layer in range(layers)]
-    first = told.get("max_window_layers", 28) if kind.startswith("qwen") else 0
+    first = values.get("max_window_layers", 28) if kind.startswith("qwen") else 0
     if type(first) is not int:
         raise UserError(f"{where}: max_window_layers = {shown(first)}; it takes a whole number.")
     return [FULL if window is None or layer < first else WINDOW for layer in range(layers)]

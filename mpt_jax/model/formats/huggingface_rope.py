@@ -20,12 +20,12 @@ TYPES: dict[str, dict[str, str]] = {
 SAID = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
-def read_rope(told: Mapping[str, Any], by_kind: bool, where: str) -> dict[str, Rotary]:
+def read_rope(values: Mapping[str, Any], by_kind: bool, where: str) -> dict[str, Rotary]:
     """CausalConfig's rotary and window_rotary of a config.json with its defaults.
 
     by_kind: layers with a window always have positions of their own (Gemma 3). Raises UserError for what is not known here.
     """
-    old, new = told.get("rope_scaling"), told.get("rope_parameters")
+    old, new = values.get("rope_scaling"), values.get("rope_parameters")
     if old and new and old != new:
         raise UserError(f"{where} has both rope_scaling = {shown(old)} and rope_parameters = {shown(new)}; take one out.")
     given = old or new or {}
@@ -36,15 +36,15 @@ def read_rope(told: Mapping[str, Any], by_kind: bool, where: str) -> dict[str, R
         raise UserError(f"{where}: rope_parameters is {shown(given)}; this model_type has one for {FULL!r} and one for {WINDOW!r}.")
     if nested and given.keys() - {FULL, WINDOW}:
         raise UserError(f"{where} says {shown(sorted(given.keys() - {FULL, WINDOW}))} among the rotary positions, which is not known here.")
-    full = _rotary((given.get(FULL) or {}) if nested else given, told["rope_theta"], told, where)
+    full = _rotary((given.get(FULL) or {}) if nested else given, values["rope_theta"], values, where)
     if not nested and not by_kind:
         return {"rotary": full}
-    theta = told["rope_local_base_freq"] if by_kind else told["rope_theta"]
-    window = _rotary((given.get(WINDOW) or {}) if nested else {}, theta, told, where)
+    theta = values["rope_local_base_freq"] if by_kind else values["rope_theta"]
+    window = _rotary((given.get(WINDOW) or {}) if nested else {}, theta, values, where)
     return {"rotary": full} if window == full and not by_kind else {"rotary": full, "window_rotary": window}
 
 
-def _rotary(given: Any, theta: Any, told: Mapping[str, Any], where: str) -> Rotary:
+def _rotary(given: Any, theta: Any, values: Mapping[str, Any], where: str) -> Rotary:
     """The positions of one kind of layer."""
     if not isinstance(given, dict):
         raise UserError(f"{where}: rotary positions are {shown(given)}, not an object.")
@@ -58,7 +58,7 @@ def _rotary(given: Any, theta: Any, told: Mapping[str, Any], where: str) -> Rota
         raise UserError(f"{where} says {shown(unknown[0])} = {shown(given[unknown[0]])} of rope_type {kind!r}, which is not known here.")
     values = {"base": given.get("rope_theta", theta)}
     for key, field in TYPES[kind].items():
-        default = told.get("max_position_embeddings") if field == "original_length" else None
+        default = values.get("max_position_embeddings") if field == "original_length" else None
         values[field] = given.get(key, default)
     for field, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:

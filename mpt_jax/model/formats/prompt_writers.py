@@ -14,7 +14,7 @@ from mpt_jax.model.formats import safetensors
 from mpt_jax.model.formats.arrays import in_memory
 from mpt_jax.model.formats.card import card
 from mpt_jax.model.formats.folder_writer import write_files, write_folder
-from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SINGLE, PromptFile
+from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SEQ_2_SEQ, SINGLE, PromptFile
 from mpt_jax.output import file_name
 
 BANK = "bank/"  # before the names of the bank's arrays in an npz
@@ -136,13 +136,14 @@ def _adapter(folder: str, kind: str, prompts: PromptFile, settings: Mapping, arr
     """adapter_config.json, adapter_model.safetensors and README.md, as `save_pretrained` of PEFT names them.
 
     PEFT fills in what is null from the model, and says that it ignores task_names. What else is known of the prompts
-    is in the metadata of the safetensors file.
+    is in the metadata of the safetensors file, the factor of Gemma's prompts among it (prompts.peft_facts).
     """
     length, width = prompts.shared_GPD.shape[1:]
     backbone = prompts.metadata.get("backbone", {})
+    scaled = arrays | {"prompt_embeddings": arrays["prompt_embeddings"] * np.float32(backbone.get("prompt_scale", 1.0))}
     full = {
         "peft_type": kind,
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": backbone.get("task_type", SEQ_2_SEQ),
         "base_model_name_or_path": backbone.get("name") or prompts.metadata.get("base_model_name_or_path"),
         "inference_mode": True,
         "num_attention_heads": None,
@@ -158,7 +159,7 @@ def _adapter(folder: str, kind: str, prompts: PromptFile, settings: Mapping, arr
         json.dump(full, file, indent=2)
         file.write("\n")
     metadata = {"format": "pt", METADATA: json.dumps({"task_names": prompts.task_names, **prompts.metadata})}
-    lazy = {name: in_memory(np.asarray(array, np.float32), name) for name, array in arrays.items()}
+    lazy = {name: in_memory(np.asarray(array, np.float32), name) for name, array in scaled.items()}
     safetensors.write(os.path.join(folder, "adapter_model.safetensors"), lazy, metadata)
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
         file.write(card("peft", prompts))

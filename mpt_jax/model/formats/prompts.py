@@ -14,6 +14,7 @@ import numpy as np
 
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import PromptBank, compose_all, select
+from mpt_jax.model.families import family_of
 from mpt_jax.model.formats import npy_file, safetensors, t5x, torch_file
 from mpt_jax.model.formats.arrays import LazyArray, check_finite, check_name, listed
 from mpt_jax.model.formats.detect import detect
@@ -23,6 +24,7 @@ from mpt_jax.regular_files import parse_json, shown
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 METADATA = "mpt_jax"  # entry of a safetensors file's metadata: JSON with what is known of the prompts
 SINGLE, MULTITASK = "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"
+SEQ_2_SEQ, CAUSAL = "SEQ_2_SEQ_LM", "CAUSAL_LM"  # PEFT's task_type
 ENCODER_PROMPT = "encoder/prompt/prompt/prompt"  # prompt_tuning/scripts/extract_variable.py
 BANK_ARRAYS = ("shared_GPD", "cols_NPR", "rows_NRD")
 FACTORS = ("prefix_task_cols", "prefix_task_rows")
@@ -91,6 +93,16 @@ class PromptFile:
         return PromptFile(*select(self.bank, list(tasks)), tuple(self.task_names[n] for n in tasks), metadata)
 
 
+def peft_facts(config: Any) -> dict[str, Any]:
+    """What PEFT does with a prompt of a backbone of this shape: its task_type, and what our prompt is multiplied by there.
+
+    Ours are stored like rows of the embedding table. transformers 5 multiplies those of Gemma 1 to 3 by sqrt(D) where it looks them up,
+    and PEFT's prompt is put beside the result, so there it has that factor already.
+    """
+    scale = config.d_model**0.5 if getattr(config, "scaled_embedding", False) else 1.0
+    return {"task_type": CAUSAL if family_of(config).decoder_only else SEQ_2_SEQ, "prompt_scale": scale}
+
+
 def plain(prompts_NPD: np.ndarray, task_names: Sequence[str], metadata: Mapping[str, Any]) -> PromptFile:
     """Prompts (N, P, D) without factors, each its own group."""
     group_N = np.arange(len(prompts_NPD), dtype=np.int32)
@@ -108,20 +120,20 @@ def _float32(array: np.ndarray, where: str) -> np.ndarray:
     return numbers
 
 
-def read(path: str | os.PathLike, width: int | None = None, drop_decoder_half: bool = False) -> PromptFile:
+def read(path: str | os.PathLike, width: int | None = None, drop_decoder_half: bool = False, scale: float | None = None) -> PromptFile:
     """The prompts of a file or folder; its format is recognised from its contents.
 
     width: D of the backbone they are for; UserError if the file's differs. drop_decoder_half: accept a PEFT
     multitask adapter that prompts the decoder too (PEFT's default for sequence-to-sequence) and keep its
-    encoder half, which is all that PEFT's own `generate` uses. Raises UserError naming what is missing, of a
-    wrong shape, or not a prompt.
+    encoder half, which is all that PEFT's own `generate` uses. scale: peft_facts' prompt_scale of the backbone, where it is known; an
+    adapter written here says it itself. Raises UserError naming what is missing, of a wrong shape, or not a prompt.
     """
     kind, path = detect(str(path))
     readers = {"npy": _read_npy, "npz": _read_npz}
     if kind in readers:
         prompts = readers[kind](path)
     elif kind == "peft":
-        prompts = _read_peft(Folder(path), drop_decoder_half)
+        prompts = _read_peft(Folder(path), drop_decoder_half, scale)
     elif kind in ("t5x", "t5x_file", "orbax"):
         prompts = _read_t5x(t5x.read(kind, path), path)
     else:
@@ -199,7 +211,10 @@ def _metadata(text: str, where: str) -> dict[str, Any]:
     runs, backbone = metadata.get("runs", []), metadata.get("backbone", {})
     right = isinstance(runs, list) and all(isinstance(run, dict) and isinstance(run.get("scores", {}), dict) for run in runs)
     right = right and all(isinstance(score, int | float) for run in runs for score in run.get("scores", {}).values())
-    right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key, ""), str) for key in ("name", "fingerprint"))
+    texts = ("name", "fingerprint", "task_type")
+    right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key, ""), str) for key in texts)
+    factor = backbone.get("prompt_scale", 1.0) if isinstance(backbone, dict) else None
+    right = right and isinstance(factor, int | float) and not isinstance(factor, bool) and 0.5 < factor < 1000
     if not right or not isinstance(metadata.get("source", ""), str):
         raise UserError(f"{where} is damaged: its runs or its backbone are not described as mpt_jax does.")
     return metadata
@@ -212,7 +227,7 @@ def _task_names(names: Any, where: str) -> tuple[str, ...]:
     return tuple(check_name(name, where) for name in names)
 
 
-def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
+def _read_peft(folder: Folder, drop_decoder_half: bool, scale: float | None) -> PromptFile:
     settings = folder.read_json("adapter_config.json")
     where, kind = folder.where("adapter_config.json"), settings.get("peft_type")
     if kind not in (SINGLE, MULTITASK):
@@ -224,6 +239,9 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
     shared_PD = _tensor(weights, "prompt_embeddings", folder)
     if shared_PD.ndim != 2:
         raise UserError(f"{folder.path}: prompt_embeddings has shape {shared_PD.shape}; a prompt is (length, width).")
+    facts = described.get("backbone", {})
+    scale = _scale(settings, facts.get("prompt_scale", scale), where)
+    shared_PD = shared_PD / np.float32(scale)
     length, width = _whole(settings, "num_virtual_tokens", where), _whole(settings, "token_dim", where) or shared_PD.shape[-1]
     parts = _whole(settings, "num_transformer_submodules", where) or (2 if settings.get("task_type") == "SEQ_2_SEQ_LM" else 1)
     length = length or len(shared_PD) // parts
@@ -234,6 +252,8 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
         )
     base = settings.get("base_model_name_or_path")
     metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **described, "source": folder.path}
+    if settings.get("task_type") == CAUSAL:
+        metadata["backbone"] = {**facts, "task_type": CAUSAL, "prompt_scale": scale}
     names = settings.get("task_names") or metadata.pop("task_names", None)
     metadata.pop("task_names", None)
     if kind == SINGLE:  # PEFT's forward and generate both use the encoder's part alone
@@ -254,6 +274,15 @@ def _read_peft(folder: Folder, drop_decoder_half: bool) -> PromptFile:
     task_names = _task_names(names or [f"task_{n}" for n in range(len(cols))], where)
     group_N = np.zeros(len(cols), np.int32)
     return PromptFile(shared_PD[None, :length], cols[:, :length], rows, group_N, task_names, metadata)
+
+
+def _scale(settings: Mapping[str, Any], known: float | None, where: str) -> float:
+    """What PEFT's prompt is multiplied by beside ours. UserError where only the backbone can tell."""
+    base = settings.get("base_model_name_or_path")
+    if known is None and settings.get("task_type") == CAUSAL and "gemma" in str(base).lower():
+        meaning = f"prompts for {shown(base)} may be multiplied by the square root of their width, as Gemma's are"
+        raise UserError(f"{where}: {meaning}; name the backbone that they were trained on (--backbone FOLDER).")
+    return 1.0 if known is None else float(known)
 
 
 def _whole(settings: Mapping[str, Any], key: str, where: str) -> int | None:
