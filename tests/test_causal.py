@@ -1,4 +1,4 @@
-"""The decoder-only family (causal.py, causal_config.py, causal_names.py, model/rotary.py) against transformers, as recorded golden values and
+"""The decoder-only family (causal.py, causal_config.py, causal_names.py, model/rotary.py) against transformers, as golden values and
 live; its prefix, its cache and its seams to methods.
 
 ``python tests/test_causal.py`` records golden_causal.npz anew from transformers.

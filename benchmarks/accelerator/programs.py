@@ -101,7 +101,9 @@ def settings_of(case: Case, scale: Scale) -> Settings:
         TrainSettings("target" if population else "source", seeds=0),
         BackboneSettings(vocabulary="bytes", dtype="bfloat16"),
         PromptSettings(length=scale.prompt, transfer="none"),
-        DistillationSettings(weight=0.0 if case.teacher == "none" else 0.9, teacher_mode="cached" if case.teacher == "cached" else "beside"),
+        DistillationSettings(
+            weight=0.0 if case.teacher == "none" else 0.9, teacher_mode="cached" if case.teacher == "cached" else "beside"
+        ),
         data=DataSettings(
             rows, micro, feature_lengths=lengths, input_buckets=buckets, target_buckets=(lengths["targets"],), mixing="equal"
         ),
