@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_world import arguments, start, write_world
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.main import main
 

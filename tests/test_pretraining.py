@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mpt_jax.tasks import TABLE, TaskError
+from mpt_jax.tasks.embedded import SOURCES, TARGETS
 
-import tasks
 from benchmarks.nano import embedded_rows, entailment, labelled, short_texts, spans, text, text_rows, wordnet, wordnet_rows
 from benchmarks.nano import pretraining as nano
 from benchmarks.nano.registration import register
-from tasks import TABLE, TaskError
-from tasks.embedded import SOURCES, TARGETS
+from mpt_jax import tasks
 
 DATA = Path(os.environ.get("MPT_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "tasks").is_dir(), reason=f"no data folder at {DATA}: set MPT_DATA_DIR")

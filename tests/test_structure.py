@@ -15,7 +15,7 @@ PACKAGES = ("mpt_jax", "tasks", "launch")
 # from below to above: a module imports modules of its own layer and of those before it. A module is found by its longest beginning
 LAYERS = (
     ("mpt_jax.errors", "mpt_jax.dims", "mpt_jax.launched"),
-    ("tasks", "launch"),
+    ("mpt_jax.tasks", "mpt_jax.launch"),
     ("mpt_jax.regular_files", "mpt_jax.gguf_parts", "mpt_jax.paths", "mpt_jax.checks", "mpt_jax.bindings", "mpt_jax.gin_messages"),
     ("mpt_jax.config",),
     ("mpt_jax.distributed", "mpt_jax.output"),
@@ -56,7 +56,9 @@ def where(path: Path, node: ast.AST) -> str:
 
 
 def module_name(path: Path) -> str:
+    """tasks/ and launch/ are mpt_jax.tasks and mpt_jax.launch."""
     parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "mpt_jax" else ("mpt_jax", *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -110,12 +112,12 @@ def test_arrows_lead_downwards():
 @pytest.mark.parametrize(
     "package, never",
     [
-        ("mpt_jax.model", ("mpt_jax.train", "mpt_jax.infer", "mpt_jax.checkpoint", "tasks")),
-        ("mpt_jax.methods", ("mpt_jax.train", "mpt_jax.infer", "mpt_jax.data", "tasks")),
+        ("mpt_jax.model", ("mpt_jax.train", "mpt_jax.infer", "mpt_jax.checkpoint", "mpt_jax.tasks")),
+        ("mpt_jax.methods", ("mpt_jax.train", "mpt_jax.infer", "mpt_jax.data", "mpt_jax.tasks")),
         ("mpt_jax.infer", ("mpt_jax.train",)),
         ("mpt_jax.data", ("mpt_jax.model", "mpt_jax.methods")),
-        ("launch", ("mpt_jax.main", "mpt_jax.train", "mpt_jax.model", "tasks")),
-        ("tasks", ("launch",)),
+        ("mpt_jax.launch", ("mpt_jax.main", "mpt_jax.train", "mpt_jax.model", "mpt_jax.tasks")),
+        ("mpt_jax.tasks", ("mpt_jax.launch",)),
     ],
 )
 def test_what_a_package_never_imports(package, never):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import tasks
 from benchmarks.study import choices, data, lines, plan
+from mpt_jax import tasks
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ TEXT_FIELDS = ("sentence",)  # fields worth a sentence vector
 
 def source_names() -> tuple[str, ...]:
     """The embedded source tasks. Raises ValueError if one of them has no wording here."""
-    from tasks.embedded import SOURCES
+    from mpt_jax.tasks.embedded import SOURCES
 
     missing = sorted(set(SOURCES) - set(WORDINGS))
     if missing:
@@ -52,7 +52,7 @@ def source_names() -> tuple[str, ...]:
 
 def source_rows(name: str, rng: random.Random, copies: int = 2) -> Iterator[Row]:
     """The train rows of one embedded source task, the plain prefix and then other wordings."""
-    import tasks
+    from mpt_jax import tasks
 
     labels, wordings = tasks.TABLE[name].labels, WORDINGS[name]
     for row in tasks.rows(name, "train"):
@@ -70,8 +70,9 @@ def source_rows(name: str, rng: random.Random, copies: int = 2) -> Iterator[Row]
 
 def target_texts() -> set[str]:
     """Every text of two words or more in any split of any embedded target task."""
-    import tasks
-    from tasks.embedded import TARGETS
+    from mpt_jax.tasks.embedded import TARGETS
+
+    from mpt_jax import tasks
 
     return {
         squeeze(str(value))

@@ -30,7 +30,7 @@ ENDS, BESIDE = "\x1f", "\x1e"  # in inputs: here starts the text whose vector th
 
 def dev_rows(task_folder: Path) -> Iterator[tuple[str, list[Row]]]:
     """Held-out rows by task: embedded sources with their plain prefix, embedded targets asked, real sets with their plain wording."""
-    import tasks
+    from mpt_jax import tasks
 
     for name, wordings in (embedded_rows.WORDINGS | embedded_rows.TARGET_WORDINGS).items():
         asked, rows = wordings[0], [row for row, _ in zip(tasks.rows(name, "validation"), range(DEV_ROWS), strict=False)]

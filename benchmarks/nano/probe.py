@@ -11,8 +11,8 @@ import collections
 
 import numpy as np
 
-import tasks
 from benchmarks.nano.embedded_rows import TARGET_WORDINGS, WORDINGS
+from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings
 from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Requests, inference_spec

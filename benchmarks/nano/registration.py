@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
-from tasks.errors import TaskError
-from tasks.table import Task, add
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.table import Task, add
 
 GROUP = "pretrain"
 

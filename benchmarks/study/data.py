@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-import tasks
+from mpt_jax import tasks
 
 PARTS = ("train", "validation", "test")
 TRAIN_ROWS, DEV_ROWS, TEST_ROWS = 2000, 128, 400

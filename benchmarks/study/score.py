@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-import tasks
 from benchmarks.study import data
 from benchmarks.study.plan import ACCELERATOR, BACKBONE, BUCKETS, DEV_ROWS, DTYPE, LENGTHS
+from mpt_jax import tasks
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import BackboneSettings
 from mpt_jax.data.cache import TokenCache, open_cache

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
 from mpt_jax.infer.requests import Model, inference_spec
