@@ -115,7 +115,7 @@ class Family(NamedTuple):
     prefill(network, backbone, rows, own, positions) -> what decoding needs of the inputs, a tuple of arrays, ``start_B`` among them: the
     token before the first target. ``positions``: how many target positions will follow, None = unknown.
     empty_cache(network, batch, length) -> the cache of ``length`` target positions.
-    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache): ``token_B`` stands before ``position``.
+    decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache): ``token_B`` stands before it.
     decode_targets(network, backbone, prefilled, targets_BT) -> logits (B, T, V) of targets after the prefilled inputs.
     prompt_step(network, P, L, T, distilled, textbook, prompts) -> floating-point operations that an example of a training step needs, by
     part; textbook: as an implementation without this package's savings would; prompts: different tasks for each row of a micro-batch.

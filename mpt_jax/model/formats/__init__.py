@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpt_jax.errors import UserError
-from mpt_jax.model.formats import gguf_file, huggingface, huggingface_folder, names, own, t5x
+from mpt_jax.model.families.t5_config import T5Config
+from mpt_jax.model.formats import gguf_file, huggingface, huggingface_folder, names, own, t5x, t5x_stacked
 from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
@@ -19,6 +20,7 @@ from mpt_jax.model.formats.folder_writer import write_folder
 __all__ = ["LazyArray", "detect", "fingerprint", "in_memory", "read_backbone", "restore", "write_backbone"]
 
 BYTES_VOCABULARY = 384  # ids of ByT5
+T5_ONLY = ("t5x", "t5x_scanned", "orbax")
 RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights
 
 
@@ -45,7 +47,7 @@ def read_backbone(path: str | os.PathLike) -> tuple[Any, dict[str, LazyArray], s
         config, arrays = own.read(folder)
         return config, arrays, huggingface.vocabulary(folder) or _bytes(config)
     held = t5x.read(kind, path)
-    arrays = {name: lazy for name, lazy in held.items() if not t5x.is_prompt(name)}
+    arrays = t5x_stacked.unstacked({name: lazy for name, lazy in held.items() if not t5x.is_prompt(name)}, path)
     config = names.config_from_shapes({name: lazy.shape for name, lazy in arrays.items()}, path)
     around = Folder(os.path.dirname(path) or "." if kind == "t5x_file" else path)
     return config, names.match(config, arrays, names.OURS, path), huggingface.vocabulary(around) or _bytes(config)
@@ -58,7 +60,7 @@ def _bytes(config: Any) -> str | None:
 def write_backbone(
     kind: str, dest: str, config: Any, params: Mapping[str, Any], vocabulary: str | None = None
 ) -> None:
-    """Writes a backbone folder: kind 'own', 'hf', 't5x' (native) or 'orbax' (T5X on Orbax).
+    """Writes a backbone folder: kind 'own', 'hf', 't5x' (native), 't5x_scanned' (native, as scalable_t5) or 'orbax' (T5X on Orbax).
 
     params: nested or flat ('/') tree of numpy or jax arrays or LazyArrays. Raises UserError if a parameter is
     missing, left over or of a wrong shape, or if dest is there already.
@@ -71,8 +73,12 @@ def write_backbone(
         "own": lambda folder: own.write(folder, config, arrays, vocabulary),
         "hf": lambda folder: huggingface_folder.write(folder, config, arrays, vocabulary),
         "t5x": lambda folder: t5x.write_native(folder, arrays),
+        "t5x_scanned": lambda folder: t5x.write_native(folder, t5x_stacked.stacked(config, arrays)),
         "orbax": lambda folder: t5x.write_orbax(folder, arrays),
     }
     if kind not in writers:
         raise UserError(f"A backbone cannot be written as {kind!r}; formats: {', '.join(writers)}.")
+    if kind in T5_ONLY and not isinstance(config, T5Config):
+        left = ", ".join(name for name in writers if name not in T5_ONLY)
+        raise UserError(f"--to {kind}: T5X has no such model as {config.name!r}; formats: {left}.")
     return write_folder(dest, writers[kind])

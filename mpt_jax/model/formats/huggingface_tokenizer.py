@@ -1,11 +1,10 @@
-"""A tokenizer of the library `tokenizers` written as transformers reads it: tokenizer.json, what lies beside it, and the ids it uses."""
+"""A tokenizer written as transformers reads it: its file, what lies beside it, and the ids that it uses."""
 
 import os
 from typing import Any
 
 from mpt_jax.data import tokenizer_json
-from mpt_jax.data.vocabulary import PiecesVocabulary, load_vocabulary
-from mpt_jax.model.formats import huggingface
+from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, PiecesVocabulary, load_vocabulary
 from mpt_jax.model.formats.files import Folder, copy_file, is_remote
 from mpt_jax.model.formats.folder_writer import write_json
 
@@ -22,7 +21,7 @@ def write(folder: str, vocabulary: str) -> dict[str, Any]:
     if isinstance(held, PiecesVocabulary):
         write_pieces(folder, held)
     else:
-        huggingface.write_tokenizer(folder, vocabulary)
+        _write_t5(folder, vocabulary)
     ids = {"eos_token_id": held.ends[0] if len(held.ends) == 1 else list(held.ends), "pad_token_id": held.pad_id}
     return ids | ({"bos_token_id": held.start[0]} if held.start else {})
 
@@ -44,3 +43,17 @@ def write_pieces(folder: str, held: PiecesVocabulary) -> None:
         tokens = {role: held.token(number) for role, number in roles.items()}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
         write_json(os.path.join(folder, CONFIG), settings | ({"add_bos_token": True} if held.start else {}))
+
+
+def _write_t5(folder: str, vocabulary: str) -> None:
+    """Copies a tokenizer and tells transformers how many sentinels it is to add."""
+    if vocabulary == BYTES:
+        return write_json(os.path.join(folder, CONFIG), {"tokenizer_class": "ByT5Tokenizer", "extra_ids": BYTE_SENTINELS})
+    if not is_remote(vocabulary):
+        load_vocabulary(vocabulary)  # what its own folder says beside it
+    converted = os.path.basename(vocabulary) == "tokenizer.json"
+    dest = os.path.join(folder, "tokenizer.json" if converted else "spiece.model")
+    copy_file(vocabulary, dest)
+    sentinels = load_vocabulary(dest).extra_ids
+    settings = {"tokenizer_class": "T5TokenizerFast"} if converted else {"tokenizer_class": "T5Tokenizer", "extra_ids": sentinels}
+    write_json(os.path.join(folder, CONFIG), settings)
