@@ -4,11 +4,17 @@ import numpy as np
 import tiny_families as tiny
 import torch
 
+from mpt_jax.model.formats import names
+from mpt_jax.model.formats.arrays import flatten
 
-def encoder_decoder(model, config, prompted: bool, **search) -> dict[str, np.ndarray]:
-    """As tiny_families.ours, of a model of transformers with the same weights. ``search``: more of `generate`'s settings."""
+
+def encoder_decoder(model, config, prompted: bool, prompt_scale: float = 1.0, **search) -> dict[str, np.ndarray]:
+    """As tiny_families.ours, of a model of transformers with the same weights. ``search``: more of `generate`'s settings.
+
+    prompt_scale: of prompts where the model scales rows of its embedding before they are `inputs_embeds`.
+    """
     batch, start = tiny.rows(config), config.decoder_start_id
-    embedded_BSD, mask_BS = _embedded(model, config, prompted)
+    embedded_BSD, mask_BS = _embedded(model, config, prompted, prompt_scale)
     targets_BT = torch.tensor(batch.targets_BT, dtype=torch.long)
     shifted_BT = torch.cat([torch.full((3, 1), start), targets_BT[:, :-1]], dim=1)
     with torch.no_grad():
@@ -20,14 +26,21 @@ def encoder_decoder(model, config, prompted: bool, **search) -> dict[str, np.nda
     return {"logits": tiny.real_only(out.logits.numpy()), "tokens": filled(made_BT)}
 
 
-def _embedded(model, config, prompted: bool):
+def _embedded(model, config, prompted: bool, prompt_scale: float):
     batch = tiny.rows(config)
     embedded_BSD = model.get_input_embeddings()(torch.tensor(batch.inputs_BL, dtype=torch.long)).detach()
     mask_BS = torch.arange(9)[None] < torch.tensor(batch.input_length_B)[:, None]
     if prompted:
-        embedded_BSD = torch.cat([torch.tensor(tiny.prompts(config)), embedded_BSD], dim=1)
+        embedded_BSD = torch.cat([prompt_scale * torch.tensor(tiny.prompts(config)), embedded_BSD], dim=1)
         mask_BS = torch.cat([torch.ones(3, tiny.P, dtype=torch.bool), mask_BS], dim=1)
     return embedded_BSD, mask_BS.long()
+
+
+def state_dict(config) -> dict[str, torch.Tensor]:
+    """The tiny weights by Hugging Face's names."""
+    flat = flatten(tiny.weights(config))
+    turned = {entry.huggingface: flat[entry.ours].T if entry.turned else flat[entry.ours] for entry in names.entries(config)}
+    return {name: torch.tensor(np.ascontiguousarray(array)) for name, array in turned.items()}
 
 
 def filled(tokens_BT) -> np.ndarray:

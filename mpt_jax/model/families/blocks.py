@@ -14,9 +14,9 @@ from flax import linen as nn
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues, Segment, attend_segments
-from mpt_jax.model.families.causal_config import CausalConfig, Rotary
+from mpt_jax.model.families.causal_config import CausalConfig
 from mpt_jax.model.layers import Dense, Mlp, RMSNorm
-from mpt_jax.model.rotary import turn
+from mpt_jax.model.rotary import Rotary, turn
 from mpt_jax.sharding import constrain
 
 
@@ -169,7 +169,7 @@ def earlier(query_BT, key_BS, real_BS, window: int):
 
 
 def around(position_BT, real_BT, left: int, right: int):
-    """Which positions each sees on both sides: real ones nearer than ``left`` before and ``right`` after it; left 0 = all: (B, T or 1, T)."""
+    """Which positions each sees: real ones nearer than ``left`` before and ``right`` after it, all if left is 0: (B, T or 1, T)."""
     if not left:
         return real_BT[:, None, :]
     distance_BTT = position_BT[:, :, None] - position_BT[:, None, :]

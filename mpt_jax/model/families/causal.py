@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues
-from mpt_jax.model.families.blocks import Layer, LayerStack, Part, Seen, capped, earlier, scaled, zeros_cache
 from mpt_jax.model.families import causal_names, causal_operations
+from mpt_jax.model.families.blocks import Layer, LayerStack, Part, Seen, capped, earlier, scaled, zeros_cache
 from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig
 from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real
 from mpt_jax.model.layers import Dense, Embed

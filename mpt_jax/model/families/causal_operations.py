@@ -9,11 +9,20 @@ from mpt_jax.model.families.family import Network
 from mpt_jax.model.operations import Products, add, times
 
 
+def projections(width: int, positions: int, columns: int) -> Products:
+    """Products of so many positions of this width with kernels of so many columns in all."""
+    return Products(2.0 * positions * width * columns, 0.0)
+
+
+def attention(config: CausalConfig, queries: int, keys: float) -> Products:
+    """Products of queries and keys, and of weights and values; each query sees ``keys`` on average."""
+    return Products(0.0, 2.0 * 2 * queries * keys * config.num_heads * config.head_dim)
+
+
 def layer(config: CausalConfig, queries: int, keys: float) -> Products:
-    """One layer over so many positions, each of which sees ``keys`` on average."""
+    """One layer over so many positions."""
     heads, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    matrices = config.d_model * (2 * heads + 2 * shared + 3 * config.d_ff)
-    return Products(2.0 * queries * matrices, 2.0 * 2 * queries * keys * heads)
+    return add(projections(config.d_model, queries, 2 * heads + 2 * shared + 3 * config.d_ff), attention(config, queries, keys))
 
 
 def _stack(config: CausalConfig, queries: int, keys: float) -> Products:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import MASKED, Bias, KeysValues, States
 from mpt_jax.model.families import t5_names, t5_operations
-from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real
+from mpt_jax.model.families.family import Family, Network, Outputs, Rows, Stack, real, shift_right, with_prefixes
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.layers import Dense, Embed, Mlp, RelativePositionBias, RMSNorm
 from mpt_jax.sharding import constrain
@@ -241,13 +241,9 @@ class T5(_Module):
         """Tokens -> vectors (B, T, D)."""
         return self.token_embedder(tokens_BT)
 
-    def encode(self, embedded_BLD, real_BL, prefix_BPD=None) -> Stack:
-        """The encoder over a prefix, if any, and the embedded inputs."""
-        x_BSD, real_BS = embedded_BLD, real_BL
-        if prefix_BPD is not None:
-            x_BSD = jnp.concatenate([prefix_BPD.astype(x_BSD.dtype), x_BSD], axis=1)
-            real_BS = jnp.concatenate([jnp.ones(prefix_BPD.shape[:2], bool), real_BL], axis=1)
-        return self.encoder(x_BSD, real_BS)
+    def encode(self, embedded_BSD, real_BS) -> Stack:
+        """The encoder over embedded positions, those of prefixes among them."""
+        return self.encoder(embedded_BSD, real_BS)
 
     def cross(self, encoded_BSD, positions: int | None = None) -> tuple:
         """What each decoder layer attends to, see Decoder.cross."""
@@ -286,17 +282,8 @@ def _parts(network: Network, backbone: dict, dropout_rng=None):
     return functools.partial(T5(network.config, network.computation).apply, {"params": backbone}, rngs=rngs)
 
 
-def shift_right(targets_BT, start_id: int = 0):
-    """Decoder inputs: the start token, then the targets without their last token [T5X autoregressive_inputs]."""
-    return jnp.pad(targets_BT, ((0, 0), (1, 0)), constant_values=start_id)[:, :-1]
-
-
 def _encode(network: Network, parts, rows: Rows, own) -> Stack:
-    embedded_BLD = parts(rows.inputs_BL, method=T5.embed)
-    real_BL = real(rows.input_length_B, rows.inputs_BL.shape[1])
-    (prefix_UPD, embedded_BLD), slot_B = network.adapted(own, embedded_BLD, real_BL, rows.slot_B)
-    prefix_BPD = prefix_UPD if slot_B is None else jnp.take(prefix_UPD, slot_B, axis=0)
-    return parts(embedded_BLD, real_BL, prefix_BPD, method=T5.encode)
+    return parts(*with_prefixes(network, own, parts(rows.inputs_BL, method=T5.embed), rows), method=T5.encode)
 
 
 def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=None) -> Outputs:

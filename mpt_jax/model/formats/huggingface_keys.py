@@ -90,7 +90,7 @@ def check_generation(settings: Mapping[str, Any], where: str) -> None:
 
 def other_ids(settings: Mapping[str, Any]) -> bool:
     """Whether padding or end of sequence have other ids than T5's."""
-    return any(key in settings and not any(_same(settings[key], value) for value in allowed) for key, allowed in TEXT_IDS.items())
+    return any(key in settings and not any(same(settings[key], value) for value in allowed) for key, allowed in TEXT_IDS.items())
 
 
 def check_ids(settings: Mapping[str, Any], where: str) -> None:
