@@ -13,6 +13,7 @@ from typing import NamedTuple
 from mpt_jax.errors import UserError
 
 ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
+MOST_BEAMS = 64  # each holds a cache of its own
 STAGES = ("teacher", "source", "target", "fewshot", "finetune", "pretrain")
 # EvalSettings.method: how a task's rows are answered
 ANSWERS = {
@@ -320,6 +321,12 @@ class EvalSettings:
     batch_size: int = 64  # rows decoded together [ours]
     max_rows: int = 0  # rows of the split at most; 0 = all
     method: str = "decode"  # a row of ANSWERS; tasks without labels are decoded by any
+    # how answers are decoded, unless labels are ranked: greedily, or
+    beams: int = 1  # BEAMS: beam search with so many hypotheses (infer/beam.py)
+    length_penalty: float = 1.0  # LENGTH_PENALTY: of beam search; above 0 favours longer answers [transformers' default]
+    temperature: float = 0.0  # TEMPERATURE: above 0 draws each token, the flatter the higher; 0 takes the most likely one
+    top_p: float = 1.0  # TOP_P: drawn from the most likely tokens that have this probability together
+    sample_seed: int = 0  # SAMPLE_SEED: the same seed draws the same answer to the same input of a task
 
     def __post_init__(self):
         check_types(self)
@@ -327,6 +334,15 @@ class EvalSettings:
         check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1)
         check_range("EvalSettings.max_rows", self.max_rows, 0)
+        check_range("EvalSettings.beams (BEAMS)", self.beams, 1, MOST_BEAMS)
+        check_range("EvalSettings.length_penalty (LENGTH_PENALTY)", self.length_penalty, -100.0, 100.0)
+        check_range("EvalSettings.temperature (TEMPERATURE)", self.temperature, 0.0, 1000.0)
+        check_range("EvalSettings.top_p (TOP_P)", self.top_p, 1e-6, 1.0)
+        check_range("EvalSettings.sample_seed (SAMPLE_SEED)", self.sample_seed, 0, 2**32 - 1)
+        if self.beams > 1 and self.temperature:
+            raise UserError(f"BEAMS = {self.beams} and TEMPERATURE = {self.temperature}: beam search draws nothing; set one of them.")
+        if self.top_p < 1 and not self.temperature:
+            raise UserError(f"TOP_P = {self.top_p} cuts what is drawn, and TEMPERATURE = 0 draws nothing; set TEMPERATURE = 1.0.")
 
 
 @dataclasses.dataclass(frozen=True)

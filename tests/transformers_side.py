@@ -21,7 +21,7 @@ def encoder_decoder(model, config, prompted: bool, prompt_scale: float = 1.0, **
         out = model(inputs_embeds=embedded_BSD, attention_mask=mask_BS, decoder_input_ids=shifted_BT)
         made_BT = model.generate(
             inputs_embeds=embedded_BSD, attention_mask=mask_BS, decoder_start_token_id=start, max_new_tokens=tiny.STEPS,
-            eos_token_id=list(tiny.ENDS), pad_token_id=0, **{"do_sample": False, "num_beams": 1, **search},
+            pad_token_id=0, **{"eos_token_id": list(tiny.ENDS), "do_sample": False, "num_beams": 1, **search},
         )[:, 1:]  # fmt: skip
     return {"logits": tiny.real_only(out.logits.numpy()), "tokens": filled(made_BT)}
 
@@ -34,6 +34,20 @@ def _embedded(model, config, prompted: bool, prompt_scale: float):
         embedded_BSD = torch.cat([prompt_scale * torch.tensor(tiny.prompts(config)), embedded_BSD], dim=1)
         mask_BS = torch.cat([torch.ones(3, tiny.P, dtype=torch.bool), mask_BS], dim=1)
     return embedded_BSD, mask_BS.long()
+
+
+def decoder_only(model, config, **search) -> np.ndarray:
+    """Tokens (B, STEPS) that `generate` continues the inputs with, which stand at the right for it."""
+    batch = tiny.rows(config)
+    lengths_B1 = torch.tensor(batch.input_length_B)[:, None]
+    rolled = [np.roll(row_L, 9 - length) for row_L, length in zip(batch.inputs_BL, batch.input_length_B, strict=True)]
+    mask_BL = (torch.arange(9)[None] >= 9 - lengths_B1).long()
+    with torch.no_grad():
+        made_BT = model.generate(
+            input_ids=torch.tensor(np.stack(rolled), dtype=torch.long), attention_mask=mask_BL, max_new_tokens=tiny.STEPS, pad_token_id=0,
+            **{"eos_token_id": list(tiny.ENDS), "do_sample": False, "num_beams": 1, **search},
+        )  # fmt: skip
+    return filled(made_BT[:, 9:])
 
 
 def state_dict(config) -> dict[str, torch.Tensor]:

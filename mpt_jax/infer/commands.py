@@ -11,6 +11,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, rows
 from mpt_jax.infer.evaluate import EvalRun
 from mpt_jax.infer.predictor import Predictor, load
+from mpt_jax.infer.search import search_of
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import backbone_folder, framed, vocabulary_path
@@ -44,8 +45,9 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
         def count(done: int, total: int) -> None:
             progress.update(done)
 
-        results = evaluate.evaluate_runs(predictor.model, runs, spec, count, settings.method)
-    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method)
+        search = search_of(settings)
+        results = evaluate.evaluate_runs(predictor.model, runs, spec, count, settings.method, search)
+    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method, search)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
     cut = [f"{summary['task']} {summary['cut_inputs']}" for summary in summaries if summary["cut_inputs"]]
@@ -60,7 +62,7 @@ def run_infer(
     if len(names) > 1:
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
     predictor = _load(settings, data, mesh)
-    count = rows.infer(predictor, source, output, names[0] if names else None, score)
+    count = rows.infer(predictor, source, output, names[0] if names else None, score, search_of(settings))
     return f"{count} rows written to {output}\n"
 
 

@@ -11,6 +11,7 @@ import tasks
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 from mpt_jax.infer.predictor import Predictor
+from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.metrics import ProgressLine
 
 CHUNK = 4096  # rows sorted by length together, and held in memory
@@ -66,7 +67,9 @@ def text_of_row(row: dict, task: str | None, where: str) -> str:
     return tasks.inputs_text(tasks.TABLE[task], row, where)
 
 
-def infer(predictor: Predictor, source: str, output: str | Path, task: str | None = None, score: bool = False) -> int:
+def infer(
+    predictor: Predictor, source: str, output: str | Path, task: str | None = None, score: bool = False, search: Search = GREEDY
+) -> int:
     """Writes each row of ``source`` with ``inputs`` as the model saw it, ``prediction`` and, with ``score``, ``scores`` of the labels.
 
     Returns the number of rows. The output file appears when it is complete. Raises UserError and tasks.TaskError naming the row; all
@@ -86,7 +89,7 @@ def infer(predictor: Predictor, source: str, output: str | Path, task: str | Non
         with ProgressLine("infer", total, unit="rows") as progress, opened as file:
             while chunk := list(itertools.islice(rows, CHUNK)):
                 tell = lambda answered, start=done: progress.update(start + answered // passes)  # noqa: E731
-                for row in _answered(predictor, chunk, task, score, tell):
+                for row in _answered(predictor, chunk, task, score, tell, search):
                     if file is not None:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 done += len(chunk)
@@ -115,7 +118,7 @@ def _check(predictor: Predictor, source: str, task: str | None, score: bool) -> 
 
 
 def _answered(
-    predictor: Predictor, chunk: list[tuple[str, dict]], task: str | None, score: bool, tell: Callable[[int], None]
+    predictor: Predictor, chunk: list[tuple[str, dict]], task: str | None, score: bool, tell: Callable[[int], None], search: Search
 ) -> Iterable[dict]:
     """The rows of a chunk with their answers, in the order given; ``tell`` hears the rows answered, those scored counted again."""
     names = [task_of_row(predictor, row, task, where) for where, row in chunk]
@@ -126,7 +129,7 @@ def _answered(
         places = [place for place, other in enumerate(names) if other == name]
         chosen = [texts[place] for place in places]
         progress = lambda rows, _: tell(answered + rows)  # noqa: E731, B023 - called before `answered` changes
-        for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress), strict=True):
+        for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress, search=search), strict=True):
             found[place]["prediction"] = prediction
         answered += len(places)
         if score:
