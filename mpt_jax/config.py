@@ -13,6 +13,7 @@ from mpt_jax.checks import check_choice, check_different, check_folder, check_ra
 from mpt_jax.errors import UserError
 
 ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
+MOST_BEAMS = 64  # each holds a cache of its own
 LENGTHS = {"inputs": 256, "targets": 128}  # TASK_FEATURE_LENGTHS where it is not given [ATTEMPT, DPT]
 WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
 STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
@@ -341,6 +342,11 @@ class EvalSettings:
     batch_size: int = 64  # rows decoded together [ours]
     max_rows: int = 0  # rows of the split at most; 0 = all
     method: str = "decode"  # a row of ANSWERS; tasks without labels are decoded by any
+    beams: int = 1  # BEAMS: answers are decoded by beam search with so many hypotheses (infer/beam.py), unless labels are ranked
+    length_penalty: float = 1.0  # LENGTH_PENALTY: of beam search; above 0 favours longer answers [transformers' default]
+    temperature: float = 0.0  # TEMPERATURE: above 0 draws each token, the flatter the higher; 0 takes the most likely one
+    top_p: float = 1.0  # TOP_P: drawn from the most likely tokens that have this probability together
+    sample_seed: int = 0  # SAMPLE_SEED: the same seed draws the same answer to the same input of a task
 
     def __post_init__(self):
         check_types(self)
@@ -349,6 +355,13 @@ class EvalSettings:
         check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
         check_range("EvalSettings.max_rows", self.max_rows, 0)
+        bounds = {"beams": (1, MOST_BEAMS), "length_penalty": (-100.0, 100.0), "temperature": (0.0, 1000.0), "top_p": (1e-6, 1.0)}
+        for name, (least, most) in (bounds | {"sample_seed": (0, MOST_SEED)}).items():
+            check_range(f"EvalSettings.{name} ({name.upper()})", getattr(self, name), least, most)
+        if self.beams > 1 and self.temperature:
+            raise UserError(f"BEAMS = {self.beams} and TEMPERATURE = {self.temperature}: beam search draws nothing; set one of them.")
+        if self.top_p < 1 and not self.temperature:
+            raise UserError(f"TOP_P = {self.top_p} cuts what is drawn, and TEMPERATURE = 0 draws nothing; set TEMPERATURE = 1.0.")
 
 
 @dataclasses.dataclass(frozen=True)
