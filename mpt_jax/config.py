@@ -9,9 +9,10 @@ import math
 from typing import NamedTuple
 
 from mpt_jax import checks, paths
+from mpt_jax.computation import Computation
 from mpt_jax.errors import UserError
 
-ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
+MOST_BEAMS = 64  # each holds a cache of its own
 LENGTHS = {"inputs": 256, "targets": 128}  # TASK_FEATURE_LENGTHS where it is not given [ATTEMPT, DPT]
 WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
 STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
@@ -30,23 +31,6 @@ MOST_SEED = 2**32 - 1
 MOST_ROWS = 2**16  # of a batch
 MOST_TOKENS = 2**17  # of an input or a target
 MOST_AHEAD = 1000  # batches made ahead
-
-
-@dataclasses.dataclass(frozen=True)
-class Computation:
-    """How a network is computed, whatever its shape."""
-
-    dtype: str = "float32"  # of activations and frozen weights: 'bfloat16' on TPU and GPU
-    remat: str = "none"  # training: 'none' keeps all activations for the backward pass, 'layers' only those between layers
-    attention: str = "auto"  # 'einsum' | 'fused': logits never leave a TPU's fast memory | 'auto': 'fused' where it fits [ours]
-    dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
-
-    def __post_init__(self):
-        checks.check_types(self)
-        checks.check_choice("Computation.dtype (DTYPE)", self.dtype, ("float32", "bfloat16"))
-        checks.check_choice("Computation.remat (REMAT)", self.remat, ("none", "layers"))
-        checks.check_choice("Computation.attention (ATTENTION)", self.attention, ATTENTIONS)
-        checks.check_range("Computation.dropout_rate (DROPOUT_RATE)", self.dropout_rate, 0.0, 0.99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,6 +335,11 @@ class EvalSettings:
     batch_size: int = 64  # rows decoded together [ours]
     max_rows: int = 0  # rows of the split at most; 0 = all
     method: str = "decode"  # a row of ANSWERS; tasks without labels are decoded by any
+    beams: int = 1  # BEAMS: answers are decoded by beam search with so many hypotheses (infer/beam.py), unless labels are ranked
+    length_penalty: float = 1.0  # LENGTH_PENALTY: of beam search; above 0 favours longer answers [transformers' default]
+    temperature: float = 0.0  # TEMPERATURE: above 0 draws each token, the flatter the higher; 0 takes the most likely one
+    top_p: float = 1.0  # TOP_P: drawn from the most likely tokens that have this probability together
+    sample_seed: int = 0  # SAMPLE_SEED: the same seed draws the same answer to the same input of a task
 
     def __post_init__(self):
         checks.check_types(self)
@@ -359,6 +348,13 @@ class EvalSettings:
         checks.check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         checks.check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
         checks.check_range("EvalSettings.max_rows", self.max_rows, 0)
+        bounds = {"beams": (1, MOST_BEAMS), "length_penalty": (-100.0, 100.0), "temperature": (0.0, 1000.0), "top_p": (1e-6, 1.0)}
+        for name, (least, most) in (bounds | {"sample_seed": (0, MOST_SEED)}).items():
+            checks.check_range(f"EvalSettings.{name} ({name.upper()})", getattr(self, name), least, most)
+        if self.beams > 1 and self.temperature:
+            raise UserError(f"BEAMS = {self.beams} and TEMPERATURE = {self.temperature}: beam search draws nothing; set one of them.")
+        if self.top_p < 1 and not self.temperature:
+            raise UserError(f"TOP_P = {self.top_p} cuts what is drawn, and TEMPERATURE = 0 draws nothing; set TEMPERATURE = 1.0.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mpt_jax.paths import writable_run
 from mpt_jax.regular_files import shown
 from mpt_jax.run_folder import write_json
 
-BACKBONE_FORMATS = ("t5x", "orbax", "hf", "own")
+BACKBONE_FORMATS = ("t5x", "t5x_scanned", "orbax", "hf", "own")
 BANK_FORMAT = "t5x_bank"
 FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS, BANK_FORMAT)
 
@@ -28,7 +28,7 @@ FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS, BANK_FORMAT)
 def convert(source: str, to: str, output: str, task: str | None = None, backbone: str | None = None) -> list[str]:
     """Writes SOURCE in the format `to` to `output`; returns the files written.
 
-    to: 't5x' (native), 'orbax' (T5X on Orbax), 'hf', 'own' for backbones; 'peft' (multitask adapter),
+    to: 't5x' (native), 't5x_scanned' (as scalable_t5), 'orbax' (T5X on Orbax), 'hf', 'own' for backbones; 'peft' (multitask adapter),
     'peft_single', 'npz', 'npy' for prompts; 't5x_bank' for both together, as T5X's trainer restores them. task: only
     this task's prompt; where a run trained it several times, `TASK#ROW`. backbone: the one that the prompts were trained on,
     where the source does not tell: 't5x_bank' holds it, and PEFT's adapters depend on its family. Raises UserError saying

@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("--measure", type=int, default=0, metavar="N", help="also run N updates with random weights (TOPOLOGY 'here')")
     convert = add("convert", command_convert)
     convert.add_argument("--from", dest="source", required=True, help="run folder, checkpoint folder of any format, or a backbone's name")
-    convert.add_argument("--to", required=True, help="t5x | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank")
+    convert.add_argument("--to", required=True, help="t5x | t5x_scanned | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank")
     convert.add_argument("--output", required=True)
     convert.add_argument("--task", default=None, help="one task of a bank (default: all)")
     convert.add_argument("--backbone", default=None, help="of the prompts, where the source does not name it")

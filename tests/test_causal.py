@@ -1,5 +1,5 @@
-"""The decoder-only family (causal.py, causal_config.py, causal_names.py, model/rotary.py) against transformers, as golden values and
-live; its prefix, its cache and its seams to methods.
+"""The decoder-only family (causal.py, causal_config.py, causal_names.py, model/rotary.py) against transformers, as recorded golden values
+and live; its prefix, its cache and its seams to methods.
 
 ``python tests/test_causal.py`` records golden_causal.npz anew from transformers.
 B examples, U different tasks, L input tokens, P prompt positions, T target tokens, V vocabulary.

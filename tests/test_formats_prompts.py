@@ -159,7 +159,7 @@ def test_a_bank_in_a_t5x_checkpoint_alone(tmp_path):
     prompt_writers.write("npz", str(tmp_path / "bank"), dataclasses.replace(held, metadata={}))
     with pytest.raises(UserError, match="names none: give --backbone"):
         convert(str(tmp_path / "bank.npz"), "t5x_bank", str(tmp_path / "out"))
-    with pytest.raises(UserError, match="width 192, the prompts have width 16"):
+    with pytest.raises(UserError, match="prompts of width 16, the backbone has width 192"):
         convert(str(tmp_path / "bank.npz"), "t5x_bank", str(tmp_path / "out"), backbone="nano")
 
 

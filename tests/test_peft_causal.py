@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_causal import END, SLOTS, STEPS, ours, their_model
 from tiny_causal import CONFIGS, flat_params, given, own, params, prompts, rows, smaller
+from tiny_families import T5GEMMAS
 from tiny_model import run_forward
 
 from mpt_jax.convert import convert, read_prompts
@@ -40,6 +41,8 @@ def bank_of(name: str) -> PromptFile:
 def test_what_peft_does_with_prompts_of_a_backbone():
     assert peft_facts(CONFIGS["llama"]) == {"task_type": "CAUSAL_LM", "prompt_scale": 1.0}
     assert peft_facts(CONFIGS["gemma2"]) == {"task_type": "CAUSAL_LM", "prompt_scale": 32**0.5}
+    assert peft_facts(T5GEMMAS["t5gemma"]) == {"task_type": "SEQ_2_SEQ_LM", "prompt_scale": 1.0}
+    assert peft_facts(T5GEMMAS["t5gemma2"]) == {"task_type": "SEQ_2_SEQ_LM", "prompt_scale": 4.0}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])

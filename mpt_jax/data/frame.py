@@ -9,7 +9,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Token ids before and after an input, what is put in front of a target's text, and token ids after it.
+    """Token ids before and after an input and a target, and what is put in front of a target's text.
 
     When a row is cut to its limit, what stands after its text stays.
     """
@@ -18,3 +18,4 @@ class Frame:
     input_end: tuple[int, ...] = ()
     target_space: str = ""
     target_end: tuple[int, ...] = ()
+    target_start: tuple[int, ...] = ()

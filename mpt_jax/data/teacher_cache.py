@@ -37,14 +37,14 @@ def batch_name(file: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is kept of a row. states: names of the hidden states, of width D. prefix: prompt positions whose encoder states come before
-    the input's.
+    """What is kept of a row. states: names of the hidden states. width: D of all, or of each of them. prefix: prompt positions whose
+    encoder states come before the input's.
 
     top: A, 0 = no log-probabilities. whole: they are the whole vocabulary's, without ids or a tail. dtype: of hidden states.
     """
 
     states: tuple[str, ...]
-    width: int
+    width: int | tuple[int, ...]
     prefix: int
     top: int
     whole: bool
@@ -52,7 +52,10 @@ class Layout:
 
     def files(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape of a token's entry and dtype, by file."""
-        found: dict[str, tuple[tuple[int, ...], str]] = {name: ((self.width,), self.dtype) for name in self.states}
+        widths = self.width if isinstance(self.width, tuple) else (self.width,) * len(self.states)
+        found: dict[str, tuple[tuple[int, ...], str]] = {
+            name: ((width,), self.dtype) for name, width in zip(self.states, widths, strict=True)
+        }
         if self.top:
             found["logp"] = ((self.top,), "float32")
         if self.top and not self.whole:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpt_jax.data import pieces, tokenizer_files, tokenizer_json
+from mpt_jax.data import byte_pairs, pieces, tokenizer_files, tokenizer_json
 from mpt_jax.data.frame import Frame
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import parse_json, read_regular, shown
@@ -31,6 +31,7 @@ SENTINELS = 100  # T5: 32,000 pieces + 100 <extra_id_*>
 BYTE_SENTINELS = 125  # ByT5: 3 special + 256 bytes + 125 = 384
 MOST_BYTES = 16 * 2**20  # of a SentencePiece model; mT5's has 4 MB
 MOST_EXTRA_IDS = 100_000
+FILES = ("spiece.model", "sentencepiece.model", tokenizer_json.NAME, byte_pairs.NAME)  # in a folder, the first that is there
 SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")
 _SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write a space
 _USER_DEFINED = 4  # sentencepiece_model.proto: ModelProto.SentencePiece.Type
@@ -69,13 +70,22 @@ class Vocabulary(abc.ABC):
         """The vocabulary without special tokens from the id ``size`` on, which a model has no embeddings of; itself where it has none."""
         return self
 
+    def answering(self, decoder_start_id: int) -> Vocabulary:
+        """The same tokens for an encoder-decoder: a target starts as every text does, except with what the decoder starts with."""
+        if not self.start or self.start == (decoder_start_id,):
+            return self
+        found = copy.copy(self)
+        found.frame = dataclasses.replace(self.frame, target_start=self.start)
+        found.fingerprint = hashlib.sha256(f"{self.fingerprint}|{dataclasses.astuple(found.frame)}".encode()).hexdigest()[:16]
+        return found
+
     def input_tokens(self, text: str) -> list[int]:
         """Token ids of an input, with what stands around it."""
         return [*self.frame.input_start, *self.encode(text), *self.frame.input_end]
 
     def target_tokens(self, text: str) -> list[int]:
         """Token ids of a target, its end included."""
-        return [*self.encode(self.frame.target_space + text), *self.frame.target_end]
+        return [*self.frame.target_start, *self.encode(self.frame.target_space + text), *self.frame.target_end]
 
     def text_of(self, ids: Iterable[int]) -> str:
         """The text of a target's tokens: `decode` without the space in front."""
@@ -191,20 +201,26 @@ class ByteVocabulary(Vocabulary):
 
 
 class PiecesVocabulary(Vocabulary):
-    """A tokenizer of the library `tokenizers`: any tokenizer.json, or what a GGUF file holds; special tokens in a text are those tokens.
+    """A tokenizer of the library `tokenizers`: any tokenizer.json, what a GGUF file holds, or a vocab.json with its merges.txt.
 
-    `tokens_fingerprint` stands for the tokenizer alone, whatever its ends or what stands around a text.
+    Special tokens in a text are those tokens. Around an input stands what the tokenizer itself puts there. `tokens_fingerprint` stands
+    for the tokenizer alone, whatever its ends or what stands around a text.
     """
 
     first_id = 0
 
     def __init__(self, path: str):
-        tokenizer, ids = pieces.from_gguf(path) if pieces.is_gguf(path) else pieces.from_json(path)
+        if Path(path).name == byte_pairs.NAME:
+            tokenizer, ids = byte_pairs.from_files(path)
+        else:
+            tokenizer, ids = pieces.from_gguf(path) if pieces.is_gguf(path) else pieces.from_json(path)
         if not ids["ends"]:
             raise UserError(f"vocabulary {path!r} names no end token (eos_token): nothing would end an answer.")
         self._take(path, tokenizer)
         self.ends, self.pad_id, self.start = ids["ends"], ids["pad"], ids["start"]
-        self.frame = Frame(self.start, self.ends[:1], "", self.ends[:1])
+        with pieces.library(path):
+            last = tuple(tokenizer.encode("a").ids[-1:])
+        self.frame = Frame(self.start, tuple(token for token in last if token in self.ends), "", self.ends[:1])
 
     def _take(self, path: str, tokenizer) -> None:
         with pieces.library(path):
@@ -257,7 +273,7 @@ class PiecesVocabulary(Vocabulary):
 
 
 def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabulary:
-    """The vocabulary in `path`: a SentencePiece file, a Hugging Face tokenizer.json, a folder with either, or "bytes".
+    """The vocabulary in `path`: a SentencePiece file, a Hugging Face tokenizer.json or vocab.json, a folder with one, or "bytes".
 
     `extra_ids`: number of sentinels; None is 100 (T5) or 0 for a model that holds them, 125 for "bytes" (ByT5), what a
     tokenizer.json has. Raises UserError if the file is missing or damaged, if its padding and end of sequence are not 0 and 1,
@@ -269,11 +285,16 @@ def load_vocabulary(path: str | Path, extra_ids: int | None = None) -> Vocabular
         return ByteVocabulary(BYTE_SENTINELS if extra_ids is None else extra_ids)
     file = Path(path)
     if file.is_dir():
-        names = ("spiece.model", "sentencepiece.model", tokenizer_json.NAME)
-        file = file / next((name for name in names if os.path.lexists(file / name)), names[0])
-    if pieces.is_gguf(str(file)) or (file.name == tokenizer_json.NAME and not tokenizer_json.is_t5(file)):
+        file = file / next((name for name in FILES if os.path.lexists(file / name)), FILES[0])
+    if is_pieces(file):
         return PiecesVocabulary(str(file))
     return SentencePieceVocabulary(str(file), extra_ids)
+
+
+def is_pieces(file: str | Path) -> bool:
+    """Whether a vocabulary's file says ids of padding and end itself, other than T5's. UserError for a damaged tokenizer.json."""
+    name = Path(file).name
+    return pieces.is_gguf(name) or name == byte_pairs.NAME or (name == tokenizer_json.NAME and not tokenizer_json.is_t5(file))
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:

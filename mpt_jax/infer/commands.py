@@ -12,6 +12,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, rows
 from mpt_jax.infer.evaluate import EvalRun
 from mpt_jax.infer.predictor import Predictor, load
+from mpt_jax.infer.search import search_of
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import backbone_folder, framed, vocabulary_path
@@ -49,8 +50,9 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
         def count(done: int, total: int) -> None:
             progress.update(done)
 
-        results = evaluate.evaluate_runs(predictor.model, runs, spec, count, settings.method)
-    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method)
+        search = search_of(settings)
+        results = evaluate.evaluate_runs(predictor.model, runs, spec, count, settings.method, search)
+    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method, search)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
     for feature in ("inputs", "targets"):
@@ -66,7 +68,8 @@ def run_infer(
     if len(names) > 1:
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
     predictor = _load(settings, data, mesh)
-    count = rows.infer(predictor, source, output, names[0] if names else None, score, cache_folder(data.cache_dir))
+    place = cache_folder(data.cache_dir)
+    count = rows.infer(predictor, source, output, names[0] if names else None, score, place, search_of(settings))
     said = f"{count} rows written to {output}"
     if descriptor(output) != 1:
         return f"{said}\n"

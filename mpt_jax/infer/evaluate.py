@@ -18,6 +18,7 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Model, Progress, Requests
+from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.output import file_name
 from mpt_jax.run_folder import write_json
 
@@ -95,10 +96,12 @@ def evaluate_runs(
     spec: BatchSpec,
     progress: Progress | None = None,
     method: str = "decode",
+    search: Search = GREEDY,
 ) -> list[EvalResult]:
     """Scores of many (bank row, task) pairs. Rows of all of them share batches, each with its own prompt.
 
-    ``spec``: see requests.inference_spec. ``method``: a row of config.ANSWERS; tasks without labels are decoded by any.
+    ``spec``: see requests.inference_spec. ``method``: a row of config.ANSWERS; tasks without labels are decoded by any. ``search``: how
+    what is decoded is found.
     Raises tasks.TaskError where a task has no scores, UserError for labels that the vocabulary cannot tell apart or that are too long.
     """
     spellings = [spelling(run.cache.name, model.vocabulary, spec.target_length) for run in runs]
@@ -114,7 +117,7 @@ def evaluate_runs(
             task_id += [run.bank_index] * len(index)
             limit += [run.limit(spec, model.vocabulary)] * len(index)
         count = progress and functools.partial(_from, progress, done, total)
-        texts = _answers(model, Requests(inputs, task_id, limit), labels, method, spec, count)
+        texts = _answers(model, Requests(inputs, task_id, limit), labels, method, spec, count, search)
         done += len(inputs)
         for place in members:
             predictions_of[place] = list(itertools.islice(texts, len(rows[place])))
@@ -139,12 +142,12 @@ def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[i
 
 
 def _answers(
-    model: Model, given: Requests, labels: tuple[str, ...], method: str, spec: BatchSpec, progress: Progress | None
+    model: Model, given: Requests, labels: tuple[str, ...], method: str, spec: BatchSpec, progress: Progress | None, search: Search
 ) -> Iterator[str]:
     """The answer to each request: a label chosen by the method, or decoded where there are none."""
     if not labels:
         text_of = _remembered(model.vocabulary)
-        return (text_of(tokens) for tokens in requests.decode(model, given, spec, progress))
+        return (text_of(tokens) for tokens in requests.decode(model, given, spec, progress, search))
     tokens = requests.label_tokens(labels, model.vocabulary)
     if method == "rank":
         chosen = requests.choose_label(model, given, tokens, spec, progress)
@@ -172,20 +175,19 @@ def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:
 
 
 def write_results(
-    run_dir: str | Path, results: Sequence[EvalResult], run: dict, checkpoint: str, method: str = "decode"
+    run_dir: str | Path, results: Sequence[EvalResult], run: dict, checkpoint: str, method: str = "decode", search: Search = GREEDY
 ) -> list[Path]:
     """Writes ``eval/<task>.json`` for each task: mean and standard deviation (population) of each score over the task's runs, and each run.
 
     ``run`` is the content of run.json. A file of the same task is replaced; names as output.file_name makes them.
     """
     folder = results_folder(run_dir)
-    paths = []
+    paths, how = [], {"checkpoint": checkpoint, "method": method} | ({"search": search.describe()} if search != GREEDY else {})
     for task in dict.fromkeys(result.task for result in results):
         found = [result for result in results if result.task == task]
         path = folder / f"{file_name(task)}.json"
-        more = {"checkpoint": checkpoint, "method": method, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         try:
-            write_json(path, summary_of(found, run) | more)
+            write_json(path, summary_of(found, run) | how | {"time": time.strftime("%Y-%m-%dT%H:%M:%S")})
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written ({error.strerror or error}): free space there.") from error
         paths.append(path)

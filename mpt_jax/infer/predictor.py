@@ -23,6 +23,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.infer import requests
 from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.infer.requests import BATCH_SIZE, Model, Progress, Requests
+from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.methods.bank import compose
 from mpt_jax.methods.method import backbone_of, check_counts, own_of, places_for
 from mpt_jax.methods.prompt import bank_of
@@ -82,14 +83,18 @@ class Predictor:
         seed: int | None = None,
         max_tokens: int = 0,
         progress: Progress | None = None,
+        search: Search = GREEDY,
     ) -> list[str]:
-        """The most likely answer to each text, token by token; at most ``max_tokens`` (0: the run's target length)."""
+        """An answer to each text, the most likely one token by token, or as ``search`` says.
+
+        At most ``max_tokens`` (0: the run's target length).
+        """
         if not 0 <= max_tokens <= MOST_TOKENS:
             raise UserError(f"max_tokens = {max_tokens}: must be 0 .. {MOST_TOKENS:,}.")
         limit = max_tokens or self.spec.target_length
         spelled = spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
         given = self._requests(texts, self.bank_row(task, seed), limit)
-        answers = requests.decode(self.model, given, self._spec(len(given.task_id)), progress)
+        answers = requests.decode(self.model, given, self._spec(len(given.task_id)), progress, search)
         return [spelled.get(text, text) for text in map(self.vocabulary.text_of, answers)]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], task: str | None = None, seed: int | None = None) -> np.ndarray:

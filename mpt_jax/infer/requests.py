@@ -5,6 +5,7 @@ B examples, L input tokens, T target tokens, N rows of the prompt bank, C labels
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from mpt_jax.config import EvalSettings
 from mpt_jax.data.batches import LONG, BatchSpec, eval_batches
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.vocabulary import Vocabulary
-from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.infer.likelihood import Labels, score_labels, score_targets, walk_labels
+from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.methods.method import Part, take
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network, rows_of, tasks_of
@@ -87,6 +88,11 @@ class Requests:
         """Input tokens of a row."""
         return self._inputs[row]
 
+    def marks(self, index_B: np.ndarray) -> np.ndarray:
+        """A number for each of these rows that its tokens and its bank row make, wherever it stands: (B,) uint32; 0 for rows -1."""
+        rows = ((self._inputs[row], self.task_id[row]) if row >= 0 else None for row in index_B)
+        return np.array([0 if row is None else zlib.crc32(np.append(*row).astype(np.int32).tobytes()) for row in rows], np.uint32)
+
     def targets(self, row: int) -> np.ndarray:
         """Target tokens of a row, none where nothing is scored."""
         return np.empty(0, np.int32) if self._targets is None else self._targets[row]
@@ -107,8 +113,10 @@ def label_tokens(labels: Sequence[str], vocabulary: Vocabulary) -> Labels:
     return Labels(tokens_CT, np.array([len(row) for row in rows], np.int32))
 
 
-def decode(model: Model, requests: Requests, spec: BatchSpec, progress: Progress | None = None) -> list[np.ndarray]:
-    """Greedy answers, token rows (T,) int32 in the order of the requests. One program for each input bucket."""
+def decode(
+    model: Model, requests: Requests, spec: BatchSpec, progress: Progress | None = None, search: Search = GREEDY
+) -> list[np.ndarray]:
+    """Answers, token rows (T,) int32 in the order of the requests. One program for each input bucket."""
     answers: list = [None] * requests.rows
     if not requests.rows:
         return answers
@@ -119,7 +127,8 @@ def decode(model: Model, requests: Requests, spec: BatchSpec, progress: Progress
 
     def program(own, rows, index_B):
         limit_B = np.where(index_B < 0, 0, requests.limit[index_B]).astype(np.int32)
-        return greedy_decode(model.network, model.params, own, rows, max_length, ends, model.put(limit_B), pad)
+        decoder = search.program(model.put(requests.marks(index_B)) if search.temperature else None)
+        return decoder(model.network, model.params, own, rows, max_length, ends, limit_B=model.put(limit_B), pad=pad)
 
     short = requests.limit <= SHORT
     groups = [np.flatnonzero(short), np.flatnonzero(~short)]

@@ -14,6 +14,7 @@ from mpt_jax.data.cache import cache_folder, cached_names, open_cache
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 from mpt_jax.infer.predictor import Predictor
+from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.output import PARTIAL, kept_in_part
 from mpt_jax.tasks.lines import check_file, json_object, lines
@@ -88,7 +89,13 @@ def text_of_row(given: Given, task: str | None) -> str:
 
 
 def infer(
-    predictor: Predictor, source: str, output: str | Path, task: str | None = None, score: bool = False, cache_dir: Path | None = None
+    predictor: Predictor,
+    source: str,
+    output: str | Path,
+    task: str | None = None,
+    score: bool = False,
+    cache_dir: Path | None = None,
+    search: Search = GREEDY,
 ) -> int:
     """Writes each row of ``source`` with ``inputs`` as the model saw it, ``prediction`` and, with ``score``, ``scores`` of the labels.
 
@@ -107,7 +114,7 @@ def infer(
     with ProgressLine("infer", total, unit="rows") as progress, opened as file:
         while chunk := list(itertools.islice(rows, CHUNK)):
             tell = functools.partial(_tell, progress, done, 2 if score else 1)
-            for row in _answered(predictor, chunk, task, score, tell):
+            for row in _answered(predictor, chunk, task, score, tell, search):
                 if file is not None:
                     file.write(_line(row))
             if file is not None:
@@ -151,7 +158,9 @@ def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str |
     return total, kept
 
 
-def _answered(predictor: Predictor, chunk: list[Given], task: str | None, score: bool, tell: Callable[[int], None]) -> Iterable[dict]:
+def _answered(
+    predictor: Predictor, chunk: list[Given], task: str | None, score: bool, tell: Callable[[int], None], search: Search
+) -> Iterable[dict]:
     """The rows of a chunk with their answers, in the order given; ``tell`` hears the rows answered, those scored counted again."""
     names = [task_of_row(predictor, given.row, task, given.where) for given in chunk]
     texts = [text_of_row(given, name) for given, name in zip(chunk, names, strict=True)]
@@ -161,7 +170,7 @@ def _answered(predictor: Predictor, chunk: list[Given], task: str | None, score:
         places = [place for place, other in enumerate(names) if other == name]
         chosen = [texts[place] for place in places]
         progress = functools.partial(_more, tell, answered)
-        for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress), strict=True):
+        for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress, search=search), strict=True):
             found[place]["prediction"] = prediction
         answered += len(places)
         if score:

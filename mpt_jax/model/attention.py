@@ -128,7 +128,7 @@ class States(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Keys and values (B or 1, S, G, K) for groups of queries' heads, and which of them each query sees (B or 1, T, S)."""
+    """Keys and values (B or 1, S, G, K) for groups of queries' heads, and which of them each query sees (B or 1, T or 1, S)."""
 
     key_BSGK: jax.Array
     value_BSGK: jax.Array
@@ -154,7 +154,8 @@ def attend_segments(query_BTHK, segments: Sequence[Segment], scale: float, cap: 
     for segment in segments:
         logits_BGQS = products("BGQK,BSGK->BGQS", query_BGQK, segment.key_BSGK) * scale
         logits_BGQS = cap * jnp.tanh(logits_BGQS / cap) if cap else logits_BGQS
-        visible_BGQS = jnp.tile(segment.visible_BTS, (1, H // G, 1))[:, None]
+        alike = segment.visible_BTS.shape[1] == 1  # for all queries
+        visible_BGQS = (segment.visible_BTS if alike else jnp.tile(segment.visible_BTS, (1, H // G, 1)))[:, None]
         logits.append(jnp.where(visible_BGQS, logits_BGQS, MASKED))
     top_BGQ1 = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in logits])
     weights = [jnp.exp(part - jax.lax.stop_gradient(top_BGQ1)) for part in logits]

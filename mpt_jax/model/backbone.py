@@ -113,7 +113,7 @@ def framed(vocabulary: Vocabulary, config: Any, cue: str) -> Vocabulary:
     if cue:
         message = f"DataSettings.cue (CUE) = {cue!r} stands between input and target of a decoder-only model"
         raise UserError(f"{message}; {config.name!r} has an encoder: leave it out, or put it into the task's template.")
-    return vocabulary
+    return vocabulary.answering(config.decoder_start_id)
 
 
 def fingerprint_of(arrays: dict) -> str:

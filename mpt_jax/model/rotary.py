@@ -5,12 +5,34 @@ A pair is a number of the first half of a head and its counterpart of the second
 B examples, T positions, H heads, K head width.
 """
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax.model.families.causal_config import Rotary
+from mpt_jax.checks import check_range, check_types
+from mpt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: base of the wavelengths, and how they are stretched for longer texts."""
+
+    base: float = 10_000.0
+    factor: float = 1.0  # all wavelengths are stretched by it, or with ``original_length`` the long ones [Llama 3.1]
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 0  # positions that were trained on before stretching; 0 = every wavelength is stretched alike
+
+    def __post_init__(self):
+        check_types(self)
+        check_range("Rotary.base", self.base, 1.0)
+        check_range("Rotary.factor", self.factor, 1e-3)
+        check_range("Rotary.original_length", self.original_length, 0)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if not 0 < low < high:
+            raise UserError(f"Rotary.low_frequency_factor = {low} is not below high_frequency_factor = {high}.")
 
 
 def frequencies(rotary: Rotary, head_dim: int) -> np.ndarray:

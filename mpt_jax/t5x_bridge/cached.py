@@ -18,7 +18,7 @@ from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.data.spelling import spelling
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.model.families.t5 import shift_right
+from mpt_jax.model.families.family import shift_right
 from mpt_jax.t5x_bridge.features import TASK_ID
 from mpt_jax.t5x_bridge.model import PromptedModel
 from mpt_jax.train import plan

@@ -40,9 +40,12 @@ def layout_of(settings: DistillationSettings, config: Any, prompt_length: int) -
     """What these settings compare, and so what is kept of a teacher whose prompt has ``prompt_length`` vectors."""
     whole = settings.cached_top == 0 or settings.cached_top >= config.vocab_size
     top = config.vocab_size if whole else settings.cached_top
-    states = () if settings.hidden == "none" else family_of(config).states
+    family = family_of(config)
+    states = () if settings.hidden == "none" else family.states
+    widths = tuple(family.state_width(config, name) for name in states)
+    width = widths[0] if len(set(widths)) == 1 else widths
     prefix = prompt_length if settings.hidden_positions == "all" else 0
-    return Layout(states, config.d_model, prefix, top if settings.logits else 0, whole, settings.cached_dtype)
+    return Layout(states, width, prefix, top if settings.logits else 0, whole, settings.cached_dtype)
 
 
 class Teachers(NamedTuple):

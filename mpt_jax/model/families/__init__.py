@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from mpt_jax.model.families import causal, t5
+from mpt_jax.model.families import causal, t5, t5gemma
 from mpt_jax.model.families.family import Family
 
-FAMILIES: dict[type, Family] = {row.config: row for row in (t5.FAMILY, causal.FAMILY)}
+FAMILIES: dict[type, Family] = {row.config: row for row in (t5.FAMILY, causal.FAMILY, t5gemma.FAMILY)}
 
 
 def register(family: Family) -> None:

@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from mpt_jax.config import Computation
-from mpt_jax.model.attention import KeysValues, Segment, attend_segments
+from mpt_jax.model.attention import KeysValues
 from mpt_jax.model.families import causal_names, causal_operations
-from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig, Rotary
+from mpt_jax.model.families.blocks import Layer, LayerStack, Part, Seen, capped, earlier, scaled, zeros_cache
+from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig
 from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real
-from mpt_jax.model.layers import Dense, Embed, Mlp, RMSNorm
-from mpt_jax.model.rotary import turn
+from mpt_jax.model.layers import Dense, Embed
 from mpt_jax.sharding import constrain
 
 AXES = (
@@ -34,111 +33,11 @@ AXES = (
 )
 
 
-class _Module(nn.Module):
-    """Part of a decoder-only model."""
-
-    config: CausalConfig
-    computation: Computation
-
-    def norm(self) -> RMSNorm:
-        """A norm."""
-        return RMSNorm(self.config.norm_epsilon, self.computation.dtype, self.config.norm_plus_one)
-
-    def dropout_layer(self) -> nn.Dropout:
-        """Dropout of whole positions' features, alike along the length."""
-        return nn.Dropout(self.computation.dropout_rate, broadcast_dims=(-2,))
-
-    def active(self, dropout: nn.Dropout):
-        """Dropout where random bits were given; else, and at rate 0, the identity without any bits."""
-        return functools.partial(dropout, deterministic=not self.has_rng("dropout"))
-
-
-class Attention(_Module):
-    """Grouped attention over rotary positions: ``query``, ``key``, ``value`` and ``out`` kernels, norms of queries and keys where so."""
-
-    rotary: Rotary
-
-    def setup(self):
-        config, dtype = self.config, self.computation.dtype
-        stddev, bias = config.d_model**-0.5, config.query_key_value_bias
-        self.query = Dense(config.num_heads * config.head_dim, dtype, stddev, bias)
-        self.key = Dense(config.num_kv_heads * config.head_dim, dtype, stddev, bias)
-        self.value = Dense(config.num_kv_heads * config.head_dim, dtype, stddev, bias)
-        self.out = Dense(config.d_model, dtype, (config.num_heads * config.head_dim) ** -0.5)
-        if config.query_key_norm:
-            self.query_norm, self.key_norm = self.norm(), self.norm()
-
-    def _heads(self, x_BTX, number: int):
-        x_BTHK = x_BTX.reshape(*x_BTX.shape[:-1], number, self.config.head_dim)
-        return constrain(x_BTHK, "batch", "length", "heads", "kv")
-
-    def keys_values(self, x_BTD, position_BT) -> KeysValues:
-        """Keys, turned to their positions, and values: (B, T, G, K)."""
-        key_BTGK = self._heads(self.key(x_BTD), self.config.num_kv_heads)
-        key_BTGK = self.key_norm(key_BTGK) if self.config.query_key_norm else key_BTGK
-        return KeysValues(turn(key_BTGK, position_BT, self.rotary), self._heads(self.value(x_BTD), self.config.num_kv_heads))
-
-    def __call__(self, x_BTD, position_BT, segments: list[Segment]):
-        """Attends from x to the segments: (B, T, D)."""
-        config = self.config
-        query_BTHK = self._heads(self.query(x_BTD), config.num_heads)
-        query_BTHK = self.query_norm(query_BTHK) if config.query_key_norm else query_BTHK
-        query_BTHK = turn(query_BTHK, position_BT, self.rotary)
-        mixed_BTHK = attend_segments(query_BTHK, segments, config.logit_scale, config.attention_cap)
-        return self.out(mixed_BTHK.reshape(*x_BTD.shape[:-1], -1))
-
-
-class Layer(_Module):
-    """Attention and gated feed-forward layer, each after a norm and added to the residual stream."""
-
-    rotary: Rotary
-
-    def setup(self):
-        self.pre_attention_norm, self.pre_mlp_norm = self.norm(), self.norm()
-        self.attention = Attention(self.config, self.computation, self.rotary)
-        self.mlp = Mlp(self.config.d_ff, (self.config.activation, "linear"), self.computation.dtype)
-        self.dropout = self.dropout_layer()
-        if self.config.post_norms:
-            self.post_attention_norm, self.post_mlp_norm = self.norm(), self.norm()
-
-    def __call__(self, x_BTD, position_BT, before: list[Segment], visible_BTS, cache: KeysValues | None = None, index=None):
-        """(x (B, T, D), its keys and values). ``before``: what the positions see besides one another; visible: those, or of the cache.
-
-        cache: keys and values (B, S, G, K) of these and earlier positions, into which this call's are written at ``index``.
-        """
-        dropout = self.active(self.dropout)
-        normed_BTD = self.pre_attention_norm(x_BTD)
-        made = self.attention.keys_values(normed_BTD, position_BT)
-        if cache is not None:
-
-            def write(old, new):
-                return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
-
-            made = jax.tree.map(write, cache, made)
-        found_BTD = self.attention(normed_BTD, position_BT, [*before, Segment(*made, visible_BTS)])
-        found_BTD = self.post_attention_norm(found_BTD) if self.config.post_norms else found_BTD
-        x_BTD = x_BTD + dropout(found_BTD)
-        found_BTD = self.mlp(self.pre_mlp_norm(x_BTD), dropout)
-        found_BTD = self.post_mlp_norm(found_BTD) if self.config.post_norms else found_BTD
-        return x_BTD + dropout(found_BTD), made
-
-
-class Seen(NamedTuple):
-    """Positions that come before others: keys and values of each layer (B or 1, S, G, K), where they are, and which are real."""
-
-    layers: tuple[KeysValues, ...]
-    position_BS: jax.Array
-    real_BS: jax.Array
-
-
-class Decoder(_Module):
+class Decoder(LayerStack):
     """The stack of layers; one code for prefixes, training and decoding."""
 
     def setup(self):
-        layer = nn.remat(Layer) if self.computation.remat == "layers" else Layer
-        # traced for one layer of a kind, not for each; drawn weights depend on the path of scopes, which the transform changes
-        layer = layer if self.is_initializing() else nn.jit(layer, methods=("__call__",))
-        self.layers = [layer(self.config, self.computation, self.config.rotary_of(i)) for i in range(self.config.num_layers)]
+        self.layers = self.make_layers(Layer)
         self.decoder_norm = self.norm()
         self.dropout = self.dropout_layer()
         if not self.config.logits_via_embedding:
@@ -149,40 +48,15 @@ class Decoder(_Module):
 
         ``cache``: a layer each, with the positions and realness of their slots, for one position a call (see Layer).
         """
-        dropout, config = self.active(self.dropout), self.config
-        x_BTD = _residual(dropout(x_BTD))
+        dropout = self.active(self.dropout)
         key_position_BS, key_real_BS = (position_BT, real_BT) if cache is None else cache[1:]
-
-        def segments(window: int, layer: int):
-            before = [
-                Segment(*part.layers[layer], _visible(position_BT, part.position_BS, part.real_BS, window)) for part in seen
-            ]
-            return before, _visible(position_BT, key_position_BS, key_real_BS, window)
-
-        layers, made = [], []
-        for i, layer in enumerate(self.layers):
-            window = config.window if config.layer_kinds[i] == "window" else 0
-            before, visible_BTS = segments(window, i)
-            held = None if cache is None else cache[0][i]
-            x_BTD, keys_values = layer(x_BTD, position_BT, before, visible_BTS, held, index)
-            x_BTD = _residual(x_BTD)
-            layers.append(x_BTD)
-            made.append(keys_values)
-        return dropout(self.decoder_norm(x_BTD)), tuple(layers), tuple(made)
+        visible = functools.partial(earlier, position_BT, key_position_BS, key_real_BS)
+        held = None if cache is None else cache[0]
+        x_BTD, layers, made = self.through(dropout(x_BTD), position_BT, visible, seen, held, index)
+        return dropout(self.decoder_norm(x_BTD)), layers, made
 
 
-def _residual(x_BTD):
-    return constrain(x_BTD, "batch", "length", "activation_embed")
-
-
-def _visible(query_BT, key_BS, real_BS, window: int):
-    """Which keys each query sees: real ones at its position or before, no farther back than the window: (B, T, S)."""
-    distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
-    seen_BTS = (distance_BTS >= 0) & real_BS[:, None, :]
-    return seen_BTS & (distance_BTS < window) if window else seen_BTS
-
-
-class Causal(_Module):
+class Causal(Part):
     """The network's parts: ``embed``, ``decode``, ``logits``; ``__call__`` for drawing weights."""
 
     def setup(self):
@@ -195,17 +69,13 @@ class Causal(_Module):
 
     def decode(self, embedded_BTD, position_BT, real_BT, seen: tuple[Seen, ...] = (), cache=None, index=None):
         """Decoder.__call__ over embedded positions, tokens or a prompt's vectors alike."""
-        x_BTD = embedded_BTD.astype(self.computation.dtype)
-        if self.config.scaled_embedding:
-            x_BTD = x_BTD * jnp.asarray(self.config.d_model**0.5, x_BTD.dtype)
+        x_BTD = scaled(embedded_BTD, self.config, self.computation.dtype)
         return self.decoder(x_BTD, position_BT, real_BT, seen, cache, index)
 
     def logits(self, decoded_BTD):
         """Final states -> logits (B, T, V)."""
         project = self.token_embedder.attend if self.config.logits_via_embedding else self.decoder.logits_dense
-        found_BTV, cap = project(decoded_BTD), self.config.logits_cap
-        found_BTV = cap * jnp.tanh(found_BTV.astype(jnp.float32) / cap) if cap else found_BTV
-        return constrain(found_BTV, "batch", "length", "vocab")
+        return constrain(capped(project(decoded_BTD), self.config.logits_cap), "batch", "length", "vocab")
 
     def __call__(self, tokens_BT):
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -305,10 +175,7 @@ def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: i
 
 def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, ...]:
     """Keys and values of ``length`` target positions: zeros (B, T, G, K), a pair each layer."""
-    config = network.config
-    zeros = jnp.zeros((batch, length, config.num_kv_heads, config.head_dim), network.computation.dtype)
-    zeros = constrain(zeros, "batch", "length", "heads", "kv")
-    return (KeysValues(zeros, zeros),) * config.num_layers
+    return zeros_cache(network.config, network.computation, batch, length)
 
 
 def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: tuple, token_B, position):

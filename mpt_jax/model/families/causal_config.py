@@ -4,30 +4,11 @@ import dataclasses
 
 from mpt_jax.checks import check_choice, check_range, check_types
 from mpt_jax.errors import UserError
+from mpt_jax.model.rotary import Rotary
 from mpt_jax.regular_files import shown
 
 LAYER_KINDS = ("full", "window")
 MOST_LAYERS = 10_000  # no model has a tenth of it; a damaged file may say anything
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotary:
-    """Rotary positions: base of the wavelengths, and how they are stretched for longer texts."""
-
-    base: float = 10_000.0
-    factor: float = 1.0  # all wavelengths are stretched by it, or with ``original_length`` the long ones [Llama 3.1]
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_length: int = 0  # positions that were trained on before stretching; 0 = every wavelength is stretched alike
-
-    def __post_init__(self):
-        check_types(self)
-        check_range("Rotary.base", self.base, 1.0)
-        check_range("Rotary.factor", self.factor, 1e-3)
-        check_range("Rotary.original_length", self.original_length, 0)
-        low, high = self.low_frequency_factor, self.high_frequency_factor
-        if not 0 < low < high:
-            raise UserError(f"Rotary.low_frequency_factor = {low} is not below high_frequency_factor = {high}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +74,11 @@ class CausalConfig:
         """What products of queries and keys are multiplied with."""
         return self.query_scale or self.head_dim**-0.5
 
+    @property
+    def lookup_scale(self) -> float:
+        """What transformers (from 5 on) multiplies a token's row with when it looks it up."""
+        return self.d_model**0.5 if self.scaled_embedding else 1.0
+
     def rotary_of(self, layer: int) -> Rotary:
         """The rotary positions of a layer."""
         return self.window_rotary if self.window_rotary and self.layer_kinds[layer] == "window" else self.rotary
@@ -116,9 +102,9 @@ _QWEN_3 = {"norm_epsilon": 1e-6, "query_key_norm": True, "rotary": Rotary(1_000_
 _UNTIED = {"logits_via_embedding": False}
 
 
-def _alternating(layers: int) -> dict:
+def gemma_2(layers: int) -> dict:
     """Gemma 2: layers with a window and layers without one in turn."""
-    return {"layer_kinds": ("window", "full") * (layers // 2)}
+    return _GEMMA_2 | {"layer_kinds": ("window", "full") * (layers // 2)}
 
 
 def _gemma_3(layers: int, window: int, factor: float = 1.0) -> dict:
@@ -151,9 +137,9 @@ _ROWS = (
     ("qwen3_8b", 151936, 4096, 36, 32, 8, 128, 12288, _QWEN_3 | _UNTIED),
     ("gemma_2b", 256000, 2048, 18, 8, 1, 256, 16384, _GEMMA),
     ("gemma_7b", 256000, 3072, 28, 16, 16, 256, 24576, _GEMMA),
-    ("gemma_2_2b", 256000, 2304, 26, 8, 4, 256, 9216, _GEMMA_2 | _alternating(26)),
-    ("gemma_2_9b", 256000, 3584, 42, 16, 8, 256, 14336, _GEMMA_2 | _alternating(42)),
-    ("gemma_2_27b", 256000, 4608, 46, 32, 16, 128, 36864, _GEMMA_2 | _alternating(46) | {"query_scale": 144**-0.5}),
+    ("gemma_2_2b", 256000, 2304, 26, 8, 4, 256, 9216, gemma_2(26)),
+    ("gemma_2_9b", 256000, 3584, 42, 16, 8, 256, 14336, gemma_2(42)),
+    ("gemma_2_27b", 256000, 4608, 46, 32, 16, 128, 36864, gemma_2(46) | {"query_scale": 144**-0.5}),
     ("gemma_3_270m", 262144, 640, 18, 4, 1, 256, 2048, _gemma_3(18, 512)),
     ("gemma_3_1b", 262144, 1152, 26, 4, 1, 256, 6912, _gemma_3(26, 512)),
     ("gemma_3_4b", 262208, 2560, 34, 8, 4, 256, 10240, _gemma_3(34, 1024, 8.0)),

@@ -44,9 +44,9 @@ TABLE: tuple[Name, ...] = (
 )
 
 
-def entries(config: CausalConfig) -> Iterator[Entry]:
-    """All arrays of a decoder-only model."""
-    sizes = {
+def sizes_of(config: CausalConfig) -> dict[str, int]:
+    """The words of shapes in tables of names."""
+    return {
         "vocabulary": config.vocab_size,
         "width": config.d_model,
         "queries": config.num_heads * config.head_dim,
@@ -54,6 +54,10 @@ def entries(config: CausalConfig) -> Iterator[Entry]:
         "head": config.head_dim,
         "mlp": config.d_ff,
     }
+
+
+def present_in(config: CausalConfig) -> set[str]:
+    """The words of ``Name.only`` that hold."""
     facts = {
         "bias": config.query_key_value_bias,
         "head norms": config.query_key_norm,
@@ -61,7 +65,12 @@ def entries(config: CausalConfig) -> Iterator[Entry]:
         "no post norms": not config.post_norms,
         "untied": not config.logits_via_embedding,
     }
-    return expand(TABLE, sizes, {"decoder": config.num_layers}, {word for word, holds in facts.items() if holds})
+    return {word for word, holds in facts.items() if holds}
+
+
+def entries(config: CausalConfig) -> Iterator[Entry]:
+    """All arrays of a decoder-only model."""
+    return expand(TABLE, sizes_of(config), {"decoder": config.num_layers}, present_in(config))
 
 
 def words(config: CausalConfig) -> str:

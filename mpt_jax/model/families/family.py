@@ -85,6 +85,22 @@ class Network:
         return self.adaptation.adapt(own, embedded_BLD, real_BL), slot_B
 
 
+def with_prefixes(network: Network, own: Mapping[str, jax.Array] | None, embedded_BLD, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """What an encoder reads (B, S, D): a row's prefix and its embedded inputs as the method changes them; which are real (B, S)."""
+    real_BL = real(rows.input_length_B, rows.inputs_BL.shape[1])
+    (prefix_UPD, x_BSD), slot_B = network.adapted(own, embedded_BLD, real_BL, rows.slot_B)
+    if prefix_UPD is None:
+        return x_BSD, real_BL
+    prefix_BPD = prefix_UPD if slot_B is None else jnp.take(prefix_UPD, slot_B, axis=0)
+    x_BSD = jnp.concatenate([prefix_BPD.astype(x_BSD.dtype), x_BSD], axis=1)
+    return x_BSD, jnp.concatenate([jnp.ones(prefix_BPD.shape[:2], bool), real_BL], axis=1)
+
+
+def shift_right(targets_BT, start_id: int = 0):
+    """A decoder's inputs: the start token, then the targets without their last token [T5X autoregressive_inputs, which starts with 0]."""
+    return jnp.pad(targets_BT, ((0, 0), (1, 0)), constant_values=start_id)[:, :-1]
+
+
 class Stack(NamedTuple):
     """States of encoder or decoder: after the final norm, and the residual stream after each layer; which positions (B, S) are real."""
 
@@ -144,12 +160,19 @@ def sums_over_positions(function: Callable, vocab_size: int, *arrays_BT: jax.Arr
     return jax.lax.scan(add, jax.checkpoint(function)(*first), rest)[0]
 
 
+def one_width(config: Any, name: str) -> int:
+    """The width of a stack's states where all have the model's."""
+    del name
+    return config.d_model
+
+
 class Family(NamedTuple):
     """A model family. The functions take (network, backbone weights, …); ``own`` as in Network.adapted.
 
     config: type of its shapes. sizes: published shapes by name. axes: rows (regular expression of a parameter's path, logical axes).
-    states: names of the stacks in Outputs.states. decoder_only: one stack reads prompt, input and target, so what it computes of
-    a prompt serves all rows of a task, and texts go on instead of ending (data/frame.py).
+    states: names of the stacks in Outputs.states; state_width(config, name): of one of them.
+    decoder_only: one stack reads prompt, input and target, so what it computes of a prompt serves all rows of a task, and texts go on
+    instead of ending (data/frame.py).
     entries(config) -> its arrays (naming.Entry); num_layers(config); words(config): what a message calls it.
     init(config, seed) -> random float32 weights, nested; they hold ``token_embedder/embedding`` (V, D).
     forward(network, backbone, rows, own, dropout_rng) -> Outputs.
@@ -180,3 +203,4 @@ class Family(NamedTuple):
     decode_targets: Callable
     prompt_step: Callable
     weight_gradients: Callable
+    state_width: Callable[[Any, str], int] = one_width

@@ -14,12 +14,10 @@ from flax import linen as nn
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import MASKED, Bias, KeysValues, States
 from mpt_jax.model.families import t5_names, t5_operations
-from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real
+from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real, shift_right, with_prefixes
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.layers import Dense, Embed, Mlp, RelativePositionBias, RMSNorm
 from mpt_jax.sharding import constrain
-
-START = 0  # the decoder's first input token
 
 AXES = (
     (r".*token_embedder/embedding", ("vocab", "embed")),
@@ -117,6 +115,9 @@ class EncoderLayer(_Module):
     @nn.compact
     def __call__(self, x_BSD, bias: Bias):
         dropout = self.active(self.dropout_layer())
+        if self.config.relative_bias_per_layer:
+            position_S = jnp.arange(x_BSD.shape[1])
+            bias = Bias(self.relative_bias(True, "relpos_bias")(position_S, position_S), bias.key_B11S)
         attention = MultiHeadAttention(self.config, self.computation, name="attention")
         normed_BSD = self.norm("pre_attention_layer_norm")(x_BSD)
         x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD), bias))
@@ -131,7 +132,8 @@ class Encoder(_Module):
     def __call__(self, x_BSD, real_BS) -> Stack:
         dropout = self.active(self.dropout_layer())
         position_S = jnp.arange(x_BSD.shape[1])
-        bias = Bias(self.relative_bias(True, "relpos_bias")(position_S, position_S), _mask(real_BS))
+        shared = None if self.config.relative_bias_per_layer else self.relative_bias(True, "relpos_bias")(position_S, position_S)
+        bias = Bias(shared, _mask(real_BS))
         x_BSD = _residual(dropout(x_BSD))
         layer = self.traced_once(EncoderLayer, "__call__")
         layers = []
@@ -141,10 +143,18 @@ class Encoder(_Module):
         return Stack(dropout(self.norm("encoder_norm")(x_BSD)), tuple(layers), real_BS)
 
 
+def _positions(x_BTD, cache: KeysValues | None, position):
+    """Positions of the decoder's queries (T,) and keys (S,); ``position``: of the first query."""
+    query_T = position + jnp.arange(x_BTD.shape[1])
+    return query_T, query_T if cache is None else jnp.arange(cache.key_BSHK.shape[1])
+
+
 class DecoderLayer(_Module):
     """Causal self-attention, attention to the encoder, feed-forward layer."""
 
     def setup(self):
+        if self.config.relative_bias_per_layer:
+            self.relpos_bias = self.relative_bias(False)
         self.pre_self_attention_layer_norm = self.norm()
         self.self_attention = MultiHeadAttention(self.config, self.computation)
         self.pre_cross_attention_layer_norm = self.norm()
@@ -161,11 +171,14 @@ class DecoderLayer(_Module):
         """The encoder's output itself."""
         return self.encoder_decoder_attention.states(encoded_BSD)
 
-    def __call__(self, x_BTD, self_bias: Bias, cross: KeysValues | States, cross_bias: Bias, cache=None, position=None):
+    def __call__(self, x_BTD, self_bias: Bias, cross: KeysValues | States, cross_bias: Bias, cache=None, position=0):
         """Returns x (B, T, D) and the updated cache: KeysValues of (B, T_max, H, K), written at ``position``."""
         dropout = self.active(self.dropout)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
         keys_values = self.self_attention.keys_values(normed_BTD)
+        if self.config.relative_bias_per_layer:
+            distances_1HTS = self.relpos_bias(*_positions(x_BTD, cache, position))
+            self_bias = Bias(self_bias.position_1HTS + distances_1HTS, None)
         if cache is not None:
 
             def write(old, new):
@@ -183,7 +196,8 @@ class Decoder(_Module):
     """Stack of decoder layers; one code for training (all positions) and decoding (one position and a cache)."""
 
     def setup(self):
-        self.relpos_bias = self.relative_bias(False)
+        if not self.config.relative_bias_per_layer:
+            self.relpos_bias = self.relative_bias(False)
         layer = self.traced_once(DecoderLayer, "__call__", "cross_keys_values")
         self.layers = [layer(self.config, self.computation) for _ in range(self.config.num_decoder_layers)]
         self.decoder_norm = self.norm()
@@ -202,10 +216,10 @@ class Decoder(_Module):
     def __call__(self, x_BTD, real_BS, cross, cache=None, position=0):
         """Embedded decoder inputs -> (final states (B, T, D), those after each layer, cache). ``cross`` and ``cache``: a layer each."""
         dropout = self.active(self.dropout)
-        query_T = position + jnp.arange(x_BTD.shape[1])
-        key_T = query_T if cache is None else jnp.arange(cache[0].key_BSHK.shape[1])
-        causal_TT = jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)
-        bias, cross_bias = Bias(self.relpos_bias(query_T, key_T) + causal_TT, None), Bias(None, _mask(real_BS))
+        query_T, key_T = _positions(x_BTD, None if cache is None else cache[0], position)
+        causal_11TS = jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)[None, None]
+        shared_1HTS = 0.0 if self.config.relative_bias_per_layer else self.relpos_bias(query_T, key_T)
+        bias, cross_bias = Bias(shared_1HTS + causal_11TS, None), Bias(None, _mask(real_BS))
         x_BTD = _residual(dropout(x_BTD))
         layers, new_cache = [], []
         for i, layer in enumerate(self.layers):
@@ -229,13 +243,9 @@ class T5(_Module):
         """Tokens -> vectors (B, T, D)."""
         return self.token_embedder(tokens_BT)
 
-    def encode(self, embedded_BLD, real_BL, prefix_BPD=None) -> Stack:
-        """The encoder over a prefix, if any, and the embedded inputs."""
-        x_BSD, real_BS = embedded_BLD, real_BL
-        if prefix_BPD is not None:
-            x_BSD = jnp.concatenate([prefix_BPD.astype(x_BSD.dtype), x_BSD], axis=1)
-            real_BS = jnp.concatenate([jnp.ones(prefix_BPD.shape[:2], bool), real_BL], axis=1)
-        return self.encoder(x_BSD, real_BS)
+    def encode(self, embedded_BSD, real_BS) -> Stack:
+        """The encoder over embedded positions, those of prefixes among them."""
+        return self.encoder(embedded_BSD, real_BS)
 
     def cross(self, encoded_BSD, positions: int | None = None) -> tuple:
         """What each decoder layer attends to, see Decoder.cross."""
@@ -274,17 +284,8 @@ def _parts(network: Network, backbone: dict, dropout_rng=None):
     return functools.partial(T5(network.config, network.computation).apply, {"params": backbone}, rngs=rngs)
 
 
-def shift_right(targets_BT):
-    """Decoder inputs: the start token, then the targets without their last token [T5X autoregressive_inputs]."""
-    return jnp.pad(targets_BT, ((0, 0), (1, 0)), constant_values=START)[:, :-1]
-
-
 def _encode(network: Network, parts, rows: Rows, own) -> Stack:
-    embedded_BLD = parts(rows.inputs_BL, method=T5.embed)
-    real_BL = real(rows.input_length_B, rows.inputs_BL.shape[1])
-    (prefix_UPD, embedded_BLD), slot_B = network.adapted(own, embedded_BLD, real_BL, rows.slot_B)
-    prefix_BPD = prefix_UPD if slot_B is None else jnp.take(prefix_UPD, slot_B, axis=0)
-    return parts(embedded_BLD, real_BL, prefix_BPD, method=T5.encode)
+    return parts(*with_prefixes(network, own, parts(rows.inputs_BL, method=T5.embed), rows), method=T5.encode)
 
 
 def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=None) -> Outputs:
@@ -293,7 +294,8 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     encoder = _encode(network, parts, rows, own)
     length = rows.targets_BT.shape[1]
     cross = parts(encoder.output_BSD, length, method=T5.cross)
-    decoded_BTD, layers, _ = parts(shift_right(rows.targets_BT), encoder.real_BS, cross, method=T5.decode)
+    shifted_BT = shift_right(rows.targets_BT, network.config.decoder_start_id)
+    decoded_BTD, layers, _ = parts(shifted_BT, encoder.real_BS, cross, method=T5.decode)
     decoder = Stack(decoded_BTD, layers, real(rows.target_length_B, length))
     return Outputs(_decoded(parts, decoded_BTD), {"encoder": encoder, "decoder": decoder})
 
@@ -302,7 +304,7 @@ def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: i
     """Runs the encoder and, unless few target ``positions`` will be decoded, makes the cross-attention's keys and values once."""
     parts = _parts(network, backbone)
     encoder = _encode(network, parts, rows, own)
-    start_B = jnp.full(len(rows.inputs_BL), START, jnp.int32)
+    start_B = jnp.full(len(rows.inputs_BL), network.config.decoder_start_id, jnp.int32)
     return Prefilled(start_B, encoder.real_BS, parts(encoder.output_BSD, positions, method=T5.cross))
 
 
@@ -325,7 +327,8 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
 def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT) -> Decoded:
     """Teacher-forced targets over a prefilled input."""
     parts = _parts(network, backbone)
-    decoded_BTD, _, _ = parts(shift_right(targets_BT), prefilled.real_BS, prefilled.cross, method=T5.decode)
+    shifted_BT = shift_right(targets_BT, network.config.decoder_start_id)
+    decoded_BTD, _, _ = parts(shifted_BT, prefilled.real_BS, prefilled.cross, method=T5.decode)
     return _decoded(parts, decoded_BTD)
 
 
@@ -339,12 +342,7 @@ def init(config: T5Config, seed: int) -> dict:
     return T5(config, Computation(attention="einsum")).init(jax.random.PRNGKey(seed), jnp.ones((1, 2), jnp.int32))["params"]
 
 
-def num_layers(config: T5Config) -> int:
-    """Layers of both stacks."""
-    return config.num_encoder_layers + config.num_decoder_layers
-
-
 FAMILY = Family(
-    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), False, t5_names.entries, num_layers, t5_names.words,
+    "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), False, t5_names.entries, lambda config: config.num_layers, t5_names.words,
     init, forward, prefill, empty_cache, decode_step, decode_targets, t5_operations.prompt_step, t5_operations.weight_gradients,
 )  # fmt: skip

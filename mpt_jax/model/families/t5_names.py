@@ -50,24 +50,24 @@ def _mlp(stack: str, sublayer: int) -> tuple[Name, ...]:
     )
 
 
-def _relative(stack: str) -> Name:
-    return Name(
-        f"{stack}/relpos_bias/rel_embedding",
-        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-        ("heads", "buckets"),
-        True,
+def _relative(stack: str) -> tuple[Name, ...]:
+    theirs = f"{stack}.block.{{}}.layer.0.SelfAttention.relative_attention_bias.weight"
+    shape = ("heads", "buckets")
+    return (
+        Name(f"{stack}/relpos_bias/rel_embedding", theirs.format(0), shape, True, only="shared bias"),
+        Name(f"{stack}/layers_{{i}}/relpos_bias/rel_embedding", theirs.format("{i}"), shape, True, stack, "bias in layers"),
     )
 
 
 TABLE: tuple[Name, ...] = (
     Name("token_embedder/embedding", "shared.weight", ("vocabulary", "width")),
-    _relative("encoder"),
+    *_relative("encoder"),
     _norm("encoder", "pre_attention_layer_norm", 0),
     *_attention("encoder", "attention", "0.SelfAttention"),
     _norm("encoder", "pre_mlp_layer_norm", 1),
     *_mlp("encoder", 1),
     Name("encoder/encoder_norm/scale", "encoder.final_layer_norm.weight", ("width",)),
-    _relative("decoder"),
+    *_relative("decoder"),
     _norm("decoder", "pre_self_attention_layer_norm", 0),
     *_attention("decoder", "self_attention", "0.SelfAttention"),
     _norm("decoder", "pre_cross_attention_layer_norm", 1),
@@ -95,13 +95,20 @@ def entries(config: T5Config) -> Iterator[Entry]:
         "buckets": config.relative_attention_num_buckets,
     }
     layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    present = {"gated" if config.gated else "plain"} | (set() if config.logits_via_embedding else {"untied"})
+    facts = {
+        "gated": config.gated,
+        "plain": not config.gated,
+        "untied": not config.logits_via_embedding,
+        "bias in layers": config.relative_bias_per_layer,
+        "shared bias": not config.relative_bias_per_layer,
+    }
+    present = {word for word, holds in facts.items() if holds}
     return expand(TABLE, sizes, layers, present)
 
 
 def words(config: T5Config) -> str:
     """What a message calls such a model."""
-    kind = "gated (v1.1)" if config.gated else "plain (v1.0)"
+    kind = ("gated (v1.1)" if config.gated else "plain (v1.0)") + (", bias in every layer" if config.relative_bias_per_layer else "")
     tied = "tied" if config.logits_via_embedding else "untied"
     layers = f"{config.num_encoder_layers}+{config.num_decoder_layers} layers"
     heads = f"{config.num_heads} heads of {config.head_dim}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import family_of
-from mpt_jax.model.formats import gguf_file, huggingface, huggingface_folder, names, own, t5x
+from mpt_jax.model.formats import gguf_file, huggingface, huggingface_folder, names, own, t5x, t5x_stacked
 from mpt_jax.model.formats.arrays import LazyArray, fingerprint, flatten, in_memory, restore
 from mpt_jax.model.formats.detect import BACKBONES, detect
 from mpt_jax.model.formats.files import Folder
@@ -19,7 +19,7 @@ from mpt_jax.model.formats.folder_writer import write_folder
 
 __all__ = ["LazyArray", "check_t5", "detect", "fingerprint", "in_memory", "read_backbone", "restore", "write_backbone"]
 
-T5X_FORMATS = ("t5x", "orbax")
+T5X_FORMATS = ("t5x", "t5x_scanned", "orbax")
 BYTES_VOCABULARY = 384  # ids of ByT5
 RUN_BACKBONE = "backbone"  # in the folder of a run that trained all weights
 
@@ -47,7 +47,7 @@ def read_backbone(path: str | os.PathLike) -> tuple[Any, dict[str, LazyArray], s
         config, arrays = own.read(folder)
         return config, arrays, huggingface.vocabulary(folder) or _bytes(config)
     held = t5x.read(kind, path)
-    arrays = {name: lazy for name, lazy in held.items() if not t5x.is_prompt(name)}
+    arrays = t5x_stacked.unstacked({name: lazy for name, lazy in held.items() if not t5x.is_prompt(name)}, path)
     config = names.config_from_shapes({name: lazy.shape for name, lazy in arrays.items()}, path)
     around = Folder(os.path.dirname(path) or "." if kind == "t5x_file" else path)
     return config, names.match(config, arrays, names.OURS, path), huggingface.vocabulary(around) or _bytes(config)
@@ -67,7 +67,7 @@ def check_t5(config: Any, to: str) -> None:
 def write_backbone(
     kind: str, dest: str, config: Any, params: Mapping[str, Any], vocabulary: str | None = None
 ) -> None:
-    """Writes a backbone folder: kind 'own', 'hf', 't5x' (native) or 'orbax' (T5X on Orbax).
+    """Writes a backbone folder: kind 'own', 'hf', 't5x' (native), 't5x_scanned' (native, as scalable_t5) or 'orbax' (T5X on Orbax).
 
     params: nested or flat ('/') tree of numpy or jax arrays or LazyArrays. Raises UserError if a parameter is
     missing, left over or of a wrong shape, or if dest is there already.
@@ -80,6 +80,7 @@ def write_backbone(
         "own": lambda folder: own.write(folder, config, arrays, vocabulary),
         "hf": lambda folder: huggingface_folder.write(folder, config, arrays, vocabulary),
         "t5x": lambda folder: t5x.write_native(folder, arrays),
+        "t5x_scanned": lambda folder: t5x.write_native(folder, t5x_stacked.stacked(config, arrays)),
         "orbax": lambda folder: t5x.write_orbax(folder, arrays),
     }
     if kind not in writers:

@@ -5,27 +5,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpt_jax.data import tokenizer_files
-from mpt_jax.data.vocabulary import BYTE_SENTINELS, BYTES, SentencePieceVocabulary, load_vocabulary
+from mpt_jax.data.vocabulary import BYTES, FILES, is_pieces
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import t5_names
 from mpt_jax.model.families.t5 import FAMILY as T5
-from mpt_jax.model.families.t5_config import T5Config
-from mpt_jax.model.formats import huggingface_keys, huggingface_weights, names, safetensors
+from mpt_jax.model.families.t5_config import ACTIVATIONS, T5Config
+from mpt_jax.model.formats import huggingface_keys, huggingface_tokenizer, huggingface_weights, names, safetensors
 from mpt_jax.model.formats.arrays import LazyArray, listed
-from mpt_jax.model.formats.files import Folder, copy_file, is_remote
+from mpt_jax.model.formats.files import Folder, is_remote
 from mpt_jax.model.formats.folder_writer import write_json
 from mpt_jax.regular_files import shown
 
-MODEL_TYPES = ("t5", "mt5")  # ByT5 and Flan call themselves t5; umt5 has a relative bias in every layer
-ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
+MODEL_TYPES = ("t5", "mt5", "umt5")  # ByT5, Flan, UL2 and CodeT5+ call themselves t5
 # T5Config's field: key of config.json
 CONFIG_KEYS = {
     "vocab_size": "vocab_size", "d_model": "d_model", "num_heads": "num_heads", "head_dim": "d_kv", "d_ff": "d_ff",
     "num_encoder_layers": "num_layers", "num_decoder_layers": "num_decoder_layers",
     "relative_attention_num_buckets": "relative_attention_num_buckets",
-    "relative_attention_max_distance": "relative_attention_max_distance",
+    "relative_attention_max_distance": "relative_attention_max_distance", "decoder_start_id": "decoder_start_token_id",
 }  # fmt: skip
-OPTIONAL = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance")
+OPTIONAL = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance", "decoder_start_token_id")
+GENERATION = "generation_config.json"
 
 
 def read(folder: Folder) -> tuple[T5Config, dict[str, LazyArray]]:
@@ -46,9 +46,17 @@ def _settings(folder: Folder) -> dict[str, Any]:
     kind = settings.get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(f"{where}: model_type {shown(kind)} is none of {', '.join(MODEL_TYPES)}.")
-    if folder.exists("generation_config.json"):
-        huggingface_keys.check_generation(folder.read_json("generation_config.json"), folder.where("generation_config.json"))
-    return huggingface_keys.check_config(settings, where)
+    found = [(settings, where)]
+    if folder.exists(GENERATION):
+        found.append((folder.read_json(GENERATION), folder.where(GENERATION)))
+        huggingface_keys.check_generation(*found[1])
+    if any(huggingface_keys.other_ids(values) for values, _ in found):
+        file = vocabulary(folder)
+        if file is None or is_remote(file) or not is_pieces(file):
+            for values, place in found:
+                huggingface_keys.check_ids(values, place)
+    known = huggingface_keys.check_config(settings, where)
+    return known | {"decoder_start_token_id": huggingface_keys.start_id(found)}
 
 
 def _merge_embeddings(folder: Folder, arrays: dict[str, LazyArray]) -> LazyArray:
@@ -93,6 +101,7 @@ def _config(
     if "layer_norm_epsilon" in settings:
         fields["layer_norm_epsilon"] = settings["layer_norm_epsilon"]
     facts = {"name": "custom", "mlp_activations": ACTIVATIONS[activation], "logits_via_embedding": bool(scaled)}
+    facts["relative_bias_per_layer"] = kind == "umt5"
     config = names.make_config(T5, fields | facts, where, CONFIG_KEYS)
     _settle_output(where, arrays, embedding, bool(scaled), bool(tied))
     names.check_layers(config, arrays, folder.path)
@@ -115,15 +124,15 @@ def _settle_output(where: str, arrays: dict[str, LazyArray], embedding: LazyArra
 
 def settings_of(config: T5Config, dtype_name: str) -> dict[str, Any]:
     """config.json of a T5Config."""
-    untied = not config.logits_via_embedding
+    untied, umt5 = not config.logits_via_embedding, config.relative_bias_per_layer
     proj = next(name for name, activations in ACTIVATIONS.items() if activations == config.mlp_activations)
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        "architectures": ["UMT5ForConditionalGeneration" if umt5 else "T5ForConditionalGeneration"],
+        "model_type": "umt5" if umt5 else "t5",
         "d_ff": config.d_ff,
         "d_kv": config.head_dim,
         "d_model": config.d_model,
-        "decoder_start_token_id": 0,
+        "decoder_start_token_id": config.decoder_start_id,
         "dropout_rate": 0.1,  # of every published T5; ours is a setting of training
         "eos_token_id": 1,
         "feed_forward_proj": proj,
@@ -151,39 +160,18 @@ def write(folder: str, config: T5Config, arrays: Mapping[str, LazyArray], vocabu
         named[entry.huggingface] = lazy.transposed() if entry.turned else lazy
     safetensors.write(os.path.join(folder, "model.safetensors"), named, {"format": "pt"})
     dtype = next(iter(named.values())).dtype.name
-    _write_json(folder, "config.json", settings_of(config, dtype))
-    _write_json(folder, "generation_config.json", {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
-    if vocabulary:
-        write_tokenizer(folder, vocabulary)
-
-
-def write_tokenizer(folder: str, vocabulary: str) -> None:
-    """Copies a tokenizer and tells transformers its sentinels: those that a SentencePiece model lacks, or all of a tokenizer.json."""
-    if vocabulary == BYTES:
-        return _write_json(folder, "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": BYTE_SENTINELS})
-    if not is_remote(vocabulary):
-        load_vocabulary(vocabulary)  # refuses what the copy alone would lose
-    converted = os.path.basename(vocabulary) == "tokenizer.json"
-    dest = os.path.join(folder, "tokenizer.json" if converted else "spiece.model")
-    copy_file(vocabulary, dest)
-    copied = load_vocabulary(dest)
-    assert isinstance(copied, SentencePieceVocabulary)
-    kind, sentinels = ("T5TokenizerFast", copied.sentinels) if converted else ("T5Tokenizer", copied.extra_ids)
-    _write_json(folder, "tokenizer_config.json", {"tokenizer_class": kind, "extra_ids": sentinels})
-
-
-def _write_json(folder: str, name: str, value: Mapping[str, Any]) -> None:
-    write_json(os.path.join(folder, name), value)
+    settings = settings_of(config, dtype) | (huggingface_tokenizer.write(folder, vocabulary) if vocabulary else {})
+    write_json(os.path.join(folder, "config.json"), settings)
+    write_json(os.path.join(folder, GENERATION), {key: settings[key] for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id")})
 
 
 def vocabulary(folder: Folder) -> str | None:
-    """Where the tokenizer of a folder is: a SentencePiece model, a tokenizer.json, or 'bytes'; None if it has
-    none."""
+    """Where the tokenizer of a folder is: a SentencePiece model, a tokenizer.json, a vocab.json, or 'bytes'; None if it has none."""
     named_in = next((name for name in ("tokenizer_config.json", "config.json") if folder.exists(name)), None)
     if named_in and tokenizer_files.is_bytes(folder.read_json(named_in)):
         tokenizer_files.check_bytes(lambda name: folder.read_json(name) if folder.exists(name) else {}, folder.path)
         return BYTES
-    for name in ("spiece.model", "sentencepiece.model", "tokenizer.json"):
+    for name in FILES:
         if folder.exists(name):
             return folder.where(name)
     return None

@@ -5,7 +5,7 @@ from typing import Any
 
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import family_of
-from mpt_jax.model.formats import huggingface, huggingface_causal
+from mpt_jax.model.formats import huggingface, huggingface_causal, huggingface_t5gemma
 from mpt_jax.model.formats.arrays import LazyArray
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.regular_files import shown
@@ -14,8 +14,9 @@ Reader = Callable[[Folder], tuple[Any, dict[str, LazyArray]]]
 READERS: dict[str, Reader] = {
     **dict.fromkeys(huggingface.MODEL_TYPES, huggingface.read),
     **dict.fromkeys(huggingface_causal.MODEL_TYPES, huggingface_causal.read),
+    **dict.fromkeys(huggingface_t5gemma.MODEL_TYPES, huggingface_t5gemma.read),
 }
-WRITERS: dict[str, Callable] = {"t5": huggingface.write, "causal": huggingface_causal.write}
+WRITERS: dict[str, Callable] = {"t5": huggingface.write, "causal": huggingface_causal.write, "t5gemma": huggingface_t5gemma.write}
 
 
 def read(folder: Folder) -> tuple[Any, dict[str, LazyArray]]:

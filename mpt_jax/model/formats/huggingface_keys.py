@@ -3,7 +3,7 @@
 A key that is in none of these tables stops the reading by name: it may change the arithmetic. docs/formats.md shows the tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpt_jax.errors import UserError
@@ -13,16 +13,14 @@ from mpt_jax.regular_files import shown
 READ = (
     "model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj",
     "relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon", "tie_word_embeddings",
-    "scale_decoder_outputs", "tokenizer_class",
+    "scale_decoder_outputs", "decoder_start_token_id", "tokenizer_class",
 )  # fmt: skip
 # transformers' general names (T5Config.attribute_map): read as the others
 ALIASES = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv"}
-DEFAULT_PROJECTION = {"t5": "relu", "mt5": "gated-gelu"}  # where a config.json does not say feed_forward_proj
+DEFAULT_PROJECTION = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}  # where a config.json does not say feed_forward_proj
+GATED = {"gated-gelu": "gelu_new", "gated-silu": "silu"}  # transformers' own names of the functions
 # refused unless they have one of these values: what this package does. None: the key is absent or null
 NETWORK = {
-    "decoder_start_token_id": (0, None),
-    "eos_token_id": (1, [1]),
-    "pad_token_id": (0, None),
     "is_encoder_decoder": (True,),
     "tie_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
@@ -40,6 +38,8 @@ ANSWERS: dict[str, tuple] = {
     **dict.fromkeys(("sequence_bias", "watermarking_config"), (None, {}, [])),
     "token_healing": (False, None),
 }
+# refused unless they have one of these values, where the tokenizer is T5's, which has them; other tokenizers say their own
+TEXT_IDS = {"eos_token_id": (1, [1]), "pad_token_id": (0, None)}
 IGNORED = {
     "training: a setting here, or not done to a frozen backbone": (
         "dropout_rate", "classifier_dropout", "initializer_factor", "initializer_range", "gradient_checkpointing", "label_smoothing",
@@ -79,20 +79,39 @@ def check_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = dict(settings)
     for alias, name in ALIASES.items():
         if alias in settings and known.setdefault(name, settings[alias]) != settings[alias]:
-            raise UserError(
-                f"{where}: {alias} = {shown(settings[alias])} and {name} = {shown(known[name])} are the same setting; take one out."
-            )
-    projection = known.get("feed_forward_proj", DEFAULT_PROJECTION[known["model_type"]])
-    for name, activation in (("relu", "relu"), ("gated-gelu", "gelu_new")):  # others are refused by who reads the projection
-        if projection == name:
-            _check_value(settings, "is_gated_act", (name != activation,), where)
-            _check_value(settings, "dense_act_fn", (activation,), where)
+            message = f"{alias} = {shown(settings[alias])} and {name} = {shown(known[name])} are the same setting; take one out."
+            raise UserError(f"{where}: {message}")
+    projection = known.get("feed_forward_proj", DEFAULT_PROJECTION.get(known.get("model_type", ""), "relu"))
+    if isinstance(projection, str) and projection in ("relu", *GATED):  # others are refused by who reads the projection
+        _check_value(settings, "is_gated_act", (projection in GATED,), where)
+        _check_value(settings, "dense_act_fn", (GATED.get(projection, "relu"),), where)
     return known
 
 
 def check_generation(settings: Mapping[str, Any], where: str) -> None:
     """Raises UserError naming each key of a generation_config.json that is unknown or asks for something else."""
     _check(settings, where)
+
+
+def other_ids(settings: Mapping[str, Any]) -> bool:
+    """Whether padding or end of sequence have other ids than T5's."""
+    return any(key in settings and not any(same(settings[key], value) for value in allowed) for key, allowed in TEXT_IDS.items())
+
+
+def check_ids(settings: Mapping[str, Any], where: str) -> None:
+    """Raises UserError unless padding and end of sequence have T5's ids."""
+    for key, allowed in TEXT_IDS.items():
+        _check_value(settings, key, allowed, where)
+
+
+def start_id(found: Sequence[tuple[Mapping[str, Any], str]]) -> Any:
+    """decoder_start_token_id of (settings, file) that agree on it; 0 where none says it."""
+    told = [(settings["decoder_start_token_id"], where) for settings, where in found if settings.get("decoder_start_token_id") is not None]
+    for value, where in told[1:]:
+        if value != told[0][0]:
+            first = f"{told[0][1]} says decoder_start_token_id = {shown(told[0][0])}, {where} says {shown(value)}"
+            raise UserError(f"{first}; transformers trains with one and answers with the other. Make them the same.")
+    return told[0][0] if told else 0
 
 
 def _check(settings: Mapping[str, Any], where: str) -> None:
@@ -103,7 +122,7 @@ def _check(settings: Mapping[str, Any], where: str) -> None:
     for key, allowed in (NETWORK | ANSWERS).items():
         _check_value(settings, key, allowed, where)
     derived = ("is_gated_act", "dense_act_fn")
-    known = {*READ, *ALIASES, *NETWORK, *ANSWERS, *_IGNORED_KEYS, *derived}
+    known = {*READ, *ALIASES, *NETWORK, *TEXT_IDS, *ANSWERS, *_IGNORED_KEYS, *derived}
     unknown = [key for key in settings if key not in known and not key.startswith("_")]  # _: transformers' own notes
     if unknown:
         names = ", ".join(f"{shown(key)} = {shown(settings[key])}" for key in sorted(unknown)[:6])

@@ -14,7 +14,6 @@ from mpt_jax.model.formats.arrays import MAX_NAMES_IN_MESSAGE, LazyArray, listed
 from mpt_jax.regular_files import shown
 
 OURS, HUGGING_FACE, GGUF = "ours", "huggingface", "gguf"  # columns of the tables of names
-SCANNED = "encoder/encoder/"  # how T5X's scalable_t5 names layers that it stacked
 
 
 def entries(config: Any) -> list[Entry]:
@@ -105,8 +104,6 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
     def shape(path: str, axes: int = 2) -> tuple[int, ...]:
         if path not in shapes:
             held = listed(shapes) or "nothing"
-            if any(name.startswith(SCANNED) for name in shapes):
-                raise UserError(f"{source} holds stacked layers; save it once from T5X with scan_layers = False.")
             raise UserError(f"{source} is not a T5: {path} is missing. It holds {held}.")
         found = shapes[path]
         if len(found) != axes or 0 in found:
@@ -114,7 +111,8 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
         return found
 
     vocabulary, width = shape("token_embedder/embedding")
-    heads, buckets = shape("encoder/relpos_bias/rel_embedding")
+    per_layer = "encoder/layers_0/relpos_bias/rel_embedding" in shapes
+    heads, buckets = shape(f"encoder/{'layers_0/' if per_layer else ''}relpos_bias/rel_embedding")
     joined = shape("encoder/layers_0/attention/query/kernel")[-1]
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     mlp = shape(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[-1]
@@ -132,6 +130,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
         "mlp_activations": ("gelu", "linear") if gated else ("relu",),
         "logits_via_embedding": "decoder/logits_dense/kernel" not in shapes,
         "relative_attention_num_buckets": buckets,
+        "relative_bias_per_layer": per_layer,
     }
     return named(make_config(T5, fields, source))
 

@@ -96,10 +96,10 @@ class PromptFile:
 def peft_facts(config: Any) -> dict[str, Any]:
     """What PEFT does with a prompt of a backbone of this shape: its task_type, and what our prompt is multiplied by there.
 
-    Ours are stored like rows of the embedding table. transformers 5 multiplies those of Gemma 1 to 3 by sqrt(D) where it looks them up,
-    and PEFT's prompt is put beside the result, so there it has that factor already.
+    Ours are stored like rows of the embedding table. transformers 5 multiplies those of Gemma 1 to 3 and T5Gemma 2 by sqrt(D) where it
+    looks them up, and PEFT's prompt is put beside the result, so there it has that factor already.
     """
-    scale = config.d_model**0.5 if getattr(config, "scaled_embedding", False) else 1.0
+    scale = getattr(config, "lookup_scale", 1.0)
     return {"task_type": CAUSAL if family_of(config).decoder_only else SEQ_2_SEQ, "prompt_scale": scale}
 
 
