@@ -86,5 +86,5 @@ def test_a_run_of_other_weights_is_refused():
 
 def test_a_backbone_without_a_vocabulary_needs_one(folder, tmp_path):
     formats.write_backbone("hf", str(tmp_path / "bare"), CONFIG, weights(CONFIG))
-    with pytest.raises(UserError, match="brings no vocabulary; name its SentencePiece model"):
+    with pytest.raises(UserError, match="brings no vocabulary; name its tokenizer.json or SentencePiece model"):
         load_backbone(BackboneSettings(str(tmp_path / "bare")))
