@@ -215,7 +215,7 @@ def test_keys_by_their_general_names(tmp_path):
 
 def test_each_key_is_in_one_table_and_in_the_documentation():
     keys = huggingface_keys
-    tables = [keys.READ, keys.ALIASES, keys.NETWORK, keys.ANSWERS, *keys.IGNORED.values()]
+    tables = [keys.READ, keys.ALIASES, keys.NETWORK, keys.TEXT_IDS, keys.ANSWERS, *keys.IGNORED.values()]
     every = [key for table in tables for key in table]
     assert len(every) == len(set(every))
     text = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
