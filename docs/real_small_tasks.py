@@ -1,6 +1,6 @@
 """The tasks of docs/real_small.md, registered as README shows; files as `python -m benchmarks.real_small split` writes them."""
 
-import tasks
+from mpt_jax import tasks
 
 SINGLE = "sentence: {sentence}"
 ROWS = {  # name: template, labels in the order of their numbers, score

@@ -1,11 +1,11 @@
-"""``python -m launch --target tpu|slurm|k8s|local [options] -- COMMAND …``: the same ``mpt-jax`` command on many hosts."""
+"""``python -m mpt_jax.launch --target tpu|slurm|k8s|local [options] -- COMMAND …``: the same ``mpt-jax`` command on many hosts."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from launch import k8s, local, slurm, tpu
-from launch.calls import EXIT_INTERRUPTED, EXIT_USAGE, LaunchError, Stopped, say, signals_raise
+from mpt_jax.launch import k8s, local, slurm, tpu
+from mpt_jax.launch.calls import EXIT_INTERRUPTED, EXIT_USAGE, LaunchError, Stopped, say, signals_raise
 
 TARGETS = {"local": local, "tpu": tpu, "slurm": slurm, "k8s": k8s}
 
@@ -16,11 +16,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if "--" in own:
         place = own.index("--")
         own, command = own[:place], own[place + 1 :]
-    first = argparse.ArgumentParser(prog="python -m launch", add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog="python -m mpt_jax.launch", add_help=False, allow_abbrev=False)
     first.add_argument("--target", choices=TARGETS)
     target = first.parse_known_args(own)[0].target
     description = f"{__doc__} {TARGETS[target].__doc__}" if target else f"{__doc__} Options of a target: --target T --help."
-    parser = argparse.ArgumentParser(prog="python -m launch", description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m mpt_jax.launch", description=description, allow_abbrev=False)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--dry_run", action="store_true", help="print the commands and files, and run nothing")
     if target:

@@ -15,9 +15,10 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from launch.buckets import MOUNT_OPTIONS, model_dir, mounted
-from launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, say, show, signals_wait, variables
-from launch.machines import GPU_HOSTS, gpu_host, tpu_slice
+from mpt_jax.launch.buckets import MOUNT_OPTIONS, model_dir, mounted
+from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, say, show, signals_wait, variables
+from mpt_jax.launch.machines import GPU_HOSTS, gpu_host, tpu_slice
+
 from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTED
 
 PORT = 8476  # of the coordinator

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from launch.calls import LaunchError, Stopped, end, say, shell_code, show, signals_wait
+from mpt_jax.launch.calls import LaunchError, Stopped, end, say, shell_code, show, signals_wait
+
 from mpt_jax.errors import EXIT_PREEMPTED
 from mpt_jax.launched import LAUNCHER
 

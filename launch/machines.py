@@ -7,7 +7,7 @@ cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus for GKE's labels; clo
 from math import prod
 from typing import NamedTuple
 
-from launch.calls import LaunchError
+from mpt_jax.launch.calls import LaunchError
 
 
 class Generation(NamedTuple):

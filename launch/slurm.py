@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.calls import EXIT_LEFT_BEHIND, LaunchError, Stopped, ask, say, show, signals_wait, variables
-from launch.machines import gpu_host
+from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, LaunchError, Stopped, ask, say, show, signals_wait, variables
+from mpt_jax.launch.machines import gpu_host
+
 from mpt_jax.errors import EXIT_PREEMPTED
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}

@@ -18,9 +18,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.buckets import MOUNT_OPTIONS, model_dir, mounted
-from launch.calls import EXIT_LEFT_BEHIND, Answer, LaunchError, ask, follow, say, show, signals_wait, variables
-from launch.machines import Slice, tpu_slice
+from mpt_jax.launch.buckets import MOUNT_OPTIONS, model_dir, mounted
+from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, Answer, LaunchError, ask, follow, say, show, signals_wait, variables
+from mpt_jax.launch.machines import Slice, tpu_slice
+
 from mpt_jax.errors import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,14 @@
-"""Multitask prompt tuning for frozen T5 models in JAX."""
+"""Multitask prompt tuning for frozen language models in JAX."""
+
+from pathlib import Path
 
 __all__ = ["load"]
+
+# installed, tasks/ and launch/ lie in this folder; in a checkout beside it, and are mpt_jax.tasks and mpt_jax.launch all the same:
+# names of their own would be in the way of a user's tasks.py and launch.py
+_CHECKOUT = Path(__file__).parent.parent
+if (_CHECKOUT / "tasks" / "table.py").is_file() and (_CHECKOUT / "launch" / "machines.py").is_file():
+    __path__.append(str(_CHECKOUT))
 
 
 def __getattr__(name: str):

@@ -5,6 +5,7 @@ import math
 import types
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from mpt_jax import paths
 from mpt_jax.errors import UserError
@@ -58,6 +59,14 @@ def check_whole_numbers(name: str, values: Sequence, low: int, high: int) -> Non
     if wrong:
         raise UserError(f"{name} = {shown(list(values))}: {shown(wrong[0])} is not a whole number in {low} .. {high}.")
     check_different(name, values)
+
+
+def check_texts(name: str, value: Any, lists: bool = False) -> None:
+    """Raises UserError unless value is a text, or {name: text}; with ``lists`` a list of texts may stand for a text."""
+    for one in value.values() if isinstance(value, dict) else (value,):
+        for text in one if lists and isinstance(one, list | tuple) else (one,):
+            if not isinstance(text, str):
+                raise UserError(f"{name} = {shown(value)} holds {shown(text)}, which is not a text.")
 
 
 def check_different(name: str, values: Sequence) -> None:

@@ -8,11 +8,10 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from mpt_jax import paths
-from mpt_jax.checks import check_choice, check_different, check_folder, check_range, check_types, check_whole_numbers, set_paths
+from mpt_jax import checks, paths
+from mpt_jax.computation import Computation
 from mpt_jax.errors import UserError
 
-ATTENTIONS = ("auto", "einsum", "fused")  # model/attention.py
 MOST_BEAMS = 64  # each holds a cache of its own
 LENGTHS = {"inputs": 256, "targets": 128}  # TASK_FEATURE_LENGTHS where it is not given [ATTEMPT, DPT]
 WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
@@ -35,23 +34,6 @@ MOST_AHEAD = 1000  # batches made ahead
 
 
 @dataclasses.dataclass(frozen=True)
-class Computation:
-    """How a network is computed, whatever its shape."""
-
-    dtype: str = "float32"  # of activations and frozen weights: 'bfloat16' on TPU and GPU
-    remat: str = "none"  # training: 'none' keeps all activations for the backward pass, 'layers' only those between layers
-    attention: str = "auto"  # 'einsum' | 'fused': logits never leave a TPU's fast memory | 'auto': 'fused' where it fits [ours]
-    dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
-
-    def __post_init__(self):
-        check_types(self)
-        check_choice("Computation.dtype (DTYPE)", self.dtype, ("float32", "bfloat16"))
-        check_choice("Computation.remat (REMAT)", self.remat, ("none", "layers"))
-        check_choice("Computation.attention (ATTENTION)", self.attention, ATTENTIONS)
-        check_range("Computation.dropout_rate (DROPOUT_RATE)", self.dropout_rate, 0.0, 0.99)
-
-
-@dataclasses.dataclass(frozen=True)
 class BackboneSettings:
     """Which frozen network, and how it is computed."""
 
@@ -62,10 +44,10 @@ class BackboneSettings:
     attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused', see Computation; 'auto' is 'einsum' where the backbone is trained
 
     def __post_init__(self):
-        check_types(self)
-        check_folder("BACKBONE", self.path)
-        set_paths(self, {"path": "BACKBONE"}, paths.BUCKETS)
-        set_paths(self, {"vocabulary": "VOCABULARY"})
+        checks.check_types(self)
+        checks.check_folder("BACKBONE", self.path)
+        checks.set_paths(self, {"path": "BACKBONE"}, paths.BUCKETS)
+        checks.set_paths(self, {"vocabulary": "VOCABULARY"})
         Computation(self.dtype, self.remat, self.attention)
 
     @property
@@ -83,28 +65,37 @@ class PromptSettings:
     init: str = "vocabulary"  # 'vocabulary' | 'uniform' | 'text' | 'file' [ATTEMPT modeling_t5.py:1759]
     init_vocabulary_rows: int = 5000  # sampled from the first so many embeddings [ATTEMPT]
     init_uniform_scale: float = 0.5  # U(-s, s) [PT-JAX, ATTEMPT]
-    init_text: str = ""  # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]
+    # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]; {task: text} gives each task its own
+    init_text: str | dict = ""
     init_file: str = ""  # for init = 'file': one prompt (P, D) in .npy, .npz, a PEFT adapter or a T5X checkpoint
     # 'ones' | 'normal'. 'ones': P_k = P* at the start, so that gradients to P* have full scale [ours; PEFT: N(0, 0.02)]
     factor_init: str = "ones"
     factor_init_scale: float = 0.02  # spread of 'normal', and of what breaks the symmetry of ranks >= 2 in 'ones' [PEFT]
     transfer: str = "mean"  # target stage: 'mean' of source factors [MPT 3.2] | 'task' | 'shared' | 'none'
-    transfer_task: str = ""  # the source task for transfer = 'task'
+    # for transfer = 'task': the source task, or several, whose factors' mean is taken; {task: those} gives each target its own
+    transfer_task: str | list | tuple | dict = ""
     shared_over_targets: bool = False  # True: all targets of a seed tune one P* (MPT's multi-target row, 10.5K per task)
 
     def __post_init__(self):
-        check_types(self)
-        set_paths(self, {"init_file": "PromptSettings.init_file"}, paths.BUCKETS)
-        check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1, MOST_LENGTH)
-        check_range("PromptSettings.rank (PROMPT_RANK)", self.rank, 0, MOST_RANK)
-        check_range("PromptSettings.init_vocabulary_rows", self.init_vocabulary_rows, 1)
+        checks.check_types(self)
+        checks.set_paths(self, {"init_file": "PromptSettings.init_file"}, paths.BUCKETS)
+        checks.check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1, MOST_LENGTH)
+        checks.check_range("PromptSettings.rank (PROMPT_RANK)", self.rank, 0, MOST_RANK)
+        checks.check_range("PromptSettings.init_vocabulary_rows", self.init_vocabulary_rows, 1)
         for name in ("init_uniform_scale", "factor_init_scale"):
-            check_range(f"PromptSettings.{name}", getattr(self, name), 0.0, 1e6)
-        check_choice("PromptSettings.init", self.init, ("vocabulary", "uniform", "text", "file"))
-        check_choice("PromptSettings.factor_init", self.factor_init, ("ones", "normal"))
-        check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
+            checks.check_range(f"PromptSettings.{name}", getattr(self, name), 0.0, 1e6)
+        checks.check_choice("PromptSettings.init", self.init, ("vocabulary", "uniform", "text", "file"))
+        checks.check_choice("PromptSettings.factor_init", self.factor_init, ("ones", "normal"))
+        checks.check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
         if self.transfer == "task" and not self.transfer_task:
             raise UserError("PromptSettings.transfer = 'task' needs PromptSettings.transfer_task = '<source task>'.")
+        checks.check_texts("PromptSettings.init_text", self.init_text)
+        checks.check_texts("PromptSettings.transfer_task", self.transfer_task, lists=True)
+
+    @property
+    def init_texts(self) -> tuple[str, ...]:
+        """All texts of ``init_text``."""
+        return tuple(self.init_text.values()) if isinstance(self.init_text, dict) else (self.init_text,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +113,17 @@ class DistillationSettings:
     cached_dtype: str = "float16"  # 'cached': of the hidden states kept, 'float16' | 'float32' [ours]
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("DistillationSettings.teacher_mode", self.teacher_mode, ("beside", "cached"))
-        check_choice("DistillationSettings.cached_dtype", self.cached_dtype, ("float16", "float32"))
-        check_range("DistillationSettings.cached_top", self.cached_top, 0, 10_000_000)
+        checks.check_types(self)
+        checks.check_choice("DistillationSettings.teacher_mode", self.teacher_mode, ("beside", "cached"))
+        checks.check_choice("DistillationSettings.cached_dtype", self.cached_dtype, ("float16", "float32"))
+        checks.check_range("DistillationSettings.cached_top", self.cached_top, 0, 10_000_000)
         if self.teacher_mode == "cached" and self.hidden == "all":
             message = "DistillationSettings.teacher_mode = 'cached' keeps the last hidden states only, DistillationSettings.hidden = 'all'"
             raise UserError(f"{message} compares every layer's: set hidden to 'last', or teacher_mode to 'beside'.")
-        check_range("DistillationSettings.weight", self.weight, 0.0)
-        check_range("DistillationSettings.temperature", self.temperature, 1e-3)
-        check_choice("DistillationSettings.hidden", self.hidden, ("none", "last", "all"))
-        check_choice("DistillationSettings.hidden_positions", self.hidden_positions, ("inputs", "all"))
+        checks.check_range("DistillationSettings.weight", self.weight, 0.0)
+        checks.check_range("DistillationSettings.temperature", self.temperature, 1e-3)
+        checks.check_choice("DistillationSettings.hidden", self.hidden, ("none", "last", "all"))
+        checks.check_choice("DistillationSettings.hidden_positions", self.hidden_positions, ("inputs", "all"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +141,9 @@ class OptimizerSettings:
     b2: float = 0.999
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("OptimizerSettings.name", self.name, ("adamw", "adafactor"))
-        check_choice("OptimizerSettings.schedule", self.schedule, ("linear", "constant"))
+        checks.check_types(self)
+        checks.check_choice("OptimizerSettings.name", self.name, ("adamw", "adafactor"))
+        checks.check_choice("OptimizerSettings.schedule", self.schedule, ("linear", "constant"))
         for name in ("learning_rate", "factor_learning_rate"):
             value = getattr(self, name)
             given = value if isinstance(value, list | tuple) else (value,)
@@ -161,10 +152,10 @@ class OptimizerSettings:
             for rate in given:
                 if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < 100:
                     raise UserError(f"OptimizerSettings.{name} = {value!r}: a learning rate is a number in 0 .. 100.")
-            check_different(f"OptimizerSettings.{name}", given)
-        check_range("OptimizerSettings.warmup_steps", self.warmup_steps, 0, MOST_STEPS)
-        check_range("OptimizerSettings.clip_norm", self.clip_norm, 0.0)
-        check_range("OptimizerSettings.weight_decay", self.weight_decay, 0.0)
+            checks.check_different(f"OptimizerSettings.{name}", given)
+        checks.check_range("OptimizerSettings.warmup_steps", self.warmup_steps, 0, MOST_STEPS)
+        checks.check_range("OptimizerSettings.clip_norm", self.clip_norm, 0.0)
+        checks.check_range("OptimizerSettings.weight_decay", self.weight_decay, 0.0)
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"OptimizerSettings.{name} = {getattr(self, name)!r} is outside 0 .. 1, 1 not included.")
@@ -190,8 +181,8 @@ class DataSettings:
     prefetch: int = 2  # batches made ahead
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("DataSettings.mixing", self.mixing, MIXINGS)
+        checks.check_types(self)
+        checks.check_choice("DataSettings.mixing", self.mixing, MIXINGS)
         # not a field: what a run is does not depend on whether its lengths were typed
         object.__setattr__(self, "lengths_given", bool(self.feature_lengths))
         if not self.lengths_given:
@@ -199,16 +190,16 @@ class DataSettings:
         if set(self.feature_lengths) != set(LENGTHS):
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
-        set_paths(self, {"cache_dir": "CACHE_DIR"})
+        checks.set_paths(self, {"cache_dir": "CACHE_DIR"})
         limits = {"batch_size": (1, MOST_ROWS), "micro_batch_size": (1, MOST_ROWS), "prefetch": (1, MOST_AHEAD)}
         for name, (low, high) in {**limits, "mixing_cap": (1, math.inf), "k_shot": (0, 1_000_000)}.items():
-            check_range(f"DataSettings.{name}", getattr(self, name), low, high)
+            checks.check_range(f"DataSettings.{name}", getattr(self, name), low, high)
         for feature, length in self.feature_lengths.items():
             if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= MOST_TOKENS:
                 message = f"DataSettings.feature_lengths[{feature!r}] = {length!r} (TASK_FEATURE_LENGTHS)"
                 raise UserError(f"{message}; it takes a number of tokens >= 2 and <= {MOST_TOKENS:,}.")
         for name in ("input_buckets", "target_buckets"):
-            check_whole_numbers(f"DataSettings.{name}", getattr(self, name), 1, MOST_TOKENS)
+            checks.check_whole_numbers(f"DataSettings.{name}", getattr(self, name), 1, MOST_TOKENS)
 
     @property
     def input_length(self) -> int:
@@ -230,9 +221,9 @@ class MeshSettings:
     tensor: int = 1  # MESH_TENSOR: they share each layer's heads, feed-forward width and vocabulary
 
     def __post_init__(self):
-        check_types(self)
+        checks.check_types(self)
         for name, low in (("data", 0), ("fsdp", 1), ("tensor", 1)):
-            check_range(f"MeshSettings.{name} (MESH_{name.upper()})", getattr(self, name), low, 1_000_000)
+            checks.check_range(f"MeshSettings.{name} (MESH_{name.upper()})", getattr(self, name), low, 1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,15 +239,15 @@ class TaskSettings:
     as_published: bool = False  # True: the paper's tasks as ATTEMPT made them, defects included (NAME:published)
 
     def __post_init__(self):
-        check_types(self)
-        check_choice("TaskSettings.label_targets", self.label_targets, ("words", "indices"))
+        checks.check_types(self)
+        checks.check_choice("TaskSettings.label_targets", self.label_targets, ("words", "indices"))
         if self.names and self.mixture_or_task_name:
             both = f"TASKS = {list(self.names)} and MIXTURE_OR_TASK_NAME = {self.mixture_or_task_name!r}"
             raise UserError(f"both {both} are given; keep one.")
         if not all(isinstance(name, str) for name in self.names):
             raise UserError(f"TASKS = {self.names!r}; it takes a list of names.")
-        check_different("TASKS", self.names)
-        set_paths(self, {"data_dir": "TASK_DATA_DIR", "module": "MIXTURE_OR_TASK_MODULE"})
+        checks.check_different("TASKS", self.names)
+        checks.set_paths(self, {"data_dir": "TASK_DATA_DIR", "module": "MIXTURE_OR_TASK_MODULE"})
 
     @property
     def chosen(self) -> list[str]:
@@ -288,6 +279,8 @@ class TrainSettings:
     log_steps: int = 10  # steps between lines of metrics
     skip_damaged_checkpoints: bool = False  # True: a damaged checkpoint is put aside and the one before it continues
     score_tasks: bool = True  # score the dev split and keep the best bank of each run
+    score_start: bool = False  # score what training starts from too, as step 0: it is kept where no step does better
+    eval_batch_size: int = 64  # dev rows answered together
     # scorings without a better one after which a group of runs draws no more rows; 0 = never [DPT stops after 10]
     patience: int = 0
     encoder_teaching: float = 0.0  # pretraining: weight of the loss to sentence vectors in the rows [ours]
@@ -295,19 +288,19 @@ class TrainSettings:
     allow_unfinished: bool = False  # True: TEACHER_DIR and SOURCE_DIR may hold a run that has not come to its last step
 
     def __post_init__(self):
-        check_types(self)
+        checks.check_types(self)
         object.__setattr__(self, "model_dir", paths.expanded("MODEL_DIR", self.model_dir))  # what it may be: paths.writable_run
-        set_paths(self, {"teacher_dir": "TEACHER_DIR", "source_dir": "SOURCE_DIR"})
-        check_choice("TrainSettings.stage", self.stage, STAGES)
-        check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
+        checks.set_paths(self, {"teacher_dir": "TEACHER_DIR", "source_dir": "SOURCE_DIR"})
+        checks.check_choice("TrainSettings.stage", self.stage, STAGES)
+        checks.check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
-        for name, low in (("train_steps", 1), ("log_steps", 1), *((name, 0) for name in zero_or_more)):
-            check_range(f"TrainSettings.{name}", getattr(self, name), low, MOST_STEPS)
-        check_range("TrainSettings.encoder_teaching", self.encoder_teaching, 0.0)
+        for name, low in (("train_steps", 1), ("log_steps", 1), ("eval_batch_size", 1), *((name, 0) for name in zero_or_more)):
+            checks.check_range(f"TrainSettings.{name}", getattr(self, name), low, MOST_STEPS)
+        checks.check_range("TrainSettings.encoder_teaching", self.encoder_teaching, 0.0)
         Computation(dropout_rate=self.dropout_rate)
         if not self.seed_list:
             raise UserError("TrainSettings.seeds (SEED) = []: it takes a whole number, or a list of at least one.")
-        check_whole_numbers("TrainSettings.seeds (SEED)", self.seed_list, 0, MOST_SEED)
+        checks.check_whole_numbers("TrainSettings.seeds (SEED)", self.seed_list, 0, MOST_SEED)
         if self.patience and not self.score_tasks:
             raise UserError(f"TrainSettings.patience = {self.patience} needs dev scores: set TrainSettings.score_tasks = True.")
 
@@ -349,15 +342,15 @@ class EvalSettings:
     sample_seed: int = 0  # SAMPLE_SEED: the same seed draws the same answer to the same input of a task
 
     def __post_init__(self):
-        check_types(self)
-        set_paths(self, {"model_dir": "MODEL_DIR"})
-        check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
-        check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
-        check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
-        check_range("EvalSettings.max_rows", self.max_rows, 0)
+        checks.check_types(self)
+        checks.set_paths(self, {"model_dir": "MODEL_DIR"})
+        checks.check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
+        checks.check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
+        checks.check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)
+        checks.check_range("EvalSettings.max_rows", self.max_rows, 0)
         bounds = {"beams": (1, MOST_BEAMS), "length_penalty": (-100.0, 100.0), "temperature": (0.0, 1000.0), "top_p": (1e-6, 1.0)}
         for name, (least, most) in (bounds | {"sample_seed": (0, MOST_SEED)}).items():
-            check_range(f"EvalSettings.{name} ({name.upper()})", getattr(self, name), least, most)
+            checks.check_range(f"EvalSettings.{name} ({name.upper()})", getattr(self, name), least, most)
         if self.beams > 1 and self.temperature:
             raise UserError(f"BEAMS = {self.beams} and TEMPERATURE = {self.temperature}: beam search draws nothing; set one of them.")
         if self.top_p < 1 and not self.temperature:
@@ -371,7 +364,7 @@ class CompileSettings:
     topology: str = ""  # TOPOLOGY: a TPU slice, 'v5e:4x4' or 'v5p:2x2x2', pretend CPU devices, 'cpu:8', or 'here'
 
     def __post_init__(self):
-        check_types(self)
+        checks.check_types(self)
         if not self.topology:
             raise UserError("CompileSettings.topology (TOPOLOGY) is empty; give --gin.TOPOLOGY=\"'v5e:4x4'\".")
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gin
-import tasks
-from mpt_jax import paths
+from mpt_jax import paths, tasks
 from mpt_jax.bindings import as_gin
 from mpt_jax.config import (
     STAGES,

@@ -35,7 +35,8 @@ class MetricsWriter:
             return
         self._run_dir, self._start_step = Path(run_dir), start_step
         path = self._run_dir / METRICS_FILE
-        kept = [line for line in read_metrics(run_dir) if line["step"] <= start_step]
+        # a run that starts anew scores its start again
+        kept = [line for line in read_metrics(run_dir) if line["step"] <= start_step] if start_step else []
         with self._errors():
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))

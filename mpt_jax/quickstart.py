@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.cache import cache_folder, open_cache
 from mpt_jax.distributed import say

@@ -25,6 +25,7 @@ from mpt_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")  # JAX's names for them
 TASK_AXES = ("task",)  # of a method's arrays, whose first axis counts tasks or groups
 LARGE_BANK_BYTES = 2**28  # of one array of the bank (870 float32 prompts of T5-Base): from there it is split over its tasks [ours]
 

@@ -1,16 +1,16 @@
 """Datasets as tasks: the table, SeqIO registration, scores. Importing loads no TensorFlow, SeqIO or JAX."""
 
-from tasks import embedded, paper  # add the quickstart's and the paper's tasks to the table
-from tasks.description import describe
-from tasks.files import csv, jsonl, tsv
-from tasks.outline import outline, stand_in
-from tasks.registration import check_one_meaning, examples, expand, fields_as_json, import_module, register
-from tasks.rendering import inputs_text, ready_text
-from tasks.scores import Score, add_score
-from tasks.scoring import main_score, scorer
-from tasks.seqio_tasks import ROW_FIELD, row_of_example
-from tasks.sources import ingredients, rows
-from tasks.table import MIXTURES, NAME, TABLE, Task, TaskError, add, add_mixture, check_text
+from mpt_jax.tasks import embedded, paper  # add the quickstart's and the paper's tasks to the table
+from mpt_jax.tasks.description import describe
+from mpt_jax.tasks.files import csv, jsonl, tsv
+from mpt_jax.tasks.outline import outline, stand_in
+from mpt_jax.tasks.registration import check_one_meaning, examples, expand, fields_as_json, import_module, register
+from mpt_jax.tasks.rendering import inputs_text, ready_text
+from mpt_jax.tasks.scores import Score, add_score
+from mpt_jax.tasks.scoring import main_score, scorer
+from mpt_jax.tasks.seqio_tasks import ROW_FIELD, row_of_example
+from mpt_jax.tasks.sources import ingredients, rows
+from mpt_jax.tasks.table import MIXTURES, NAME, TABLE, Task, TaskError, add, add_mixture, check_text
 
 __all__ = [
     "MIXTURES",

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
-
-from tasks import seqio_tasks
-from tasks.files import paths_of
-from tasks.scoring import main_score
-from tasks.sources import rows
-from tasks.table import TABLE
+from mpt_jax.tasks import seqio_tasks
+from mpt_jax.tasks.files import paths_of
+from mpt_jax.tasks.scoring import main_score
+from mpt_jax.tasks.sources import rows
+from mpt_jax.tasks.table import TABLE
 
 END_MARK = 1  # every encoded text ends with EOS, which counts as a token
 

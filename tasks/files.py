@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tasks.errors import TaskError
-from tasks.lines import LINE_LIMIT, check_file, json_object, lines
-from tasks.table import FORMATS, Task, add
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.lines import LINE_LIMIT, check_file, json_object, lines
+from mpt_jax.tasks.table import FORMATS, Task, add
 
 Files = str | Path | Sequence[str | Path]  # a file, a pattern of files, or a list of them
 csv_reader.field_size_limit(LINE_LIMIT)  # Python's own limit of 131,072 cuts off real texts

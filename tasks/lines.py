@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.errors import TaskError
+from mpt_jax.tasks.errors import TaskError
 
 LINE_LIMIT = 2**24  # bytes of a line or field: more is a file without line ends, not a row [ours]
 FILE_LIMIT = 2**26  # bytes of a file that is read as a whole, unpacked: SQuAD 1.1 has 30 MB [ours]

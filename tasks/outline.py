@@ -1,8 +1,8 @@
 """What a token cache keeps of its task, so that the cache is of use where nobody registers the task."""
 
-from tasks import seqio_tasks
-from tasks.errors import TaskError
-from tasks.table import TABLE, Task
+from mpt_jax.tasks import seqio_tasks
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.table import TABLE, Task
 
 # fields of a Task that scores and templates need; an ordinary SeqIO task has functions, which a cache cannot keep
 KEPT = ("template", "target", "labels", "score", "references", "tokens", "description")

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from tasks import seqio_tasks
-from tasks.errors import TaskError
-from tasks.scoring import scorer
-from tasks.sources import rows
-from tasks.table import MIXTURES, TABLE, Task, unknown_name
+from mpt_jax.tasks import seqio_tasks
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.scoring import scorer
+from mpt_jax.tasks.sources import rows
+from mpt_jax.tasks.table import MIXTURES, TABLE, Task, unknown_name
 
 if TYPE_CHECKING:
     import seqio
@@ -33,11 +32,12 @@ CHUNK = 256  # rows that go to TensorFlow together: one by one it takes a millis
 def import_module(module: str | None) -> None:
     """Imports MIXTURE_OR_TASK_MODULE: a dotted name (the current folder counts) or the path of a .py file.
 
-    None does nothing; the same module again does nothing. Raises TaskError if there is no such module; errors
-    inside the module come out as they are.
+    In the module ``import tasks`` is this package, as ``from mpt_jax import tasks`` is. None does nothing; the same module again does
+    nothing. Raises TaskError if there is no such module; errors inside the module come out as they are.
     """
     if not module:
         return
+    sys.modules.setdefault("tasks", sys.modules[__package__])
     if not module.endswith(".py") and "" in module.split("."):
         raise TaskError(f"MIXTURE_OR_TASK_MODULE = {module!r}: give a dotted name or the path of a .py file")
     if module.endswith(".py"):
@@ -45,6 +45,9 @@ def import_module(module: str | None) -> None:
         return
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if module == "tasks":  # the user's own file of that name
+        _import_file(Path.cwd() / "tasks.py")
+        return
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-
-from tasks.errors import TaskError
-from tasks.scores import number
-from tasks.table import Task, check_text, template_fields
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.scores import number
+from mpt_jax.tasks.table import Task, check_text, template_fields
 
 HALF_PRECISION = 65504.0  # the largest number that the token cache's float16 embeddings hold
 

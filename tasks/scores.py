@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tasks.errors import TaskError
-from tasks.words import plain_words, spaced
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.words import plain_words, spaced
 
 Golds = Sequence[Sequence[str]]
 Labels = tuple[str, ...] | None

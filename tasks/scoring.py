@@ -4,11 +4,11 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-from tasks import seqio_tasks
-from tasks.errors import TaskError
-from tasks.rendering import right_texts
-from tasks.scores import AVERAGE, SCORES, TAKEN, number
-from tasks.table import TABLE, Task
+from mpt_jax.tasks import seqio_tasks
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.rendering import right_texts
+from mpt_jax.tasks.scores import AVERAGE, SCORES, TAKEN, number
+from mpt_jax.tasks.table import TABLE, Task
 
 MAIN = "main_score"  # attribute of a SeqIO metric function: the name of the number that selects checkpoints
 # a number of a SeqIO metric function whose name has one of these words counts or loses, and is not averaged

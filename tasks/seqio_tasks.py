@@ -14,9 +14,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from tasks.errors import TaskError
-from tasks.table import TABLE, check_split, unknown_name
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.table import TABLE, check_split, unknown_name
 
 if TYPE_CHECKING:
     import seqio

@@ -7,12 +7,12 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata
 
-from tasks import seqio_tasks
-from tasks.errors import TaskError
-from tasks.files import paths_of, read_records
-from tasks.lines import check_file
-from tasks.rendering import render
-from tasks.table import TABLE, Task, check_split
+from mpt_jax.tasks import seqio_tasks
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.files import paths_of, read_records
+from mpt_jax.tasks.lines import check_file
+from mpt_jax.tasks.rendering import render
+from mpt_jax.tasks.table import TABLE, Task, check_split
 
 ROW_FORMAT = 2  # raise it when the same records are to become other rows
 

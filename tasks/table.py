@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
-from tasks.errors import TaskError
-from tasks.scores import check_scores, number
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.scores import check_scores, number
 
 log = logging.getLogger(__name__)
 KINDS = ("file", "generated", "cached")

@@ -13,7 +13,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-import tasks  # noqa: E402
+from mpt_jax import tasks  # noqa: E402
 
 
 @pytest.fixture

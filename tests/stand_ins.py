@@ -37,7 +37,7 @@ class StandIn:
     def start(self, *arguments: str) -> subprocess.Popen:
         """The launcher as a process of its own."""
         environment = {**os.environ, "PATH": f"{self.folder}/bin:{os.environ['PATH']}"}
-        argv = [sys.executable, "-m", "launch", *arguments]
+        argv = [sys.executable, "-m", "mpt_jax.launch", *arguments]
         return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def run(self, *arguments: str) -> tuple[int, str, str]:

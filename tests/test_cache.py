@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_data import byte_vocabulary, piece_file, token_cache
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data import cache as cache_module
 from mpt_jax.data import cache_writer
 from mpt_jax.data.cache import cached_names, open_cache, read_cache, write_cache

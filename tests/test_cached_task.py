@@ -6,7 +6,7 @@ import sys
 import pytest
 from tiny_world import arguments, write_world
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.main import main
 
 MODULE = """

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_world import arguments, write_world
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.main import main
 
 MORE = """

@@ -1,4 +1,4 @@
-"""Settings check types, choices and ranges (checks.py), whatever gin hands them."""
+"""Settings check types, choices and ranges (checks.py, computation.py), whatever gin hands them."""
 
 import dataclasses
 import json

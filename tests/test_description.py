@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import tasks
+from mpt_jax import tasks
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from tiny_world import arguments, start, write_world
 
-import tasks
-from mpt_jax import distributed
+from mpt_jax import distributed, tasks
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, Preempted, UserError
 from mpt_jax.main import main

@@ -9,13 +9,13 @@ from collections import Counter
 from functools import cache
 
 import pytest
+from mpt_jax.tasks import TABLE
+from mpt_jax.tasks.embedded import SOURCES, TARGETS, splitting
+from mpt_jax.tasks.embedded.materials import is_plain, package_folder
+from mpt_jax.tasks.embedded.prose import shuffled_words, turned_inner
+from mpt_jax.tasks.errors import TaskError
 
-import tasks
-from tasks import TABLE
-from tasks.embedded import SOURCES, TARGETS, splitting
-from tasks.embedded.materials import is_plain, package_folder
-from tasks.embedded.prose import shuffled_words, turned_inner
-from tasks.errors import TaskError
+from mpt_jax import tasks
 
 SPLITS = ("train", "validation", "test")
 ALL = SOURCES + TARGETS
@@ -205,8 +205,8 @@ def test_shares_cover_everything():
 
 FINGERPRINT = """
 import hashlib, json
-from tasks import TABLE
-from tasks.embedded import SOURCES, TARGETS
+from mpt_jax.tasks import TABLE
+from mpt_jax.tasks.embedded import SOURCES, TARGETS
 for name in SOURCES + TARGETS:
     rows = [list(TABLE[name].generate(split)) for split in ("train", "validation", "test")]
     print(name, hashlib.sha256(json.dumps(rows).encode()).hexdigest())

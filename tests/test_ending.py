@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_world import arguments, start, write_world
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.main import main
 
@@ -87,7 +87,7 @@ def test_cached_teachers_that_are_told_to_end_are_left_soon_and_go_on(world, tmp
     (tmp_path / "vowel_train.jsonl").write_text("\n".join(lines) + "\n")
     assert main(arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "teachers"), TRAIN_STEPS=1)) == 0
     changes = {"TEACHER_DIR": str(tmp_path / "teachers"), "MODEL_DIR": str(tmp_path / "run"), "TRAIN_STEPS": 3_000}
-    argv = arguments("train", "source.gin", world, **changes, DistillationSettings__teacher="cached")
+    argv = arguments("train", "source.gin", world, **changes, DistillationSettings__teacher_mode="cached")
     with started(argv, tmp_path) as process:
         wait_for(process, lambda: "rows, " in (tmp_path / "said.txt").read_text())
         process.terminate()

@@ -11,7 +11,7 @@ import pytest
 from tiny_data import byte_vocabulary, piece_file, text_cache
 from tiny_model import CONFIG, rows_of, weights
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.spelling import spelling
 from mpt_jax.data.vocabulary import load_vocabulary

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mpt_jax.tasks.files import read_records
 
-import tasks
-from tasks.files import read_records
+from mpt_jax import tasks
 
 
 def write(path: Path, text: str | bytes) -> Path:

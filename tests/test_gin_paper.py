@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from mpt_jax.tasks.paper import location, reading
 from paper_files import write_published
 from tiny_model import CONFIG, weights
 
-import tasks
-from mpt_jax import main
+from mpt_jax import main, tasks
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TaskSettings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
-from tasks.paper import location, reading
 
 FOLDER = main.GIN_FOLDER / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin"))

@@ -4,10 +4,9 @@ import json
 import signal
 
 import pytest
+from mpt_jax.launch.__main__ import parse
+from mpt_jax.launch.k8s import manifest
 from stand_ins import StandIn
-
-from launch.__main__ import parse
-from launch.k8s import manifest
 
 
 def arguments(*more: str) -> list[str]:

@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 import pytest
+from mpt_jax.launch.__main__ import main as launch
+from mpt_jax.launch.__main__ import parse
+from mpt_jax.launch.local import environment
 from stand_ins import ROOT
 from tiny_world import arguments, write_world
 
-from launch.__main__ import main as launch
-from launch.__main__ import parse
-from launch.local import environment
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.main import main
 
@@ -41,8 +41,8 @@ def start(tmp_path):
         for name in ("errors.py", "launched.py"):
             (tmp_path / "mpt_jax" / name).symlink_to(ROOT / "mpt_jax" / name)
         (tmp_path / "mpt_jax" / "__main__.py").write_text(PACKAGE + code)
-        (tmp_path / "launch").symlink_to(ROOT / "launch")
-        argv = [sys.executable, "-m", "launch", "--target", "local", "--grace_s", "1", *options, "--", str(tmp_path)]
+        (tmp_path / "mpt_jax" / "launch").symlink_to(ROOT / "launch")
+        argv = [sys.executable, "-m", "mpt_jax.launch", "--target", "local", "--grace_s", "1", *options, "--", str(tmp_path)]
         return subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -162,7 +162,7 @@ def test_the_launcher_imports_no_jax():
 
 @pytest.mark.slow
 def test_the_real_command_in_two_processes():
-    argv = [sys.executable, "-m", "launch", "--target", "local", "--devices_per_process", "2", "--", "tasks", "no_such_task"]
+    argv = [sys.executable, "-m", "mpt_jax.launch", "--target", "local", "--devices_per_process", "2", "--", "tasks", "no_such_task"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "no_such_task" in done.stdout and "mpt-jax: " in done.stdout
 
@@ -175,7 +175,8 @@ def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_p
     assert main(arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "alone"), **steps)) == 0
     mesh = {"MESH_FSDP": 2, "MESH_TENSOR": 2}
     command = arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "two"), **steps, **mesh)
-    launcher = ["-m", "launch", "--target", "local", "--processes", "2", "--devices_per_process", "4", "--grace_s", "60", "--", *command]
+    options = ["--target", "local", "--processes", "2", "--devices_per_process", "4", "--grace_s", "60"]
+    launcher = ["-m", "mpt_jax.launch", *options, "--", *command]
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def start():

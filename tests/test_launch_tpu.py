@@ -5,10 +5,9 @@ import signal
 import subprocess
 
 import pytest
+from mpt_jax.launch import tpu
+from mpt_jax.launch.__main__ import main, parse
 from stand_ins import ROOT, StandIn
-
-from launch import tpu
-from launch.__main__ import main, parse
 
 QUOTA = (
     "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit "

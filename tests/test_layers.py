@@ -1,12 +1,15 @@
 """Layers that families share, against plain NumPy; the whole networks are compared in test_t5.py."""
 
 import itertools
+import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpt_jax.model import layers
 from mpt_jax.model.layers import Dense, Embed, Mlp, RelativePositionBias, RMSNorm, bfloat16_product, relative_position_bucket
 
 RNG = np.random.default_rng(0)
@@ -85,3 +88,17 @@ def test_a_position_bias_looks_its_buckets_up_for_each_head():
     params, found = run(bias, np.arange(3), np.arange(5))
     bucket_TS = relative_position_bucket(np.arange(5)[None] - np.arange(3)[:, None], True, 32, 128)
     np.testing.assert_array_equal(found, params["rel_embedding"][:, np.asarray(bucket_TS)][None])
+
+
+def test_gpus_are_asked_for_bfloat16_results(monkeypatch):
+    """Where float32 results are asked for, XLA on GPUs writes them to memory and rounds them in a second pass."""
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+    x, kernel = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 2), jnp.bfloat16)
+
+    def products():
+        text = str(jax.make_jaxpr(jax.value_and_grad(lambda x: layers.bfloat16_product(x, kernel).sum()))(x))
+        return re.findall(r":(\w+)\[[0-9,]*\] = dot_general", text)
+
+    assert set(products()) == {"f32"}
+    monkeypatch.setattr(layers, "target_device", lambda: gpu)
+    assert set(products()) == {"bf16"}

@@ -5,10 +5,10 @@ import json
 import os
 
 import pytest
+from mpt_jax.tasks import lines as lines_module
+from mpt_jax.tasks.lines import DEEPEST, check_file, json_object, lines, whole_text
 
-import tasks
-from tasks import lines as lines_module
-from tasks.lines import DEEPEST, check_file, json_object, lines, whole_text
+from mpt_jax import tasks
 
 HERE = "data.jsonl:3"
 

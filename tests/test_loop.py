@@ -74,9 +74,10 @@ def test_a_window_divides_sums_by_what_they_count():
 SCORES = {2: (50, 50), 4: (50, 60), 6: (50, 70), 8: (99, 70), 10: (99, 70), 12: (99, 99)}  # of both groups, by step
 
 
-def train_with_patience(folder, caches, last_step: int) -> tuple[list[dict], Best, int]:
-    """Two groups, a task each, scored every second step by SCORES, patience 2: (lines of metrics, best, steps done)."""
-    train = TrainSettings("fewshot", str(folder), train_steps=last_step, log_steps=1, patience=2, eval_steps=2, checkpoint_steps=4)
+def train_with_patience(folder, caches, last_step: int, scores=SCORES, **fields) -> tuple[list[dict], Best, int]:
+    """Two groups, a task each, scored every second step, patience 2: (lines of metrics, best, steps done)."""
+    fields |= {"train_steps": last_step, "log_steps": 1, "patience": 2, "eval_steps": 2, "checkpoint_steps": 4}
+    train = TrainSettings("fewshot", str(folder), **fields)
     data = DataSettings(batch_size=4, micro_batch_size=4, feature_lengths={"inputs": 16, "targets": 8}, input_buckets=(8,))
     optimizer = OptimizerSettings(schedule="constant", warmup_steps=0, learning_rate=0.1, factor_learning_rate=0.1)
     program = assemble(Settings(train, prompt=PROMPT, optimizer=optimizer, data=data), tuple("ab"), tiny_backbone(), caches=caches)
@@ -84,7 +85,7 @@ def train_with_patience(folder, caches, last_step: int) -> tuple[list[dict], Bes
     state, best, start = resume(checkpoints, step_fn.init(program.trainable))
     rows = make_streams(program.plan, caches, data)
     writer, batches = MetricsWriter(folder, start), batch_iterator(rows, program.spec, 2, start, 2)
-    seen = iter([score for step, score in SCORES.items() if step > start])
+    seen = iter([score for step, score in scores.items() if step > start or start == 0])
 
     def evaluate(trainable):
         return scored(*next(seen))
@@ -111,6 +112,14 @@ def test_a_group_without_a_better_score_draws_no_more_rows(tmp_path):
     assert steps == 10 and {line["step"] for line in lines if line["task"] == "a" and line["split"] == "train"} == set(range(1, 7))
     for path, array in best.trainable.items():
         np.testing.assert_array_equal(resumed.trainable[path], array)
+
+
+def test_what_training_starts_from_is_scored_and_kept_where_no_step_does_better(tmp_path):
+    caches = {task: sized_cache(tmp_path, 40, name=f"rows_{task}", longest=14) for task in "ab"}
+    scores = {0: (80, 10), 2: (70, 20), 4: (70, 30), 6: (70, 20), 8: (70, 20)}
+    lines, best, steps = train_with_patience(tmp_path / "x", caches, 20, scores, score_start=True)
+    assert best.step_G.tolist() == [0, 4] and best.score_G.tolist() == [80, 30] and steps == 8
+    assert [line["accuracy"] for line in lines if line["split"] == "dev" and line["step"] == 0] == [80, 10]
 
 
 def test_without_patience_nothing_stops():

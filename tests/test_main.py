@@ -17,7 +17,7 @@ from tiny_world import arguments, write_world
 
 import gin
 import mpt_jax
-import tasks
+from mpt_jax import tasks
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import (
     BackboneSettings,

@@ -8,16 +8,16 @@ import time
 
 import numpy as np
 import pytest
+from mpt_jax.tasks.paper import location, reading, sets
 from paper_files import write_published
 from test_teacher_cache import LAYOUT, written
 from tiny_data import byte_vocabulary, sized_cache, token_cache
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.cache import open_cache, read_cache
 from mpt_jax.data.checked_folder import META, file_sums, sum_of
 from mpt_jax.data.teacher_cache import TeacherOutputs
 from mpt_jax.errors import UserError
-from tasks.paper import location, reading, sets
 
 SECONDS = 2  # for each file
 SEEDS = int(os.environ.get("MPT_MUTATIONS", "150"))

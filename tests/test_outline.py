@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from mpt_jax.tasks.rendering import inputs_text
 
-import tasks
-from tasks.rendering import inputs_text
+from mpt_jax import tasks
 
 
 def test_a_task_comes_back_without_its_rows(table):

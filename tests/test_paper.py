@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixture_folders import data_folder
+from mpt_jax.tasks import paper
+from mpt_jax.tasks.paper import location, prepare, reading, sets, splits
 from paper_files import write_published
 from tiny_data import shared_vocabulary_file
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.vocabulary import load_vocabulary
-from tasks import paper
-from tasks.paper import location, prepare, reading, sets, splits
 
 GOLDEN_IDS = Path(__file__).parent / "golden_paper.json"
 # the row that row 0 of `train` becomes: what the model reads, the label word or text, the label index

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mpt_jax.tasks.paper import location, prepare, reading, sets
 from paper_files import write_published
 
-import tasks
-from tasks.paper import location, prepare, reading, sets
+from mpt_jax import tasks
 
 pytestmark = pytest.mark.slow
 

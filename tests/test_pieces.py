@@ -9,7 +9,7 @@ import pytest
 from tiny_data import SENTENCES
 from tiny_tokenizers import KINDS, TEXTS, tokenizer, write
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.cache import open_cache
 from mpt_jax.data.frame import Frame
 from mpt_jax.data.vocabulary import PiecesVocabulary, load_vocabulary, seqio_vocabulary

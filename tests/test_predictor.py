@@ -13,7 +13,7 @@ from tiny_model import CONFIG, given, own, run_forward, weights
 from tiny_run import row, write_run
 
 import mpt_jax
-import tasks
+from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings
 from mpt_jax.errors import UserError
 from mpt_jax.infer import requests, rows

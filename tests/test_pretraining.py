@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mpt_jax.tasks import TABLE, TaskError
+from mpt_jax.tasks.embedded import SOURCES, TARGETS
 
-import tasks
-from tasks import TABLE, TaskError
-from tasks import pretraining as nano
-from tasks.embedded import SOURCES, TARGETS
-from tasks.nano import embedded_rows, labelled, spans, text, text_rows, wordnet, wordnet_rows
-from tasks.nano.registration import register
+from benchmarks.nano import embedded_rows, entailment, labelled, short_texts, spans, text, text_rows, wordnet, wordnet_rows
+from benchmarks.nano import pretraining as nano
+from benchmarks.nano.registration import register
+from mpt_jax import tasks
 
 DATA = Path(os.environ.get("MPT_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "tasks").is_dir(), reason=f"no data folder at {DATA}: set MPT_DATA_DIR")
@@ -158,12 +158,40 @@ def test_no_embedded_target_has_a_recipe():
 def test_forbidden_files_are_never_read_as_rows(monkeypatch):
     read = []
     real = labelled.read_jsonl
-    monkeypatch.setattr(labelled, "read_jsonl", lambda path: read.append(path) or real(path))
+    for module in (labelled, short_texts):
+        monkeypatch.setattr(module, "read_jsonl", lambda path: read.append(path) or real(path))
     rng = random.Random(0)
-    for rows in (labelled.sst2_rows, labelled.ag_news_rows, labelled.qnli_rows, labelled.mrpc_rows):
+    more = (short_texts.emotion_rows, short_texts.domain_rows)
+    for rows in (labelled.sst2_rows, labelled.ag_news_rows, labelled.qnli_rows, labelled.mrpc_rows, *more):
         next(rows(DATA / "tasks", rng))
-    assert {path.parent.name for path in read} == set(nano.SOURCES)
+    assert {path.parent.name for path in read} | {"mnli_small", "snli_small"} == set(nano.SOURCES)
     assert {path.name for path in read} == {"train.jsonl"}
+
+
+def test_a_held_out_pair_is_no_training_row_in_either_order(tmp_path):
+    rows = [("a man runs", "a man moves", 0), ("a dog sleeps", "a dog runs", 2)]
+    for split, kept in (("train", rows), ("test", [("A dog runs.", "a dog sleeps", 2)])):
+        lines = [json.dumps({"premise": premise, "hypothesis": hypothesis, "label": label}) for premise, hypothesis, label in kept]
+        (tmp_path / "sick").mkdir(exist_ok=True)
+        (tmp_path / "sick" / f"{split}.jsonl").write_text("\n".join(lines))
+    made = list(entailment.rows_of(tmp_path, "sick", random.Random(0), copies=len(entailment.WORDINGS)))
+    assert len(made) == len(entailment.WORDINGS) and not any("dog" in row["inputs"] for row in made)
+    assert made[0]["targets"] == "entailment" and made[0]["inputs"].startswith("sick")
+    assert next(row for row in made if "contradict" in row["inputs"])["targets"] == "no"
+
+
+def test_requests_and_tweets_agree_with_their_labels(tmp_path):
+    flight = {"sentence": "book me a flight", "label": 7, "intent": "book_flight"}
+    for name, row in (("tweet_emotion", {"sentence": "so angry", "label": 0}), ("clinc_domain", flight)):
+        (tmp_path / name).mkdir()
+        others = [dict(row, intent=intent) for intent in ("a_b", "c_d", "e_f")] if "intent" in row else []
+        (tmp_path / name / "train.jsonl").write_text("\n".join(map(json.dumps, [row, *others])))
+    rng = random.Random(0)
+    made = short_texts.emotion_rows(tmp_path, rng, copies=len(short_texts.EMOTION))
+    emotion = {row["inputs"].split("?")[0]: row["targets"] for row in made}
+    assert emotion["is the writer angry"] == "yes" and emotion["is the writer sad"] == "no"
+    made = list(short_texts.domain_rows(tmp_path, rng))[: len(short_texts.DOMAIN) + 1]
+    assert made[0]["targets"] == "travel" and "book flight" in {row["targets"] for row in made}
 
 
 @needs_data
@@ -186,7 +214,7 @@ def test_registered_rows_bring_their_vectors(tmp_path, monkeypatch):
     facts = {"rows": {"train": digest[0]}, "sha256": digest[1], "embedding_size": 2, "tokens": False, "description": "tiny"}
     (tmp_path / "index.json").write_text(json.dumps({"tasks": {"nano_tiny": facts}}))
     monkeypatch.setenv("NANO_DATA", str(tmp_path))
-    tasks.import_module("tasks.pretraining_tasks")
+    tasks.import_module("benchmarks.nano.pretraining_tasks")
     try:
         rows = list(tasks.rows("nano_tiny", "train"))
         assert [row["targets"] for row in rows] == ["b", "d"]
@@ -196,5 +224,5 @@ def test_registered_rows_bring_their_vectors(tmp_path, monkeypatch):
 
 
 def test_missing_pretraining_data_is_named(tmp_path):
-    with pytest.raises(TaskError, match="python -m tasks.pretraining"):
+    with pytest.raises(TaskError, match="python -m benchmarks.nano.pretraining"):
         register(tmp_path)

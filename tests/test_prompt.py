@@ -136,3 +136,38 @@ def test_transfer_to_plain_prompts_composes():
 def test_transfer_that_does_not_fit(settings, message):
     with pytest.raises(UserError, match=message):
         prompt.transfer(random_bank(1, 3, rank=1), NAMES, settings, 1, seed=0)
+
+
+def test_transfer_of_several_tasks_takes_the_mean_of_their_factors():
+    source = random_bank(1, 3, rank=1)
+    target = prompt.transfer(source, NAMES, PromptSettings(length=4, transfer="task", transfer_task=["a", "c"]), 1, seed=0)
+    np.testing.assert_allclose(target.cols_NPR[0], source.cols_NPR[[0, 2]].mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_teachers_with_prompts_of_their_own_are_a_source(rank):
+    """Each task of a teacher run is a group of its own, under each seed and rate."""
+    bank = random_bank(groups=6, tasks_each=1)._replace(cols_NPR=None, rows_NRD=None)
+    rows = [
+        {"task": task, "group": number, "seed": seed, "learning_rate": 0.1}
+        for number, (seed, task) in enumerate((seed, task) for seed in (3, 4) for task in NAMES)
+    ]
+    for seed, first in ((4, 3), (9, 0)):  # its own seed's, or the first seed's
+        found, names = prompt._source_runs(prompt.paths_of(bank), {"runs": rows}, seed)
+        settings = PromptSettings(length=bank.shared_GPD.shape[1], rank=rank, transfer="task", transfer_task="c")
+        target = prompt.transfer(found, names, settings, 1, seed=0)
+        assert names == NAMES
+        np.testing.assert_allclose(compose_all(target)[0], bank.shared_GPD[first + 2], rtol=1e-6)
+
+
+def test_texts_and_source_tasks_may_be_given_for_each_task():
+    settings = PromptSettings(init="text", init_text={"a": "one", "b": "two"}, transfer_task={"a": ["x", "y"], "b": "x"})
+    assert settings.init_texts == ("one", "two")
+    own = prompt.settings_of_task(settings, "a")
+    assert own.init_text == "one" and own.transfer_task == ["x", "y"]
+    with pytest.raises(UserError, match="init_text has nothing for task 'c': it has a, b"):
+        prompt.settings_of_task(settings, "c")
+    with pytest.raises(UserError, match=r"init_text = \{'a': 3\} holds 3, which is not a text"):
+        PromptSettings(init_text={"a": 3})
+    with pytest.raises(UserError, match="transfer_task = .* holds 5, which is not a text"):
+        PromptSettings(transfer_task={"a": ["x", 5]})

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-import tasks
-from mpt_jax import quickstart
+from mpt_jax import quickstart, tasks
 
 
 def test_the_tasks_cover_four_kinds_and_do_not_meet():

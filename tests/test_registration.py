@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mpt_jax.tasks import registration
 
-import tasks
-from tasks import registration
+from mpt_jax import tasks
 
 
 @pytest.fixture(scope="module")

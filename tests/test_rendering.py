@@ -1,9 +1,8 @@
 """Records to rows: templates, labels, and messages that name place, field and value."""
 
 import pytest
-
-from tasks.rendering import inputs_text, render, right_texts
-from tasks.table import Task, TaskError
+from mpt_jax.tasks.rendering import inputs_text, render, right_texts
+from mpt_jax.tasks.table import Task, TaskError
 
 HERE = "data/x.jsonl:7"
 

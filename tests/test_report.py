@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, figures, history, published, report
 

@@ -9,7 +9,7 @@ from tiny_data import sized_cache
 from tiny_model import CONFIG, LENGTH, tiny_backbone, weights
 from tiny_world import write_world
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods import prompt

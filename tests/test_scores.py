@@ -4,9 +4,8 @@ import math
 import random
 
 import pytest
-
-from tasks import scores
-from tasks.table import TaskError
+from mpt_jax.tasks import scores
+from mpt_jax.tasks.table import TaskError
 
 TWO, THREE = ("no", "yes"), ("a", "b", "c")
 

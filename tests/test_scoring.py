@@ -1,9 +1,9 @@
 """Scorers of tasks: labels, averages, answers, rows of the token cache, and bad input."""
 
 import pytest
+from mpt_jax.tasks import scores, scoring
 
-import tasks
-from tasks import scores, scoring
+from mpt_jax import tasks
 
 
 def add(name, **settings):

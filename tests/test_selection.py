@@ -5,7 +5,7 @@ import pytest
 from tiny_data import text_cache
 from tiny_model import LENGTH, tiny_backbone
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
 from mpt_jax.infer.requests import Model, inference_spec

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from mpt_jax.tasks import seqio_tasks
 
-import tasks
-from tasks import seqio_tasks
+from mpt_jax import tasks
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import platform
 from dataclasses import replace
 
 import pytest
+from mpt_jax.tasks.sources import version
 
-import tasks
-from tasks.sources import version
+from mpt_jax import tasks
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_data import byte_vocabulary, piece_file, shared_vocabulary_file, sized_cache
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.spelling import check_labels, cut_notes, longest_label, spelling, writer
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError

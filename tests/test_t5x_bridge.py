@@ -18,8 +18,7 @@ from fixture_folders import data_folder
 from t5x_session import events, need_t5x, t5x
 from tiny_model import LENGTH, new_bank, objective_of
 
-import tasks
-from mpt_jax import paths
+from mpt_jax import paths, tasks
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.convert import convert

@@ -5,8 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-
-from tasks.table import TABLE, Task, TaskError, add, check_split, template_fields, unknown_name
+from mpt_jax.tasks.table import TABLE, Task, TaskError, add, check_split, template_fields, unknown_name
 
 GOOD = Task(
     "t", "file", ("train",), "x: {a}", labels=("no", "yes"), files={"train": "/t.jsonl"}, format="jsonl"

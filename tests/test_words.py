@@ -1,8 +1,7 @@
 """Words of texts in any script."""
 
 import pytest
-
-from tasks.words import plain_words, spaced
+from mpt_jax.tasks.words import plain_words, spaced
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-import tasks
+from mpt_jax import tasks
 
+PARTS = ("train", "validation", "test")
 TRAIN_ROWS, DEV_ROWS, TEST_ROWS = 2000, 128, 400
 CUE = "\nAnswer:"
 ENTAILMENT = ("yes", "maybe", "no")
@@ -92,6 +93,8 @@ def _text(row: dict) -> str:
 def prepare(folder: Path) -> None:
     """Writes the splits of all tasks: ``train/`` and ``validation/`` to train and choose on, ``test/`` for the final evaluation."""
     for name in ROWS:
+        if all((folder / part / f"{name}.jsonl").exists() for part in PARTS):
+            continue
         for part, rows in split(published(name)).items():
             path = folder / part / f"{name}.jsonl"
             if not path.exists():

@@ -1,5 +1,11 @@
-"""What the study runs, as rows: source stages, methods, and groups of few-shot runs in the order in which they are worth having."""
+"""What the study runs, as rows: source stages, how targets start, and cells: what one process does, in the order of worth.
 
+A cell of targets trains all draws and rates of one way to start, on targets of like length, in one program. Rates are searched on the
+first two draws with 16 shots (dev rows decide, see choices.py); the other draws and shots train with the rates found.
+"""
+
+import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,110 +21,231 @@ from mpt_jax.config import (
     TrainSettings,
 )
 
-BACKBONE = "smollm2"
+BACKBONE = os.environ.get("STUDY_BACKBONE", "smollm2")
 LENGTH = 20  # prompt vectors
 LENGTHS = {"inputs": 96, "targets": 2}  # tokens; every label is one token and an end
-BUCKETS = (24, 32, 48, 64)
-SOURCE_SEEDS = (0, 1)
-DRAWS = (1, 2, 3, 4, 5)
-SHOTS = (16, 4, 32, 0)  # of each label, in the order of worth; 0 = all rows
-STEPS = {4: 30, 16: 40, 32: 60, 0: 200}
-ALL_DRAWS = (1, 2)  # seeds where all rows are used: draws differ in their order alone
+DEV_ROWS = int(os.environ.get("STUDY_DEV_ROWS", "64"))  # of a target that choose its step
+ACCELERATOR = os.environ.get("STUDY_ACCELERATOR") == "1"  # big batches in bfloat16, teachers beside
+ROWS_AT_ONCE, BUCKETS = (48, (96,)) if ACCELERATOR else (8, (24, 32, 48, 64))
+DTYPE = os.environ.get("STUDY_DTYPE", "bfloat16" if ACCELERATOR else "float32")
+TEACHER = "beside" if ACCELERATOR else "cached"
+SCALE = float(os.environ.get("STUDY_SCALE", "1"))  # of all numbers of steps, for trials
+SEARCH_DRAWS, OTHER_DRAWS = (1, 2), (3, 4, 5)
+DRAWS = SEARCH_DRAWS + OTHER_DRAWS
+STEPS = {4: 30, 16: 40, 32: 60, 0: 300}  # by shots of each label; 0 = all rows
+# targets that train in one program: those with two labels, and with three
+PARTS = {"two": ("rte", "cola", "subjectivity", "tweet_irony", "answer_selection", "boolq_small"), "three": ("cb",)}
+SOURCE_NAMES = tuple(SOURCES)
+TEACHER_STEPS, SOURCE_STEPS = 300, 1000
+
+LOW, HIGH = (0.001, 0.003, 0.01), (0.003, 0.01, 0.03)
 
 
-class Method(NamedTuple):
-    """How a target starts and trains: the source run it starts from ('' = none), fields of PromptSettings, rates."""
+class Way(NamedTuple):
+    """How a target starts and trains: the source run it starts from ('' = none), fields of PromptSettings, rates to search."""
 
     source: str
     prompt: dict[str, Any]
-    rate: float
-    factor_rate: float = 0.0
+    rates: tuple[float, ...]
+    factor_rates: tuple[float, ...] = (0.0,)
+    nearest: bool = False  # starts from the one source task whose prompt answers the target's dev rows best without training
+    like: str = ""  # the way whose rates are taken instead of a search
 
 
-# rates, start and length of prompt tuning were searched on the dev splits: `python -m benchmarks.study search`
-METHODS: dict[str, Method] = {
-    "prompt tuning": Method("", {"rank": 0, "transfer": "none"}, 0.01),
-    "MPT": Method("source_{seed}", {"rank": 1, "transfer": "mean"}, 0.01, 0.03),
-    "SPoT": Method("teachers", {"rank": 0, "transfer": "task"}, 0.01),
-    "MPT without distillation": Method("undistilled_{seed}", {"rank": 1, "transfer": "mean"}, 0.01, 0.03),
-    "MPT without decomposition": Method("undecomposed_{seed}", {"rank": 0, "transfer": "shared"}, 0.01),
+MEAN = {"rank": 1, "transfer": "mean"}
+WAYS: dict[str, Way] = {
+    "prompt tuning, vocabulary": Way("", {"rank": 0, "transfer": "none"}, HIGH),
+    "prompt tuning, text": Way("", {"rank": 0, "transfer": "none", "init": "text"}, LOW),
+    # one rate: what both searches above chose; factors as in the source stage
+    "SPoT": Way("teachers", {"rank": 0, "transfer": "task"}, (0.01,), nearest=True),
+    "MPT, mean": Way("source_0", MEAN, (0.01,), (0.03,)),
+    "MPT, nearest": Way("source_0", {"rank": 1, "transfer": "task"}, (0.01,), (0.03,), nearest=True),
+    "MPT without distillation": Way("undistilled_0", MEAN, (), like="MPT, mean"),
+    "MPT without decomposition": Way("undecomposed_0", {"rank": 0, "transfer": "shared"}, (0.01,)),
+    "MPT, mean, seed 1": Way("source_1", MEAN, (), like="MPT, mean"),
+    "MPT, nearest, seed 1": Way("source_1", {"rank": 1, "transfer": "task"}, (), nearest=True, like="MPT, nearest"),
+    "MPT, P* alone": Way("source_0", {"rank": 1, "transfer": "shared"}, (), like="MPT, mean"),
+}  # fmt: skip
+
+
+class Source(NamedTuple):
+    """A source stage: its tasks, and what differs from the first row."""
+
+    seed: int = 0
+    tasks: tuple[str, ...] = tuple(SOURCES)
+    rank: int = 1
+    weight: float = 0.9
+    temperature: float = 1.0
+    hidden: str = "last"
+    steps: int = SOURCE_STEPS
+    rate: float = 0.01
+
+
+STAGES: dict[str, Source] = {
+    "source_0": Source(),
+    "source_1": Source(seed=1),
+    "undistilled_0": Source(weight=0.0),
+    "undecomposed_0": Source(rank=0),
 }
-# which of them answer which question first
-FIRST = ("prompt tuning", "MPT", "SPoT")
+ABLATIONS: dict[str, Source] = {
+    "three_related": Source(tasks=("sick", "mnli_small", "snli_small")),
+    "three_unrelated": Source(tasks=("ag_news", "tweet_emotion", "clinc_domain")),
+    "steps_250": Source(steps=250),
+    "rank_4": Source(rank=4),
+    "weight_0.3": Source(weight=0.3),
+    "temperature_2": Source(temperature=2.0),
+    "no_hidden": Source(hidden="none"),
+}
+STAGES |= ABLATIONS
+WAYS |= {
+    f"ablation: {name}": Way(name, {"rank": stage.rank, "transfer": "mean"}, (), like="MPT, mean") for name, stage in ABLATIONS.items()
+}
+MAIN = ("prompt tuning, vocabulary", "prompt tuning, text", "SPoT", "MPT, mean", "MPT, nearest")
 
 
-class Group(NamedTuple):
-    """Few-shot runs of one method on one target that train in one program: a run for each draw."""
+class Cell(NamedTuple):
+    """What one process does at a time. needs: names of cells whose lines or folders it reads."""
 
-    method: str
-    target: str
-    shots: int
-    draws: tuple[int, ...]
-    source_seed: int = 0
-
-    @property
-    def folder(self) -> str:
-        """Name of its run folder."""
-        method = self.method.replace(" ", "_")
-        return f"{method}-{self.target}-{self.shots or 'all'}-source{self.source_seed}"
+    kind: str  # teachers | source | screen | instruction | targets | test | peft_source | peft
+    name: str
+    needs: tuple[str, ...] = ()
+    way: str = ""
+    part: str = ""
+    shots: int = 16
+    draws: tuple[int, ...] = ()
+    search: bool = False
 
 
-def groups() -> Iterator[Group]:
-    """All groups, the most telling first."""
-    for shots in SHOTS:
-        draws = DRAWS if shots else ALL_DRAWS
-        for method in FIRST:
-            yield from (Group(method, target, shots, draws) for target in TARGETS)
-    for method in ("MPT without distillation", "MPT without decomposition"):
-        yield from (Group(method, target, 16, DRAWS) for target in TARGETS)
-    for shots in (16, 4):
-        yield from (Group("MPT", target, shots, DRAWS, 1) for target in TARGETS)
+def _targets(way: str, shots: int, draws: tuple[int, ...], search: bool = False) -> Iterator[Cell]:
+    row = WAYS[way]
+    needs = () if search else tuple(f"{row.like or way}-16-search-{part}" for part in PARTS)
+    needs += (row.source, f"screen {row.source}") if row.source else ()
+    for part in PARTS:
+        label = "search" if search else f"draws{draws[0]}{draws[-1]}"
+        yield Cell("targets", f"{way}-{shots or 'all'}-{label}-{part}", needs, way, part, shots, draws, search)
 
 
-def _settings(folder: Path, train: TrainSettings, prompt: PromptSettings, rate: float, factor_rate: float, **data: Any) -> Settings:
+def _of_way(way: str, shots: int) -> Iterator[Cell]:
+    searched = shots == 16 and not WAYS[way].like
+    if searched:
+        yield from _targets(way, 16, SEARCH_DRAWS, search=True)
+    yield from _targets(way, shots, SEARCH_DRAWS if not shots else OTHER_DRAWS if searched else DRAWS)
+
+
+def _source(name: str) -> Iterator[Cell]:
+    needs = ("teachers",) if STAGES[name].weight else ()
+    yield Cell("source", name, needs)
+    yield Cell("screen", f"screen {name}", (name,))
+
+
+def cells(peft: bool = True) -> list[Cell]:
+    """All cells, the most telling first."""
+    found = [Cell("teachers", "teachers"), Cell("screen", "screen teachers", ("teachers",))]
+    found += itertools.chain(*map(_source, ("source_0", "undistilled_0", "undecomposed_0")))
+    if peft:
+        found += [Cell("peft_source", f"peft source {rate}", way=str(rate)) for rate in PEFT_RATES]
+    for way in MAIN:
+        found += _of_way(way, 16)
+    found += [Cell("instruction", "instruction dev")]
+    for way in MAIN:
+        found += _of_way(way, 4)
+    if peft:
+        found += _peft(16, SEARCH_DRAWS, True)
+    found += itertools.chain(*(_of_way(way, 16) for way in ("MPT without distillation", "MPT without decomposition")))
+    if peft:
+        found += [*_peft(16, OTHER_DRAWS, False), *_peft(4, DRAWS, False)]
+    found += _source("source_1")
+    for way in ("MPT, mean, seed 1", "MPT, nearest, seed 1"):
+        found += [*_of_way(way, 16), *_of_way(way, 4)]
+    for shots in (32, 0):
+        for way in MAIN:
+            found += _of_way(way, shots)
+    found += _of_way("MPT, P* alone", 16)
+    for name in ABLATIONS:
+        found += [*_source(name), *_of_way(f"ablation: {name}", 16)]
+    return found
+
+
+PEFT_RATES = (0.03, 0.3)
+
+
+def _peft(shots: int, draws: tuple[int, ...], search: bool) -> Iterator[Cell]:
+    needs = tuple(f"peft source {rate}" for rate in PEFT_RATES)
+    needs += () if search else tuple(f"peft-16-search-{target}" for target in TARGETS)
+    for target in TARGETS:
+        label = "search" if search else f"draws{draws[0]}{draws[-1]}"
+        yield Cell("peft", f"peft-{shots}-{label}-{target}", needs, "PEFT's MPT", target, shots, draws, search)
+
+
+def test_cells(done: list[Cell]) -> list[Cell]:
+    """The final evaluation of cells that are done, on test rows: those of the tables, not of the ablations."""
+    tables = [cell for cell in done if cell.kind in ("targets", "peft") and not cell.way.startswith("ablation")]
+    return [Cell("instruction", "instruction test")] + [cell._replace(kind="test", name=f"test {cell.name}") for cell in tables]
+
+
+def steps(number: int) -> int:
+    """A number of steps at the scale of this process."""
+    return max(2, round(number * SCALE))
+
+
+def _settings(folder: Path, train: TrainSettings, prompt: PromptSettings, rates, factor_rates, **data: Any) -> Settings:
+    distillation = data.pop("distillation", DistillationSettings(weight=0.0))
     return Settings(
         train,
-        BackboneSettings(BACKBONE),
+        BackboneSettings(BACKBONE, dtype=DTYPE),
         prompt=prompt,
-        distillation=DistillationSettings(weight=data.pop("distillation", 0.0), teacher="cached", cached_dtype="float16"),
-        optimizer=OptimizerSettings(learning_rate=rate, factor_learning_rate=factor_rate, warmup_steps=10),
-        data=DataSettings(feature_lengths=LENGTHS, input_buckets=BUCKETS, cue=CUE, cache_dir=str(folder / "cache"), **data),
+        distillation=distillation,
+        optimizer=OptimizerSettings(learning_rate=rates, factor_learning_rate=factor_rates, warmup_steps=10),
+        data=DataSettings(
+            feature_lengths=LENGTHS,
+            input_buckets=BUCKETS,
+            cue=CUE,
+            cache_dir=str(folder / "cache"),
+            micro_batch_size=data.pop("rows", ROWS_AT_ONCE),
+            **data,
+        ),
     )
+
+
+def _train(stage: str, model_dir: Path, train_steps: int, scorings: int, **fields: Any) -> TrainSettings:
+    number = steps(train_steps)
+    each = max(number // scorings, 1)
+    return TrainSettings(
+        stage, str(model_dir), train_steps=number, eval_steps=each, eval_rows=DEV_ROWS, eval_method="rank",
+        checkpoint_steps=each, eval_batch_size=256 if ACCELERATOR else 32, **fields,
+    )  # fmt: skip
 
 
 def teacher_settings(folder: Path) -> Settings:
-    """A prompt for each source task."""
-    train = TrainSettings(
-        "teacher", str(folder / "teachers"), train_steps=80, seeds=0, eval_steps=40, eval_rows=64, checkpoint_steps=10, eval_method="rank"
+    """A prompt for each source task, from the tokens of its instruction."""
+    prompt = PromptSettings(
+        length=LENGTH, rank=0, transfer="none", init="text", init_text={name: row.instruction for name, row in SOURCES.items()}
     )
-    return _settings(folder, train, PromptSettings(length=LENGTH, rank=0, transfer="none"), 0.01, 0.3, batch_size=8)
+    train = _train("teacher", folder / "teachers", TEACHER_STEPS, 6, seeds=0, score_start=True)
+    return _settings(folder, train, prompt, 0.01, 0.3, batch_size=16)
 
 
-def source_settings(folder: Path, name: str, seed: int) -> Settings:
-    """The source stage, or a variant of it, from a vocabulary start."""
-    rank = 0 if name == "undecomposed" else 1
-    train = TrainSettings(
-        "source", str(folder / f"{name}_{seed}"), train_steps=300, seeds=seed, eval_steps=100, eval_rows=64, checkpoint_steps=10,
-        teacher_dir=str(folder / "teachers"), eval_method="rank",
+def source_settings(folder: Path, name: str) -> tuple[Settings, tuple[str, ...]]:
+    """A source stage from a vocabulary start, and its tasks."""
+    row = STAGES[name]
+    train = _train("source", folder / name, row.steps, 10, seeds=row.seed, teacher_dir=str(folder / "teachers"))
+    distillation = DistillationSettings(row.weight, row.temperature, hidden=row.hidden, teacher_mode=TEACHER, cached_dtype="float16")
+    prompt = PromptSettings(length=LENGTH, rank=row.rank)
+    return _settings(folder, train, prompt, row.rate, 0.03, batch_size=24, rows=min(24, ROWS_AT_ONCE), distillation=distillation), row.tasks
+
+
+def target_settings(folder: Path, cell: Cell, rates, factor_rates, nearest: dict[str, str]) -> Settings:
+    """Training of a cell of targets with some rates; ``nearest``: the source task that each target starts from, where one is chosen."""
+    way, names = WAYS[cell.way], PARTS[cell.part]
+    prompt = dict(way.prompt)
+    if way.nearest:
+        prompt["transfer_task"] = {name: nearest[name] for name in names}
+    if prompt.get("init") == "text":
+        prompt["init_text"] = {name: TARGETS[name].instruction for name in names}
+    train = _train(
+        "fewshot" if cell.shots else "target", folder / "runs" / cell.name.replace(", ", "_").replace(" ", "_").replace(":", ""),
+        STEPS[cell.shots], 4 if cell.shots else 6, seeds=cell.draws, source_dir=str(folder / way.source) if way.source else "",
+        score_start=True,
     )  # fmt: skip
-    weight = 0.0 if name == "undistilled" else 0.9
-    prompt = PromptSettings(length=LENGTH, rank=rank)
-    return _settings(folder, train, prompt, 0.01, 0.03, batch_size=12, distillation=weight)
-
-
-def group_settings(folder: Path, group: Group, best_source: str, **changes: Any) -> Settings:
-    """A group's few-shot training; ``best_source``: the single source task that SPoT starts from. changes: of METHODS' row, or steps."""
-    steps = changes.pop("steps", STEPS[group.shots])
-    method = METHODS[group.method]._replace(**changes)
-    source = method.source.format(seed=group.source_seed)
-    prompt = dict(method.prompt) | ({"transfer_task": best_source} if method.prompt["transfer"] == "task" else {})
-    train = TrainSettings(
-        "fewshot", str(folder / "runs" / group.folder), train_steps=steps, seeds=group.draws, eval_steps=10, eval_rows=64,
-        eval_method="rank", source_dir=str(folder / source) if source else "", patience=4 if group.shots else 6,
-    )  # fmt: skip
-    shots = group.shots * len(TARGETS[group.target].labels)
-    return _settings(folder, train, PromptSettings(length=LENGTH, **prompt), method.rate, method.factor_rate, batch_size=8, k_shot=shots)
-
-
-SOURCE_STAGES = [("source", 0), ("undistilled", 0), ("source", 1), ("undecomposed", 0)]
-SOURCE_NAMES = tuple(SOURCES)
+    shots = cell.shots * len(TARGETS[names[0]].labels)
+    return _settings(folder, train, PromptSettings(length=LENGTH, **prompt), list(rates), list(factor_rates), batch_size=8, k_shot=shots)

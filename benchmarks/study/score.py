@@ -5,47 +5,75 @@ from pathlib import Path
 
 import numpy as np
 
-import tasks
 from benchmarks.study import data
-from benchmarks.study.plan import BACKBONE, LENGTHS
+from benchmarks.study.plan import ACCELERATOR, BACKBONE, BUCKETS, DEV_ROWS, DTYPE, LENGTHS
+from mpt_jax import tasks
+from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import BackboneSettings
 from mpt_jax.data.cache import TokenCache, open_cache
 from mpt_jax.infer import requests
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
-from mpt_jax.infer.predictor import Predictor, load
 from mpt_jax.infer.requests import Model, Requests, inference_spec
-from mpt_jax.model.backbone import load_backbone
+from mpt_jax.methods.bank import PromptBank, compose_all
+from mpt_jax.methods.prompt import METHOD, bank_of, paths_of
+from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families.family import Network
 
-ROWS_AT_ONCE = 32
-SPEC = inference_spec(LENGTHS["inputs"], LENGTHS["targets"], ROWS_AT_ONCE)
+COMPUTATION = BackboneSettings(BACKBONE, dtype=DTYPE).computation
+SPEC = inference_spec(LENGTHS["inputs"], LENGTHS["targets"], 256 if ACCELERATOR else 32, BUCKETS)
 
 
-def caches(folder: Path, names: Sequence[str], split: str, vocabulary) -> dict[str, TokenCache]:
-    """Token caches of a split of registered tasks."""
-    return {name: open_cache(name, split, vocabulary, folder / "cache") for name in names}
+def prompts_of(run_dir: Path) -> tuple[list[dict], np.ndarray]:
+    """The runs of a folder and their best prompts (N, P, D)."""
+    trained, run = load_trainable(run_dir, "best")
+    return run["runs"], np.asarray(compose_all(bank_of(trained, np.array([row["group"] for row in run["runs"]], np.int32))))
 
 
-def run_scores(folder: Path, run_dir: Path, split: str, targets: Sequence[str] = ()) -> dict[tuple[int, str], float]:
-    """(row of the run, task) -> accuracy in percent, the best label chosen: each row on its own task, or on all ``targets``."""
-    predictor: Predictor = load(run_dir, batch_size=ROWS_AT_ONCE, feature_lengths=LENGTHS)
-    rows = predictor.run["runs"]
-    held = caches(folder, targets or list(dict.fromkeys(row["task"] for row in rows)), split, predictor.vocabulary)
-    pairs = [(n, name) for n, row in enumerate(rows) for name in (targets or [row["task"]])]
-    results = evaluate_runs(predictor.model, [EvalRun(held[name], n) for n, name in pairs], predictor.spec, method="rank")
-    return {pair: result.scores["accuracy"] for pair, result in zip(pairs, results, strict=True)}
+def accuracies(
+    folder: Path, prompts_NPD: np.ndarray, pairs: Sequence[tuple[int, str]], split: str, backbone: Backbone, rows: int = 0
+) -> list[float]:
+    """Accuracy in percent of each (prompt, task) pair on a split, or ``rows`` of it; the label that decoding among labels gives."""
+    number = np.arange(len(prompts_NPD), dtype=np.int32)
+    network = Network(backbone.config, COMPUTATION, METHOD.adaptation)
+    vocabulary = backbone.vocabulary(data.CUE)
+    model = Model(network, backbone.params, vocabulary, paths_of(PromptBank(prompts_NPD, None, None, number)), METHOD.parts, number)
+    held = {name: caches(folder, name, split, vocabulary) for name in {name for _, name in pairs}}
+    results = evaluate_runs(model, [EvalRun(held[name], n, rows) for n, name in pairs], SPEC, method="rank")
+    return [result.scores["accuracy"] for result in results]
 
 
-def instruction_scores(folder: Path, split: str) -> dict[str, dict[str, float]]:
+def caches(folder: Path, name: str, split: str, vocabulary) -> TokenCache:
+    """The token cache of a split of a registered task."""
+    return open_cache(name, split, vocabulary, folder / "cache")
+
+
+def run_scores(folder: Path, run_dir: Path, split: str, backbone: Backbone, rows: Sequence[int]) -> dict[tuple[int, str], float]:
+    """(row of the run, its task) -> accuracy on a split."""
+    runs, prompts_NPD = prompts_of(run_dir)
+    pairs = [(place, runs[n]["task"]) for place, n in enumerate(rows)]
+    found = accuracies(folder, prompts_NPD[list(rows)], pairs, split, backbone)
+    return {(n, runs[n]["task"]): value for n, value in zip(rows, found, strict=True)}
+
+
+def screened(folder: Path, run_dir: Path, backbone: Backbone) -> dict[str, dict[str, float]]:
+    """Of each source task's prompt, and of their mean: its accuracy on every target's dev rows without training on the target."""
+    runs, prompts_NPD = prompts_of(run_dir)
+    prompts_NPD = np.concatenate([prompts_NPD, prompts_NPD.mean(axis=0, keepdims=True)])
+    names = [row["task"] for row in runs] + ["mean"]
+    pairs = [(n, target) for n in range(len(names)) for target in data.TARGETS]
+    found = dict(zip(pairs, accuracies(folder, prompts_NPD, pairs, "validation", backbone, DEV_ROWS), strict=True))
+    return {name: {target: found[n, target] for target in data.TARGETS} for n, name in enumerate(names)}
+
+
+def instruction_scores(folder: Path, split: str, backbone: Backbone) -> dict[str, dict[str, float]]:
     """What the backbone answers to a target's instruction in words, without training: accuracy raw, and with the labels' prior taken out.
 
     The prior of a label is its mean log-probability over the inputs of the same split; no label of a row enters.
     """
-    backbone = load_backbone(BackboneSettings(BACKBONE))
-    model = Model(Network(backbone.config), backbone.params, backbone.vocabulary(data.CUE))
+    model = Model(Network(backbone.config, COMPUTATION), backbone.params, backbone.vocabulary(data.CUE))
     found = {}
     for name, row in data.TARGETS.items():
-        cache = caches(folder, [f"{name}_asked"], split, model.vocabulary)[f"{name}_asked"]
+        cache = caches(folder, f"{name}_asked", split, model.vocabulary)
         given = Requests([cache.inputs(n) for n in range(cache.rows)], [0] * cache.rows, [0] * cache.rows)
         logp = requests.score_each_label(model, given, requests.label_tokens(row.labels, model.vocabulary), SPEC)
         gold = np.array([row.labels.index(tasks.scoring.target_text(cache.extra(n))) for n in range(cache.rows)])

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import grain
 import numpy as np
 
 from mpt_jax.config import MOST_ROWS, MOST_TOKENS
@@ -159,14 +158,18 @@ class BatchIterator:
         prefetch: int,
         threads: int,
     ):
+        from grain import ReadOptions  # making and measuring batches needs no Grain
+
         self._arguments = spec, num_bank_rows
-        self._options = grain.ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
+        self._options = ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
         self._steps = self._read(streams, {"next_index": start_step})
         self.waited_s = 0.0
 
     def _read(self, streams: Sequence[Stream], state: dict[str, int]):
+        from grain import MapDataset
+
         source = _StepSource(streams, *self._arguments)
-        steps = iter(grain.MapDataset.source(source).to_iter_dataset(self._options))
+        steps = iter(MapDataset.source(source).to_iter_dataset(self._options))
         steps.set_state(state)
         return steps
 

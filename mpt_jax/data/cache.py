@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data import cache_writer
 from mpt_jax.data.cache_writer import Progress
 from mpt_jax.data.checked_folder import META, checked_meta, damaged, key_name, map_array, read_meta

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.checked_folder import META, checked_meta, file_sums, read_meta, sum_of
 from mpt_jax.data.vocabulary import PiecesVocabulary, Vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError

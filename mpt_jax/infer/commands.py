@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-import tasks
-from mpt_jax import distributed
+from mpt_jax import distributed, tasks
 from mpt_jax.checks import check_folder
 from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, MeshSettings
 from mpt_jax.data.cache import cache_folder, open_cache

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.spelling import longest_label, spelling, writer

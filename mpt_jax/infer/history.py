@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.metrics import read_metrics
 
 PLACE = ("step", "split", "task", "run")  # what a line says besides numbers

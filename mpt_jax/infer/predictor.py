@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import MOST_TOKENS, BackboneSettings, DataSettings
 from mpt_jax.data.batches import BatchSpec

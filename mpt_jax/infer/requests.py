@@ -98,9 +98,10 @@ class Requests:
         return np.empty(0, np.int32) if self._targets is None else self._targets[row]
 
 
-def inference_spec(input_length: int, target_length: int, batch_size: int) -> BatchSpec:
-    """Batches of ``batch_size`` rows with INPUT_BUCKETS; lengths in tokens, EOS included."""
-    return BatchSpec(input_length, target_length, batch_size, INPUT_BUCKETS)
+def inference_spec(input_length: int, target_length: int, batch_size: int, input_buckets: Sequence[int] = ()) -> BatchSpec:
+    """Batches of ``batch_size`` rows with INPUT_BUCKETS, or those of training where they are fewer; lengths in tokens, EOS included."""
+    fewer = 0 < len(input_buckets) < len(INPUT_BUCKETS)
+    return BatchSpec(input_length, target_length, batch_size, tuple(input_buckets) if fewer else INPUT_BUCKETS)
 
 
 def label_tokens(labels: Sequence[str], vocabulary: Vocabulary) -> Labels:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.cache import cache_folder, cached_names, open_cache
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
@@ -17,7 +17,7 @@ from mpt_jax.infer.predictor import Predictor
 from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.output import PARTIAL, kept_in_part
-from tasks.lines import check_file, json_object, lines
+from mpt_jax.tasks.lines import check_file, json_object, lines
 
 CHUNK = 4096  # rows sorted by length together, and held in memory
 KEPT_ROWS, KEPT_BYTES = 2**16, 2**26  # of a source that is read once and kept; a longer one is read again to be answered [ours]

@@ -40,9 +40,10 @@ class Part(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a method starts from. ``backbone``: the frozen weights, nested. seed_G: the seed of each group.
+    """What a method starts from. ``backbone``: the frozen weights, nested. seed_G and task_G: each group's seed and first task.
 
-    text_ids: tokens of PromptSettings.init_text. source: the trained arrays by path and run.json of SOURCE_DIR, in the target stages.
+    text_ids: tokens of each text of PromptSettings.init_text. source: the trained arrays by path and run.json of SOURCE_DIR, in the
+    target stages.
     """
 
     settings: Settings
@@ -50,7 +51,8 @@ class Start(NamedTuple):
     backbone: Mapping[str, Any]
     group_N: np.ndarray
     seed_G: Sequence[int]
-    text_ids: Sequence[int] | None = None
+    task_G: Sequence[str]
+    text_ids: Mapping[str, Sequence[int]] | None = None
     source: tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None = None
 
 

@@ -3,6 +3,7 @@
 N tasks (runs), G groups, P prompt positions, D model width, R rank, B examples, L input tokens, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,29 +66,50 @@ GIVEN = Adaptation(_given, prefix_only=True)  # prompts (U, P, D) that are there
 
 def init(start: Start) -> dict[str, Any]:
     """The bank before training: transferred from SOURCE_DIR where there is one, fresh otherwise."""
-    settings, embedding_VD = start.settings.prompt, start.backbone["token_embedder"]["embedding"]
+    embedding_VD = start.backbone["token_embedder"]["embedding"]
     banks = []
-    for group, seed in enumerate(start.seed_G):
+    for group, (seed, task) in enumerate(zip(start.seed_G, start.task_G, strict=True)):
+        settings = settings_of_task(start.settings.prompt, task)
         members = int(np.sum(start.group_N == group))
         if start.source is not None:
-            bank, names = _source_group(*start.source, seed)
+            bank, names = _source_runs(*start.source, seed)
             banks.append(transfer(bank, names, settings, members, seed))
             continue
         scale = prompts.peft_facts(start.network.config)["prompt_scale"]
-        shared_GPD = init_prompt(settings, embedding_VD, seed, start.text_ids, scale)[None]
+        text_ids = start.text_ids[settings.init_text] if start.text_ids else None
+        shared_GPD = init_prompt(settings, embedding_VD, seed, text_ids, scale)[None]
         factors = init_factors(settings, members, shared_GPD.shape[2], seed) if settings.rank else (None, None)
         banks.append(PromptBank(shared_GPD, *factors, np.zeros(members, np.int32)))
     return paths_of(stack_groups(banks))
 
 
-def _source_group(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
-    """The source run's group of the same seed, or else its first, and the names of its tasks."""
+def settings_of_task(settings: PromptSettings, task: str) -> PromptSettings:
+    """The settings with a task's own text and source tasks. Raises UserError for a task that has none among those given by task."""
+    changes = {}
+    for name in ("init_text", "transfer_task"):
+        value = getattr(settings, name)
+        if isinstance(value, dict):
+            if task not in value:
+                raise UserError(f"PromptSettings.{name} has nothing for task {task!r}: it has {', '.join(map(str, value))}.")
+            changes[name] = value[task]
+    return dataclasses.replace(settings, **changes)
+
+
+def _source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
+    """The source run's prompts of the same seed, or else of its first, under its first rates, and the names of their tasks.
+
+    A group where they share parameters, as the source stage has them; one for each task where each has its own, as teachers have.
+    """
     rows = run["runs"]
     bank = bank_of(arrays, np.array([row["group"] for row in rows], np.int32))
-    same_seed = [row["group"] for row in rows if row["seed"] == seed]
-    group = same_seed[0] if same_seed else rows[0]["group"]
-    members = [n for n, row in enumerate(rows) if row["group"] == group]
+    seed = seed if any(row["seed"] == seed for row in rows) else rows[0]["seed"]
+    same = [n for n, row in enumerate(rows) if row["seed"] == seed]
+    members = [n for n in same if _rates(rows[n]) == _rates(rows[same[0]])]
     return select(bank, members), [rows[n]["task"] for n in members]
+
+
+def _rates(row: Mapping[str, Any]) -> tuple:
+    return row.get("learning_rate"), row.get("factor_learning_rate")
 
 
 def init_prompt(settings: PromptSettings, embedding_VD, seed: int, text_ids: Sequence[int] | None = None, scale: float | None = None):
@@ -152,12 +174,18 @@ def init_factors(settings: PromptSettings, num_tasks: int, width: int, seed: int
 
 
 def transfer(source: PromptBank, source_names: list[str], settings: PromptSettings, num_targets: int, seed: int) -> PromptBank:
-    """The bank (one group, ``num_targets`` tasks) from which targets start, given a source bank of one group.
+    """The bank (one group, ``num_targets`` tasks) from which targets start, given a source bank.
 
-    'mean': P* and the mean of the source factors [MPT 3.2]; 'task': P* and one source task's factors; 'shared': P* with fresh factors.
+    Source tasks that share no P* (several groups) are prompts of their own, and what is shared is their mean.
+
+    'mean': P* and the mean of the source factors [MPT 3.2]; 'task': the same of one source task, or of some; 'shared': P* with fresh
+    factors.
     A source bank without factors, or rank 0 for the target, gives the composed prompts' mean, one prompt, or the shared one.
     Raises UserError when length, rank or the named task do not fit.
     """
+    if len(source.shared_GPD) > 1:
+        prompts_NPD = np.asarray(compose_all(source))
+        source = PromptBank(prompts_NPD, None, None, np.arange(len(prompts_NPD), dtype=np.int32))
     shared_GPD = np.asarray(source.shared_GPD)
     length, width = shared_GPD.shape[1:]
     if length != settings.length:
@@ -166,13 +194,14 @@ def transfer(source: PromptBank, source_names: list[str], settings: PromptSettin
     group_N = np.zeros(num_targets, np.int32)
     chosen = list(range(source.num_tasks))
     if settings.transfer == "task":
-        if settings.transfer_task not in source_names:
-            known = ", ".join(source_names)
-            raise UserError(f"PromptSettings.transfer_task = {settings.transfer_task!r} is not a task of SOURCE_DIR: {known}.")
-        chosen = [source_names.index(settings.transfer_task)]
+        named = [settings.transfer_task] if isinstance(settings.transfer_task, str) else list(settings.transfer_task)
+        for name in named:
+            if name not in source_names:
+                raise UserError(f"PromptSettings.transfer_task = {name!r} is not a task of SOURCE_DIR: {', '.join(source_names)}.")
+        chosen = [source_names.index(name) for name in named]
     if source.cols_NPR is None or settings.rank == 0:
         prompts_NPD = np.asarray(compose_all(source))[chosen]
-        shared = shared_GPD if settings.transfer == "shared" else prompts_NPD.mean(axis=0, keepdims=True)
+        shared = shared_GPD if settings.transfer == "shared" and len(shared_GPD) == 1 else prompts_NPD.mean(axis=0, keepdims=True)
         factors = init_factors(settings, num_targets, width, seed) if settings.rank else (None, None)
         return PromptBank(shared.astype(np.float32), *factors, group_N)
     if settings.transfer == "shared":

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from mpt_jax.config import Computation
 from mpt_jax.errors import UserError
 from mpt_jax.model import fused_attention
+from mpt_jax.model.layers import rounded_once
 from mpt_jax.sharding import parts_of, target_device
 
 MASKED = -1e9  # added to logits of keys that may not be seen; finite, so that a row without keys stays a number
@@ -31,16 +32,42 @@ class Bias(NamedTuple):
         return functools.reduce(operator.add, [part for part in self if part is not None])
 
 
+def float32_sums(spec: str, left, right):
+    """An einsum summed and returned in float32. Gradients of bfloat16 arrays are products of bfloat16 arrays, as in fused_attention.py.
+
+    JAX's own would multiply in float32, at a fifteenth of a GPU's rate.
+    """
+    if left.dtype == right.dtype == jnp.bfloat16:
+        return _bfloat16_sums(spec, left, right)
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _bfloat16_sums(spec: str, left, right):
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+def _bfloat16_sums_backward(spec: str, saved, grad):
+    left, right = saved
+    operands, of_sums = spec.split("->")
+    of_left, of_right = operands.split(",")
+    grad = grad.astype(left.dtype)
+    return rounded_once(f"{of_sums},{of_right}->{of_left}", grad, right), rounded_once(f"{of_sums},{of_left}->{of_right}", grad, left)
+
+
+_bfloat16_sums.defvjp(lambda spec, left, right: (_bfloat16_sums(spec, left, right), (left, right)), _bfloat16_sums_backward)
+
+
 def attend(query_BTHK, key_BSHK, value_BSHK, bias: Bias):
     """softmax(query key^T + bias) value, softmax in float32. Returns (B, T, H, K).
 
     Heads go in front before the products, and sums of weights divide after them: less work for XLA on CPU (docs/performance.md).
     """
     query_BHTK, key_BHSK, value_BHSK = (jnp.swapaxes(x, 1, 2) for x in (query_BTHK, key_BSHK, value_BSHK))
-    logits_BHTS = jnp.einsum("BHTK,BHSK->BHTS", query_BHTK, key_BHSK, preferred_element_type=jnp.float32) + bias.total
+    logits_BHTS = float32_sums("BHTK,BHSK->BHTS", query_BHTK, key_BHSK) + bias.total
     weights_BHTS = jnp.exp(logits_BHTS - jax.lax.stop_gradient(jnp.max(logits_BHTS, axis=-1, keepdims=True)))
-    products = functools.partial(jnp.einsum, "BHTS,BHSK->BHTK", preferred_element_type=jnp.float32)
-    mixed_BHTK = products(weights_BHTS.astype(value_BHSK.dtype), value_BHSK) / jnp.sum(weights_BHTS, axis=-1, keepdims=True)
+    mixed_BHTK = float32_sums("BHTS,BHSK->BHTK", weights_BHTS.astype(value_BHSK.dtype), value_BHSK)
+    mixed_BHTK /= jnp.sum(weights_BHTS, axis=-1, keepdims=True)
     return jnp.swapaxes(mixed_BHTK, 1, 2).astype(value_BSHK.dtype)
 
 
@@ -94,7 +121,7 @@ class States(NamedTuple):
         """
         del computation  # one way on every device
         folded_BHTD = jnp.einsum("BTHK,DHK->BHTD", query_BTHK, self.key_DHK)
-        logits_BHTS = jnp.einsum("BHTD,BSD->BHTS", folded_BHTD, self.states_BSD, preferred_element_type=jnp.float32)
+        logits_BHTS = float32_sums("BHTD,BSD->BHTS", folded_BHTD, self.states_BSD)
         weights_BHTS = jax.nn.softmax(logits_BHTS + bias.total, axis=-1).astype(self.states_BSD.dtype)
         mixed_BHTD = jnp.einsum("BHTS,BSD->BHTD", weights_BHTS, self.states_BSD)
         return jnp.einsum("BHTD,DHK->BTHK", mixed_BHTD, self.value_DHK)
@@ -121,7 +148,7 @@ def attend_segments(query_BTHK, segments: Sequence[Segment], scale: float, cap: 
         """An einsum over rows; the right side's are one that serves all, or as many as the left side's."""
         if right.shape[0] == 1 and B > 1:
             spec, right = spec.replace(",B", ","), right[0]
-        return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+        return float32_sums(spec, left, right)
 
     logits = []
     for segment in segments:

@@ -11,7 +11,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax.config import check_range, check_types
+from mpt_jax.checks import check_range, check_types
 from mpt_jax.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import seqio
 import tensorflow as tf
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.spelling import spelling
 from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError

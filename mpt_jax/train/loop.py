@@ -95,6 +95,8 @@ class Loop:
         """
         total = self.settings.train_steps
         window = Window(self.terms)
+        if self.evaluate is not None and self.settings.score_start and start_step == 0:
+            best, _ = self._score(0, state, None, frozenset())
         note, stopped = "", self._stop(best, start_step, frozenset())
         with ProgressLine(self.settings.stage, total, start_step) as progress:
             for step in range(start_step + 1, total + 1):

@@ -78,13 +78,16 @@ def assemble(
         teachers_NPD = np.zeros((len(plan.runs), settings.prompt.length, backbone.config.d_model), np.float32)
     text_ids = None
     if settings.prompt.init == "text":
-        text_ids = (0,) if shapes_only else backbone.vocabulary(settings.data.cue).encode(settings.prompt.init_text)
+        texts = settings.prompt.init_texts
+        words = backbone.vocabulary(settings.data.cue)
+        text_ids = {text: (0,) if shapes_only else words.encode(text) for text in texts}
 
     def arrays(flat: Arrays) -> Arrays:
         if method.trains_backbone:
             # a copy: trained arrays are donated to the step, the backbone's own must stay usable
             flat = {path: jnp.array(array, jnp.float32, copy=True) for path, array in flat.items()}
-        start = Start(settings, network, backbone_of(flat), plan.group_N, [run.seed for run in plan.first_runs], text_ids, source)
+        seeds, names = [run.seed for run in plan.first_runs], [run.task for run in plan.first_runs]
+        start = Start(settings, network, backbone_of(flat), plan.group_N, seeds, names, text_ids, source)
         flat = flat | {path: jnp.asarray(array) for path, array in method.init(start).items()}
         if settings.train.stage == "pretrain" and settings.train.encoder_teaching:
             flat[HEAD] = _teaching_head(backbone.config.d_model, caches or {}, settings)

@@ -40,16 +40,20 @@ class Caches(NamedTuple):
 
 
 def run_train(
-    settings: Settings, tasks: tuple[str, ...], config_gin: str = "", preempted: Callable[[int], bool] = lambda step: False
+    settings: Settings,
+    tasks: tuple[str, ...],
+    config_gin: str = "",
+    preempted: Callable[[int], bool] = lambda step: False,
+    backbone: Backbone | None = None,
 ) -> Path:
     """Trains one stage, or continues it, and returns the run folder. Raises UserError for whatever the user can change.
 
-    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised. No other training may run in
-    MODEL_DIR meanwhile.
+    ``preempted(step)``: asked after every step; where it is True the run is saved and Preempted raised. ``backbone``: what
+    ``settings.backbone`` names, where it is loaded already. No other training may run in MODEL_DIR meanwhile.
     """
     check_together(settings)
     with locked(paths.writable_run("MODEL_DIR", settings.train.model_dir)):
-        return _train(settings, tasks, config_gin, preempted)
+        return _train(settings, tasks, config_gin, preempted, backbone)
 
 
 def check_together(settings: Settings) -> None:
@@ -60,9 +64,12 @@ def check_together(settings: Settings) -> None:
         raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; --gin_file=target.gin trains on all.")
 
 
-def _train(settings: Settings, tasks: tuple[str, ...], config_gin: str, preempted: Callable[[int], bool]) -> Path:
+def _train(
+    settings: Settings, tasks: tuple[str, ...], config_gin: str, preempted: Callable[[int], bool], backbone: Backbone | None
+) -> Path:
     mesh = sharding.mesh_or_none(settings.mesh)
-    backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
+    if backbone is None:
+        backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
     caches = open_caches(settings, tasks, backbone)
     program = assemble(settings, tasks, backbone, mesh, caches.train)
 

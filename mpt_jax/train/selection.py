@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import tasks
+from mpt_jax import tasks
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
-from mpt_jax.infer.requests import BATCH_SIZE, Model, inference_spec
+from mpt_jax.infer.requests import Model, inference_spec
 from mpt_jax.methods.method import backbone_of, own_of
 from mpt_jax.train.program import Program
 
@@ -14,7 +14,8 @@ from mpt_jax.train.program import Program
 def dev_scores(program: Program, caches: Mapping[str, TokenCache]) -> Callable[[dict], Sequence[tuple[dict[str, float], float]]]:
     """Evaluator of a program: trainable arrays by path -> for each run (scores, the one that selects)."""
     settings, plan = program.settings, program.plan
-    spec = inference_spec(settings.data.input_length, settings.data.target_length, BATCH_SIZE)
+    data = settings.data
+    spec = inference_spec(data.input_length, data.target_length, settings.train.eval_batch_size, data.input_buckets)
     runs = [EvalRun(caches[run.task], n, settings.train.eval_rows) for n, run in enumerate(plan.runs)]
     network = dataclasses.replace(program.network, computation=settings.backbone.computation)
     vocabulary = program.backbone.vocabulary(settings.data.cue)

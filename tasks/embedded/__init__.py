@@ -3,9 +3,9 @@
 Importing this module adds the tasks to the table and reads nothing; rows are made when a split is asked for.
 """
 
-from tasks.embedded import facts, names, prose, words
-from tasks.embedded.splitting import SPLITS
-from tasks.table import Task, add
+from mpt_jax.tasks.embedded import facts, names, prose, words
+from mpt_jax.tasks.embedded.splitting import SPLITS
+from mpt_jax.tasks.table import Task, add
 
 VERSION = "3"  # of the generators; the packages' versions are recorded beside it
 

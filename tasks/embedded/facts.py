@@ -6,8 +6,8 @@ Sources report journeys, targets purchases: other sentences, other names, other 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.embedded.materials import cldr_names
-from tasks.embedded.splitting import SOURCE_LIMITS, TARGET_LIMITS, balanced, digest, within
+from mpt_jax.tasks.embedded.materials import cldr_names
+from mpt_jax.tasks.embedded.splitting import SOURCE_LIMITS, TARGET_LIMITS, balanced, digest, within
 
 
 @dataclass(frozen=True)

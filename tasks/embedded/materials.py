@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.errors import TaskError
+from mpt_jax.tasks.errors import TaskError
 
 WORD = re.compile(r"[a-z]{3,12}")
 SENTENCE = re.compile(r"[A-Z][a-z]{1,15}(?: [A-Za-z][a-z'-]{0,15},?)+\.")

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from tasks.embedded.materials import cldr_names
-from tasks.embedded.splitting import balanced, half, limited, within
+from mpt_jax.tasks.embedded.materials import cldr_names
+from mpt_jax.tasks.embedded.splitting import balanced, half, limited, within
 
 LARGEST_NUMBER = 1999
 

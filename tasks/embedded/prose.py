@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
-from tasks.embedded.materials import docstrings, is_plain, sentences
-from tasks.embedded.splitting import balanced, half, rotated, shuffled, within
+from mpt_jax.tasks.embedded.materials import docstrings, is_plain, sentences
+from mpt_jax.tasks.embedded.splitting import balanced, half, rotated, shuffled, within
 
 SCIENCE = ("numpy", "scipy", "sklearn", "matplotlib")
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from functools import cache
 
-from tasks.embedded.materials import frequencies, inflections, parts_of_speech, senses, valences
-from tasks.embedded.splitting import balanced, half, limited, within
+from mpt_jax.tasks.embedded.materials import frequencies, inflections, parts_of_speech, senses, valences
+from mpt_jax.tasks.embedded.splitting import balanced, half, limited, within
 
 WORD_CLASSES = {"NN": "noun", "VB": "verb", "JJ": "adjective", "RB": "adverb"}
 

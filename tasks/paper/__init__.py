@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from tasks.paper import location
-from tasks.paper.reading import SPLITS, VERSION, fields_to_predict, generate, origin
-from tasks.paper.sets import ALIASES, MIXTURES, REFERENCES, SETS, PaperSet
-from tasks.table import TABLE, Task, add, add_mixture
+from mpt_jax.tasks.paper import location
+from mpt_jax.tasks.paper.reading import SPLITS, VERSION, fields_to_predict, generate, origin
+from mpt_jax.tasks.paper.sets import ALIASES, MIXTURES, REFERENCES, SETS, PaperSet
+from mpt_jax.tasks.table import TABLE, Task, add, add_mixture
 
 INDEX, PUBLISHED = "index", "published"
 VARIANTS = (INDEX, PUBLISHED)

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tasks.errors import TaskError
-from tasks.lines import check_file, json_object, lines, whole_text
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.lines import check_file, json_object, lines, whole_text
 
 Reader = Callable[[Path], Iterator[dict]]
 # what a file raises that has other fields, or other values in them, than the published one

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.errors import TaskError
-from tasks.files import read_records
-from tasks.paper.layouts import Reader
-from tasks.paper.sets import ROLES, PaperSet
-from tasks.seqio_tasks import plain
-from tasks.sources import file_digest
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.files import read_records
+from mpt_jax.tasks.paper.layouts import Reader
+from mpt_jax.tasks.paper.sets import ROLES, PaperSet
+from mpt_jax.tasks.seqio_tasks import plain
+from mpt_jax.tasks.sources import file_digest
 
 DATA_FOLDER = "MPT_TASK_DATA"  # variable: folder of published files, or of TFDS folders
 DOWNLOAD = "MPT_TASK_DOWNLOAD"  # variable: '1' lets TFDS download what is not there

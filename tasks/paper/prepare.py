@@ -8,7 +8,7 @@ t5/data/preprocessors.py) define the text where nothing else is said.
 import re
 import unicodedata
 
-from tasks.errors import TaskError
+from mpt_jax.tasks.errors import TaskError
 
 NO_WORD = re.compile(r"[^\w \t\n\f\r]")  # and no accent: those Python's \w leaves out
 NO_ANSWER = "<unk>"  # ReCoRD queries without a gold answer, as in T5

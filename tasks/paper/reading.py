@@ -4,12 +4,11 @@ import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-
-from tasks.errors import TaskError
-from tasks.paper import splits
-from tasks.paper.layouts import OTHER_LAYOUT
-from tasks.paper.location import Location, fingerprint, locate, read
-from tasks.paper.sets import DEV_ROWS, HALVES, OF_TRAIN, OWN, REFERENCES, PaperSet
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.paper import splits
+from mpt_jax.tasks.paper.layouts import OTHER_LAYOUT
+from mpt_jax.tasks.paper.location import Location, fingerprint, locate, read
+from mpt_jax.tasks.paper.sets import DEV_ROWS, HALVES, OF_TRAIN, OWN, REFERENCES, PaperSet
 
 log = logging.getLogger(__name__)
 VERSION = "2"  # raise it when the same records are to become other rows or fall into other splits

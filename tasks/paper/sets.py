@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from tasks.paper import layouts, prepare
-from tasks.paper.layouts import Reader, glue_tsv, jsonl
+from mpt_jax.tasks.paper import layouts, prepare
+from mpt_jax.tasks.paper.layouts import Reader, glue_tsv, jsonl
 
 HALVES = "halves"  # of the published validation split: dev and test
 OF_TRAIN = "of train"  # 1,000 rows of train are dev, the published validation split is test

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from tasks.nano.labelled import TEXT_MARKS, Row, asked
-from tasks.nano.text import SOURCE_WORDS, Definition, first_words, words_of
+from benchmarks.nano.labelled import TEXT_MARKS, Row, asked
+from benchmarks.nano.text import SOURCE_WORDS, Definition, first_words, words_of
 
 YES_NO = (("no", "yes"), ("false", "true"), ("wrong", "right"), ("bad", "good"))
 ORDINALS = ("first", "second", "third", "fourth", "fifth")

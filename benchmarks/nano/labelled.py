@@ -1,4 +1,4 @@
-"""Rows from the four labelled training sets that may be used as sources, each asked in many ways.
+"""Rows from SST-2, AG News, QNLI and MRPC, train rows, each asked in many ways.
 
 A row is {"inputs", "targets"} and, where the text has a sentence vector, "text". The question stands before the
 text, where a soft prompt will stand later.
@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tasks.nano.text import first_words, squeeze
+from benchmarks.nano.text import first_words, squeeze
 
 Row = dict[str, str]
 

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Iterator
 
-from tasks.nano.labelled import Row, asked, plain_then_varied
-from tasks.nano.text import squeeze
+from benchmarks.nano.labelled import Row, asked, plain_then_varied
+from benchmarks.nano.text import squeeze
 
 # task -> wordings: a question, or a question and the words to answer with in the order of the task's labels.
 WORDINGS: dict[str, tuple] = {
@@ -24,12 +24,25 @@ WORDINGS: dict[str, tuple] = {
     "past_tense": ("past_tense", "past tense.", "the past of the verb."),
     "number_words": ("number_words", "write the number in words.", "spell the number."),
 }  # fmt: skip
+# Target tasks are asked with these, never trained on: what a prompt could find. Each asks for the target's own label words.
+TARGET_WORDINGS: dict[str, tuple[str, ...]] = {
+    "definition_valence": ("negative or positive?", "word_valence", "sentiment: options: negative, positive.", "sst2 sentence:"),
+    "module_topic": ("what is the sentence about? options: files, mail, numbers, windows.",
+                     "topic? choose: mail, numbers, files, windows.", "science_topic"),
+    "turned_words": ("is the word order acceptable? options: acceptable, unacceptable.", "word_order",
+                     "is the word order acceptable?"),
+    "same_text": ("do they belong together?", "summary_match", "do they belong together? options: no, yes."),
+    "purchase_check": ("does the second follow from the first?", "journey_check", "is it true? options: no, yes."),
+    "purchase_question": ("answer from the context.", "journey_question", "find the answer."),
+    "plural": ("the plural of the noun.", "more than one.", "past_tense"),
+    "ordinal_words": ("write the number in words.", "number_words", "the ordinal in words."),
+}  # fmt: skip
 TEXT_FIELDS = ("sentence",)  # fields worth a sentence vector
 
 
 def source_names() -> tuple[str, ...]:
     """The embedded source tasks. Raises ValueError if one of them has no wording here."""
-    from tasks.embedded import SOURCES
+    from mpt_jax.tasks.embedded import SOURCES
 
     missing = sorted(set(SOURCES) - set(WORDINGS))
     if missing:
@@ -39,7 +52,7 @@ def source_names() -> tuple[str, ...]:
 
 def source_rows(name: str, rng: random.Random, copies: int = 2) -> Iterator[Row]:
     """The train rows of one embedded source task, the plain prefix and then other wordings."""
-    import tasks
+    from mpt_jax import tasks
 
     labels, wordings = tasks.TABLE[name].labels, WORDINGS[name]
     for row in tasks.rows(name, "train"):
@@ -57,8 +70,9 @@ def source_rows(name: str, rng: random.Random, copies: int = 2) -> Iterator[Row]
 
 def target_texts() -> set[str]:
     """Every text of two words or more in any split of any embedded target task."""
-    import tasks
-    from tasks.embedded import TARGETS
+    from mpt_jax.tasks.embedded import TARGETS
+
+    from mpt_jax import tasks
 
     return {
         squeeze(str(value))

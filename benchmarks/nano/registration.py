@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
-from tasks.errors import TaskError
-from tasks.table import Task, add
+from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.table import Task, add
 
 GROUP = "pretrain"
 
@@ -23,6 +22,7 @@ def rows_of(folder: str, name: str, split: str) -> Iterator[dict]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             row = json.loads(line)
+            row.pop("text", None)  # whose vector the row has
             if vectors is not None:
                 row["embedding"] = vectors[number].tolist()
             yield row
@@ -34,7 +34,7 @@ def register(folder: Path) -> tuple[str, ...]:
     if not index.is_file():
         raise TaskError(
             f"no pretraining data in NANO_DATA={str(folder)!r} (index.json is missing): write it with "
-            f"`python -m tasks.pretraining --output {folder}`"
+            f"`python -m benchmarks.nano.pretraining --output {folder}`"
         )
     described = json.loads(index.read_text(encoding="utf-8"))
     for name, facts in described["tasks"].items():
@@ -60,5 +60,5 @@ def data_folder() -> Path:
     """Raises TaskError if NANO_DATA is not set."""
     folder = os.environ.get("NANO_DATA")
     if not folder:
-        raise TaskError("NANO_DATA is not set: set it to the folder that `python -m tasks.pretraining` wrote")
+        raise TaskError("NANO_DATA is not set: set it to the folder that `python -m benchmarks.nano.pretraining` wrote")
     return Path(folder)

@@ -4,9 +4,9 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from tasks.nano.labelled import Row, asked
-from tasks.nano.text import first_words, words_of
-from tasks.nano.wordnet import Synset
+from benchmarks.nano.labelled import Row, asked
+from benchmarks.nano.text import first_words, words_of
+from benchmarks.nano.wordnet import Synset
 
 CATEGORIES = (
     "act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food",

@@ -1,0 +1,133 @@
+"""One cell of the study, done in the process that calls: what it trained or scored as lines of results."""
+
+import functools
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.study import choices, data, peft_cells, plan, score
+from benchmarks.study.lines import noted
+from mpt_jax.checkpoint import read_run_json
+from mpt_jax.config import BackboneSettings
+from mpt_jax.infer.history import dev_curves
+from mpt_jax.metrics import read_metrics
+from mpt_jax.model.backbone import Backbone, load_backbone
+from mpt_jax.train.run import run_train
+
+Lines = dict[str, list[dict]]  # by file of results
+
+
+@functools.cache
+def backbone() -> Backbone:
+    """The frozen model, loaded once for all cells of a process."""
+    return load_backbone(BackboneSettings(plan.BACKBONE, dtype=plan.DTYPE))
+
+
+def work(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    """Does a cell. Its lines name the cell, the device and the seconds that it took."""
+    began = time.monotonic()
+    data.register(folder / "data", ("test",) if cell.kind in ("test",) or cell.name == "instruction test" else ("train", "validation"))
+    found = KINDS[cell.kind](folder, cell, results)
+    end = {"cell": cell.name, "kind": cell.kind, "seconds": round(time.monotonic() - began, 1), "device": jax.devices()[0].device_kind}
+    return found | {"cells": [end | {"dtype": plan.DTYPE, "jax": jax.__version__}]}
+
+
+def _train(settings, names: tuple[str, ...]) -> Path:
+    return run_train(settings, names, backbone=backbone())
+
+
+def _teachers(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    return {"sources": _source_lines(cell.name, _train(plan.teacher_settings(folder), plan.SOURCE_NAMES))}
+
+
+def _source(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    settings, names = plan.source_settings(folder, cell.name)
+    return {"sources": _source_lines(cell.name, _train(settings, names))}
+
+
+def _source_lines(name: str, run_dir: Path) -> list[dict]:
+    curves = dev_curves(read_metrics(run_dir))
+    return [{"run": name, "task": task, "dev": max(value for _, value in curve), "curve": curve} for (task, _), curve in curves.items()]
+
+
+def _screen(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    run = cell.needs[0]
+    found = score.screened(folder, folder / run, backbone())
+    return {"screen": [{"run": run, "source": source, "dev": dev} for source, dev in found.items()]}
+
+
+def _instruction(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    split = "test" if cell.name.endswith("test") else "validation"
+    found = score.instruction_scores(folder, split, backbone())
+    name = "test" if split == "test" else "instruction"
+    lines = [
+        {"cell": cell.name, "way": f"instruction, {kind}", "target": target, "shots": 0, "draw": 0, "search": False, name_of(split): value}
+        for target, scores in found.items()
+        for kind, value in scores.items()
+    ]
+    return {name: lines}
+
+
+def name_of(split: str) -> str:
+    """How lines name the score of a split."""
+    return "test" if split == "test" else "dev"
+
+
+def _targets(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    way = plan.WAYS[cell.way]
+    if cell.search:
+        rates, factor_rates = way.rates, way.factor_rates
+    else:
+        rate, factor_rate = choices.best_rates(noted("runs", results), cell.way)
+        rates, factor_rates = (rate,), (factor_rate,)
+    nearest = choices.nearest_source(noted("screen", results), way.source)
+    settings = plan.target_settings(folder, cell, rates, factor_rates, nearest)
+    run_dir = _train(settings, plan.PARTS[cell.part])
+    curves, rows = dev_curves(read_metrics(run_dir)), read_run_json(run_dir)["runs"]
+    lines = []
+    for n, row in enumerate(rows):
+        curve = curves[row["task"], n]
+        step, best = max(curve, key=lambda point: (point[1], -point[0]))
+        lines.append(
+            _described(cell) | {
+                "folder": run_dir.name, "row": n, "target": row["task"], "draw": row["seed"], "rate": row["learning_rate"],
+                "factor_rate": row["factor_learning_rate"], "start": nearest.get(row["task"], "") if way.nearest else "",
+                "dev": best, "step": step, "curve": curve,
+            }
+        )  # fmt: skip
+    return {"runs": lines}
+
+
+def _described(cell: plan.Cell) -> dict:
+    return {"cell": cell.name, "way": cell.way, "shots": cell.shots, "search": cell.search}
+
+
+def _test(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    """Test rows of the runs of a cell that count: those with the rates that dev rows chose."""
+    chosen = choices.best_rates(noted("runs", results), cell.way)
+    lines = [
+        line for line in noted("runs", results) if f"test {line['cell']}" == cell.name and (line["rate"], line["factor_rate"]) == chosen
+    ]
+    rows = [line["row"] for line in lines]
+    if cell.way == "PEFT's MPT":
+        prompts_NPD = np.load(folder / "peft" / f"{lines[0]['folder']}.npy")[rows]
+        values = score.accuracies(folder, prompts_NPD, [(n, line["target"]) for n, line in enumerate(lines)], "test", backbone())
+        found = {(line["row"], line["target"]): value for line, value in zip(lines, values, strict=True)}
+    else:
+        found = score.run_scores(folder, folder / "runs" / lines[0]["folder"], "test", backbone(), rows)
+    kept = ("cell", "way", "target", "shots", "draw", "rate", "factor_rate", "dev", "step")
+    return {"test": [{key: line[key] for key in kept} | {"test": found[line["row"], line["target"]]} for line in lines]}
+
+
+KINDS = {
+    "teachers": _teachers,
+    "source": _source,
+    "screen": _screen,
+    "instruction": _instruction,
+    "targets": _targets,
+    "test": _test,
+    "peft_source": peft_cells.source_cell,
+    "peft": peft_cells.target_cell,
+}

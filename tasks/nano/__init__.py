@@ -1,1 +1,0 @@
-"""Makes the data that the `nano` backbone is pretrained on (the command is `python -m tasks.pretraining`)."""

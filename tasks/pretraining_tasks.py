@@ -1,8 +1,0 @@
-"""Registers the nano backbone's pretraining data as tasks: name this module in MIXTURE_OR_TASK_MODULE.
-
-The folder that `python -m tasks.pretraining --output DIR` wrote is found by the environment variable NANO_DATA.
-"""
-
-from tasks.nano.registration import data_folder, register
-
-NAMES = register(data_folder())

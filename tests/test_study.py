@@ -1,0 +1,110 @@
+"""The study (benchmarks/study): its splits, its cells, and that test rows are out of reach until the final evaluation."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import choices, data, lines, plan
+from mpt_jax import tasks
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Files as published, with a row that stands in two splits."""
+    for name, row in data.ROWS.items():
+        fields = [part.split("}")[0] for part in row.template.split("{")[1:]]
+        folder = tmp_path / "published" / "tasks" / name
+        folder.mkdir(parents=True)
+        for split, count in (("train", 40), ("validation", 12), ("test", 12)):
+            found = [{field: f"{split} {n} {field}" for field in fields} | {"label": n % len(row.labels), "idx": n} for n in range(count)]
+            found.append({field: f"both {field}" for field in fields} | {"label": 0, "idx": count})
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    monkeypatch.setenv("MPT_DATA_DIR", str(tmp_path / "published"))
+    before = dict(tasks.TABLE)
+    yield tmp_path / "data"
+    tasks.TABLE.clear()
+    tasks.TABLE.update(before)
+
+
+def texts(folder: Path, name: str, split: str) -> set[str]:
+    rows = [json.loads(line) for line in (folder / split / f"{name}.jsonl").read_text().splitlines()]
+    return {json.dumps({key: value for key, value in row.items() if key not in ("idx", "label")}) for row in rows}
+
+
+def test_no_row_stands_in_two_splits(published):
+    data.prepare(published)
+    for name in data.ROWS:
+        train, dev, test = (texts(published, name, split) for split in data.PARTS)
+        assert train and dev and test and not (train & dev or train & test or dev & test)
+
+
+def test_what_is_prepared_is_left_as_it_is(published, monkeypatch):
+    data.prepare(published)
+    before = {path: path.read_bytes() for path in published.rglob("*.jsonl")}
+    monkeypatch.setenv("MPT_DATA_DIR", "/nowhere")
+    data.prepare(published)
+    assert {path: path.read_bytes() for path in published.rglob("*.jsonl")} == before
+
+
+def test_test_rows_are_registered_by_the_final_evaluation_alone(published):
+    data.prepare(published)
+    data.register(published)
+    for name in data.ROWS:
+        assert tasks.TABLE[name].splits == ("train", "validation")
+        with pytest.raises(tasks.TaskError):
+            list(tasks.rows(name, "test"))
+    final = plan.test_cells(plan.cells())
+    assert all(cell.kind == "test" or cell.name == "instruction test" for cell in final)
+    assert not [cell for cell in plan.cells() if cell.kind == "test" or "test" in cell.name.split()]
+
+
+def test_every_cell_has_a_name_and_needs_that_come_before_it():
+    cells = plan.cells()
+    names = [cell.name for cell in cells]
+    assert len(set(names)) == len(names)
+    before: set[str] = set()
+    while ready := [cell.name for cell in cells if cell.name not in before and set(cell.needs) <= before]:
+        before |= set(ready)
+    assert before == set(names)
+    assert sorted(name for part in plan.PARTS.values() for name in part) == sorted(data.TARGETS)
+
+
+def test_rates_are_those_of_the_best_mean_dev_score_over_the_searched_draws():
+    way = "prompt tuning, vocabulary"
+
+    def line(rate, dev, search=True, **more):
+        return {"way": way, "search": search, "rate": rate, "factor_rate": 0.0, "dev": dev, **more}
+
+    found = [line(0.01, 60, test=1), line(0.01, 50, test=1), line(0.03, 70, test=99), line(0.03, 30, test=99), line(0.1, 99, False)]
+    assert choices.best_rates(found, way) == (0.01, 0.0)
+
+
+def test_the_nearest_source_is_chosen_for_each_target_from_one_run():
+    found = [
+        {"run": run, "source": source, "dev": {"x": x, "y": y}}
+        for run, source, x, y in (("a", "s", 3, 9), ("a", "t", 5, 8), ("a", "mean", 7, 99), ("b", "u", 99, 99))
+    ]
+    assert choices.nearest_source(found, "a") == {"x": "t", "y": "s"}
+
+
+def test_settings_of_a_cell_name_each_target_own_text_and_source():
+    cell = next(cell for cell in plan.cells() if cell.way == "SPoT" and cell.part == "two" and cell.search)
+    settings = plan.target_settings(Path("x"), cell, (0.01,), (0.0,), dict.fromkeys(data.TARGETS, "sst2"))
+    assert set(settings.prompt.transfer_task) == set(plan.PARTS["two"]) and settings.data.k_shot == 32
+    cell = next(cell for cell in plan.cells() if cell.way == "prompt tuning, text" and cell.part == "three" and cell.shots == 4)
+    settings = plan.target_settings(Path("x"), cell, (0.01,), (0.0,), {})
+    assert settings.prompt.init_text == {"cb": data.TARGETS["cb"].instruction} and settings.data.k_shot == 12
+
+
+def test_the_numbers_of_the_docs_are_those_of_the_lines():
+    """docs/study.md, first table."""
+    text = (Path(__file__).parent.parent / "docs" / "study.md").read_text()
+    runs = lines.noted("runs")
+    for way in ("prompt tuning, vocabulary", "prompt tuning, text"):
+        name = way.replace("text", "instruction's tokens")
+        rate, _ = choices.best_rates(runs, way)
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        for cell, shots in zip(row.split("|")[2:6], (4, 16, 32, 0), strict=True):
+            found = [line["dev"] for line in runs if line["way"] == way and line["shots"] == shots and line["rate"] == rate]
+            assert cell.strip() == f"{sum(found) / len(found):.1f} ({len(found)})"
