@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
-from mpt_jax.model.families import t5
+from mpt_jax.model.families import t5, t5_names
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
 from mpt_jax.model.formats import names, safetensors, torch_file, zarr
 from mpt_jax.model.formats.arrays import LazyArray, flatten
@@ -81,7 +81,7 @@ def test_hugging_face_files_come_back_under_their_own_names(tmp_path):
     formats.write_backbone("hf", tmp_path / "hf", *formats.read_backbone(source.path))
     after, _ = safetensors.read(Folder(tmp_path / "hf"), "model.safetensors")
     assert bits(after) == {name: bits(before)[name] for name in after}
-    aliases = {*names.EMBEDDING_ALIASES, "lm_head.weight"}
+    aliases = {*t5_names.EMBEDDING_ALIASES, "lm_head.weight"}
     assert before.keys() - after.keys() <= aliases
 
 

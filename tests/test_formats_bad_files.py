@@ -126,7 +126,7 @@ def test_wrong_missing_and_left_over_arrays_are_all_listed(tmp_path):
         ("d_model", 12, "not .48, 12."),
         ("num_layers", 4, "missing: encoder.block.3.layer.0"),
         ("feed_forward_proj", "relu", "left over: .*wi_0"),
-        ("feed_forward_proj", "gated-silu", "feed_forward_proj 'gated-silu' is none of"),
+        ("feed_forward_proj", "gated-relu", "feed_forward_proj 'gated-relu' is none of relu, gated-gelu, gated-silu"),
         ("model_type", "bert", "model_type 'bert' is none of t5, mt5"),
         ("tie_word_embeddings", True, "lm_head.weight is not the shared embedding"),
         ("d_kv", None, "d_kv"),

@@ -5,13 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 from tiny_data import sized_cache
+from tiny_families import gemma
+from tiny_families import weights as family_weights
 from tiny_model import CONFIG, LENGTH, SPEC, batch_at, given, make_step, new_bank, streams, sums_of, tiny_backbone
 from tiny_run import row, write_run
 
 from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data import teacher_cache
 from mpt_jax.errors import Preempted, UserError
-from mpt_jax.methods.prompt import paths_of
+from mpt_jax.methods.prompt import GIVEN, paths_of
+from mpt_jax.model.backbone import Backbone
+from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.t5gemma_config import T5GemmaConfig
 from mpt_jax.train import teachers
 from mpt_jax.train.program import assemble
 from mpt_jax.train.teachers import Teachers, layout_of, teach_streams
@@ -52,6 +57,17 @@ def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches,
         np.testing.assert_allclose(cached[path], array, atol=1e-5)
     for name, sums in beside_terms.items():
         np.testing.assert_allclose(cached_terms[name], sums, rtol=1e-4, atol=1e-4)
+
+
+def test_states_of_stacks_of_two_widths_are_kept_and_opened_again(caches, tmp_path):
+    decoder = gemma("decoder", 24, vocab_size=CONFIG.vocab_size, num_layers=1, layer_kinds=("full",))
+    config = T5GemmaConfig("custom", gemma("encoder", CONFIG.d_model, vocab_size=CONFIG.vocab_size), decoder)
+    backbone = Backbone("tiny", config, family_weights(config), "bytes", "f" * 16)
+    for _ in range(2):
+        of_two_widths = Teachers(EXACT, PROMPTS, Network(config, adaptation=GIVEN), backbone, SPEC, None, tmp_path, 1)
+        batch = batch_at(teach_streams(of_two_widths, streams(caches, 1)), 0, 2).micro[0]
+        assert batch["teacher_encoder_BSD"].shape[2] == CONFIG.d_model and batch["teacher_decoder_BSD"].shape[2] == 24
+        assert batch["teacher_encoder_BSD"].any() and batch["teacher_decoder_BSD"].any()
 
 
 def test_a_few_tokens_and_half_precision_come_near(caches, tmp_path):

@@ -43,7 +43,7 @@ def layout_of(settings: DistillationSettings, config: Any, prompt_length: int) -
     family = family_of(config)
     states = () if settings.hidden == "none" else family.states
     widths = tuple(family.state_width(config, name) for name in states)
-    width = widths[0] if len(set(widths)) == 1 else widths
+    width = widths if len(set(widths)) > 1 else config.d_model
     prefix = prompt_length if settings.hidden_positions == "all" else 0
     return Layout(states, width, prefix, top if settings.logits else 0, whole, settings.cached_dtype)
 
@@ -77,7 +77,7 @@ class Teachers(NamedTuple):
             "prompt": hashlib.sha256(np.ascontiguousarray(self.prompts_NPD[run], np.float32).tobytes()).hexdigest(),
             "lengths": [self.spec.input_length, self.spec.target_length],
             "settings": {name: getattr(self.settings, name) for name in compared},
-            "layout": dataclasses.asdict(self.layout) | {"states": list(self.layout.states)},
+            "layout": {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.layout).items()},
         }
         name = key_name(key)
         if name not in opened:

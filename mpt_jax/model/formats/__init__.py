@@ -62,6 +62,7 @@ def check_t5(config: Any, to: str) -> None:
     family = family_of(config)
     if family.name != "t5":
         raise UserError(f"T5X has no model like this {family.words(config)}; --to {to} writes T5 alone. Write it --to own or hf.")
+    names.check_told(config, to)
 
 
 def write_backbone(

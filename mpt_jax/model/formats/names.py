@@ -13,6 +13,8 @@ from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.formats.arrays import MAX_NAMES_IN_MESSAGE, LazyArray, listed
 from mpt_jax.regular_files import shown
 
+# what no array of a T5 tells
+UNTOLD = ("mlp_activations", "decoder_start_id", "relative_attention_max_distance", "layer_norm_epsilon")
 OURS, HUGGING_FACE, GGUF = "ours", "huggingface", "gguf"  # columns of the tables of names
 
 
@@ -97,7 +99,7 @@ def _vocabulary_hint(config: Any, entry: Entry, shape: tuple[int, ...]) -> str:
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5Config:
     """The T5Config of a file that carries no config, from the shapes of its arrays under our names.
 
-    The relative attention's longest distance is in no shape: 128, as in every published T5. Raises UserError
+    What is in no shape (UNTOLD) is as in the row of T5_SIZES that has these shapes, else as in most published T5s. Raises UserError
     naming the first array that is needed and not there.
     """
 
@@ -132,7 +134,20 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: str) -> T5
         "relative_attention_num_buckets": buckets,
         "relative_bias_per_layer": per_layer,
     }
-    return named(make_config(T5, fields, source))
+    config = named(make_config(T5, fields, source))
+    for row in T5.sizes.values() if config.name == "custom" else ():
+        if row.gated == gated and dataclasses.replace(config, **{name: getattr(row, name) for name in ("name", *UNTOLD)}) == row:
+            return row
+    return config
+
+
+def check_told(config: T5Config, to: str) -> None:
+    """Raises UserError where a file of T5X's, which carries no config, would be read as another network."""
+    read = config_from_shapes({entry.ours: entry.shape for entry in entries(config)}, "The backbone to write")
+    for name in UNTOLD:
+        if getattr(read, name) != getattr(config, name):
+            lost = f"--to {to}: T5X's files do not tell {name} = {shown(getattr(config, name))}"
+            raise UserError(f"{lost}, and would be read with {shown(getattr(read, name))}. Write it --to own or hf.")
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], stack: str, source: str) -> int:
