@@ -14,9 +14,12 @@ def test_every_package_is_listed():
     folders = [path.parent.relative_to(ROOT) for top in ("launch", "mpt_jax", "tasks") for path in (ROOT / top).rglob("__init__.py")]
     gin = {"mpt_jax.gin_files": "gin", "mpt_jax.gin_files.paper": "gin/paper", "mpt_jax.gin_files.t5x": "gin/t5x"}
     shipped = {f"mpt_jax.backbones.{path.name}" for path in (ROOT / "mpt_jax" / "backbones").iterdir()}
+    banks = {f"mpt_jax.banks.{path.name}" for path in (ROOT / "mpt_jax" / "banks").iterdir()}
     names = {".".join(folder.parts if folder.parts[0] == "mpt_jax" else ("mpt_jax", *folder.parts)) for folder in folders}
-    assert set(settings["packages"]) == names | set(gin) | shipped  # none at the top that a user's tasks.py or launch.py would collide with
+    # none at the top that a user's tasks.py or launch.py would collide with
+    assert set(settings["packages"]) == names | set(gin) | shipped | banks
     assert all(settings["package-data"][package] == ["*"] for package in shipped)
+    assert all(settings["package-data"][package] == ["**/*"] for package in banks)
     beside = {"mpt_jax.gin_files": "gin", "mpt_jax.launch": "launch", "mpt_jax.tasks": "tasks"}
     assert settings["package-dir"] == beside  # and what is below them
     assert all(settings["package-data"][package] == ["*.gin"] for package in gin)

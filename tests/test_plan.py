@@ -8,12 +8,12 @@ from tiny_data import sized_cache
 from tiny_model import LENGTH, new_bank, tiny_backbone
 from tiny_run import row, write_run
 
-from mpt_jax.checkpoint import Loaded, load
+from mpt_jax.checkpoint import Loaded, load, load_trainable
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import paths_of
-from mpt_jax.train.plan import draw_few_shot, is_finished, make_streams, plan_runs, read_source, teacher_prompts
+from mpt_jax.train.plan import draw_few_shot, is_finished, make_streams, plan_runs, read_source, source_folder, teacher_prompts
 
 TASKS = ("a", "b")
 
@@ -170,3 +170,17 @@ def test_a_group_trains_at_the_rates_of_its_first_run():
     assert {name: rate_G.tolist() for name, rate_G in plan.rates().items()} == {
         "prompt": [np.float32(0.1), np.float32(0.3)], "weights": [np.float32(0.1), np.float32(0.3)], "factors": [np.float32(0.4)] * 2,
     }  # fmt: skip
+
+
+def test_the_bank_that_the_package_brings_is_a_source_by_name(tmp_path, monkeypatch):
+    folder = source_folder("smollm2")
+    arrays, run = load_trainable(folder)
+    assert arrays["bank/shared"].shape == (1, 20, 576) and len(run["tasks"]) == len(run["runs"]) == 9
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    with pytest.raises(UserError, match="SOURCE_DIR = .*smollm2.* width 576"):
+        read_source(settings(source_dir="smollm2"), tiny_backbone())
+    for name in ("nothing", "../banks/smollm2", "a/b", "", "."):
+        assert source_folder(name) == name
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    assert source_folder("smollm2") == "smollm2"  # the user's own folder

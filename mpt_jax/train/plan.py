@@ -6,7 +6,9 @@ N tasks (runs) in the program, G groups of tasks that share parameters, P prompt
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from mpt_jax.model.backbone import Backbone
 from mpt_jax.run_folder import require
 
 MOST_RUNS = 10_000  # of one program; a bank of so many float32 prompts of T5-Base takes 3 GB [ours]
+BANKS = Path(__file__).parent.parent / "banks"  # run folders that the package brings, by the name of their backbone
 TOGETHER = ("source", *WEIGHT_STAGES)  # stages whose tasks are trained together
 
 
@@ -126,7 +129,13 @@ def read_source(settings: Settings, backbone: Backbone) -> tuple[dict[str, np.nd
     if not train.source_dir:
         message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: give --gin.SOURCE_DIR=\"'folder'\""
         raise UserError(f"{message}, or train prompts from scratch with --gin.PromptSettings.transfer=\"'none'\".")
-    return read_prompts(train.source_dir, "SOURCE_DIR", backbone, train.allow_unfinished)
+    return read_prompts(source_folder(train.source_dir), "SOURCE_DIR", backbone, train.allow_unfinished)
+
+
+def source_folder(name: str) -> str:
+    """A run folder, or the bank of that name that the package brings (mpt_jax/banks) where there is no such folder."""
+    shipped = BANKS / name
+    return str(shipped) if name == shipped.name and not os.path.exists(name) and (shipped / "run.json").is_file() else name
 
 
 def read_prompts(
