@@ -224,7 +224,7 @@ def test_same_rows_whatever_the_hash_seed():
 
 def test_importing_reads_nothing():
     code = (
-        "import sys; import tasks.embedded; from tasks.embedded import materials;"
+        "import sys; import mpt_jax.tasks.embedded; from mpt_jax.tasks.embedded import materials;"
         "heavy = ('babel', 'num2words', 'lemminflect', 'textblob', 'sklearn', 'scipy', 'jax', 'tensorflow');"
         "print([m for m in heavy if m in sys.modules], materials.docstrings.cache_info().currsize)"
     )
