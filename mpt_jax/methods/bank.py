@@ -73,9 +73,3 @@ def stack_groups(banks: list[PromptBank]) -> PromptBank:
     group_N = np.concatenate([bank.group_N + start for bank, start in zip(banks, starts[:-1], strict=True)]).astype(np.int32)
     joined = [None if banks[0][i] is None else jnp.concatenate([bank[i] for bank in banks]) for i in range(3)]
     return PromptBank(*joined, group_N)
-
-
-def count_parameters(bank: PromptBank) -> tuple[int, int]:
-    """(all trainable numbers, numbers a task costs: its factors and its share of its group's P*)."""
-    total = sum(int(np.prod(array.shape)) for array in bank.trainable().values())
-    return total, total // bank.num_tasks

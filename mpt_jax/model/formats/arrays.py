@@ -154,13 +154,6 @@ def _copy(values: np.ndarray, out: np.ndarray) -> None:
     out[...] = values
 
 
-def check_float(dtype_name: str, source: str) -> np.dtype:
-    """The numpy dtype of a floating-point type's name; UserError for any other type."""
-    if dtype_name not in FLOAT_TYPES:
-        raise UserError(f"{source} has type {dtype_name}; weights may be {', '.join(FLOAT_TYPES)}.")
-    return FLOAT_TYPES[dtype_name]
-
-
 def listed(names: Iterable[str]) -> str:
     """Names for a message: the first dozen and how many more."""
     names = sorted(name if name.isprintable() and len(name) < 200 else shown(name) for name in map(str, names))
