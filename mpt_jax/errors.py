@@ -12,8 +12,11 @@ EXIT_INTERRUPTED = 130  # Ctrl-C, as shells show it
 EXIT_PIPE_CLOSED = 141  # who reads the output has closed it (`mpt-jax tasks | head`), as shells show SIGPIPE
 
 
-class Preempted(Exception):
-    """The machine is taken away; everything is saved and the command ends with EXIT_PREEMPTED."""
+class Preempted(BaseException):
+    """The machine is taken away; everything is saved and the command ends with EXIT_PREEMPTED.
+
+    Not an Exception, as KeyboardInterrupt is not one: it is raised wherever the signal comes, and libraries pass over exceptions there.
+    """
 
 
 class UserError(ValueError):

@@ -1,5 +1,6 @@
 """Several processes: how they are found, what they compute together, and how they end."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -252,3 +253,10 @@ def test_the_hook_of_errors_names_a_lost_peer(capsys, monkeypatch):
     assert codes == [EXIT_PEER_LOST] and "another process of this run is gone (UNKNOWN: Gloo" in capsys.readouterr().err
     distributed._leave_on_error(KeyError, KeyError("peer"), None)
     assert codes == [EXIT_PEER_LOST, 1] and "KeyError" in capsys.readouterr().err
+
+
+def test_being_told_to_end_is_not_passed_over_where_exceptions_are():
+    """JAX looks for plugins under `except Exception`, and a signal may come right there."""
+    with pytest.raises(Preempted), distributed.Preemption():
+        with contextlib.suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)

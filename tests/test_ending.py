@@ -82,8 +82,8 @@ def test_a_training_that_is_told_to_end_before_its_first_step_starts_again(world
 
 @pytest.mark.slow
 def test_cached_teachers_that_are_told_to_end_are_left_soon_and_go_on(world, tmp_path):
-    """Rows enough for a minute; what was computed when SIGTERM came is not computed again, and the run is the one that never stopped."""
-    lines = [f'{{"word": "{chr(97 + n % 26)}{n}", "label": {n % 2}}}' for n in range(30_000)]
+    """Rows enough for half a minute; what was computed when SIGTERM came is not computed again, and the run is the one that never stopped."""
+    lines = [f'{{"word": "{chr(97 + n % 26)}{n}", "label": {n % 2}}}' for n in range(120_000)]
     (tmp_path / "vowel_train.jsonl").write_text("\n".join(lines) + "\n")
     assert main(arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "teachers"), TRAIN_STEPS=1)) == 0
     changes = {"TEACHER_DIR": str(tmp_path / "teachers"), "MODEL_DIR": str(tmp_path / "run"), "TRAIN_STEPS": 3_000}

@@ -90,7 +90,7 @@ def world(tmp_path_factory):
 def run(world, command, name, **macros):
     settings = {
         "MODEL_DIR": str(world / name), "BACKBONE": str(world / "t5"), "CACHE_DIR": str(world / "cache"), "DTYPE": "float32",
-        "TASK_DATA_DIR": str(world / "data"), "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 8}, **macros,
+        "TASK_DATA_DIR": str(world / "data"), "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 24}, **macros,
     }  # fmt: skip
     return main.main([*command, *(f"--gin.{key.replace('__', '.')}={value!r}" for key, value in settings.items())])
 
