@@ -81,7 +81,7 @@ def _packaged(name: str, given_as: str) -> str:
 
 
 def load_backbone(
-    settings: BackboneSettings, places: Callable[[Any], Callable[[str, tuple[int, ...]], Sharding] | None] | None = None
+    settings: BackboneSettings | str, places: Callable[[Any], Callable[[str, tuple[int, ...]], Sharding] | None] | None = None
 ) -> Backbone:
     """Loads a backbone of any format, array by array, in the dtype of computation.
 
@@ -89,6 +89,7 @@ def load_backbone(
     is 16 digits over names, shapes and values as the files hold them, the same in every format. Raises UserError naming what is missing,
     left over or of a wrong shape.
     """
+    settings = BackboneSettings(settings) if isinstance(settings, str) else settings
     config, arrays, own_vocabulary = formats.read_backbone(backbone_folder(settings.path))
     vocabulary = vocabulary_path(settings, own_vocabulary)
     sharding = places(config) if places else None
