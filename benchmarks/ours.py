@@ -73,6 +73,12 @@ def teach(program, source, last_step: int):
         return taught, time.perf_counter() - start, sum(map(len, rows_in(source, last_step)))
 
 
+def without_slots(batch):
+    """The batch with a prompt of its own for each row."""
+    rest = [{name: array for name, array in part.items() if name not in ("task_U", "slot_B")} for part in batch.micro]
+    return dataclasses.replace(batch, micro=rest)
+
+
 def compile_buckets(step_fn, state, frozen, batches):
     """Runs a micro-batch of each pair of padded lengths once."""
     shapes = {(part["inputs_BL"].shape, part["targets_BT"].shape): part for batch in batches for part in batch.micro}
@@ -86,6 +92,7 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=0, help="rows of a micro-batch; 0 = the package's default")
     parser.add_argument("--padded", action="store_true", help="the whole batch at once, every row as long as the longest allowed")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--own_prompts", action="store_true", help="compute the prompt for each row, not for each task of a micro-batch")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     import jax
@@ -99,13 +106,14 @@ def main() -> None:
     if arguments.teacher == "cached":
         source, taught_s, taught_rows = teach(program, source, steps[-1] + 1)
         told = {"teachers_s": taught_s, "teachers_rows": taught_rows}
-    state, seen = step_fn.init(program.trainable), [make_batch([source], step, spec, len(names)) for step in steps]
+    changed = without_slots if arguments.own_prompts else lambda batch: batch
+    state, seen = step_fn.init(program.trainable), [changed(make_batch([source], step, spec, len(names))) for step in steps]
     state = compile_buckets(step_fn, state, frozen, seen)
     batches = batch_iterator([source], spec, len(names), steps[0], program.settings.data.prefetch)
     seconds, padding = [], []
     for _ in steps:
         start = time.perf_counter()
-        batch = next(batches)
+        batch = changed(next(batches))
         state, metrics = step_fn(state, frozen, batch)
         loss = float(jax.device_get(metrics["loss"]).sum() / batch.target_tokens_N.sum())
         seconds.append(time.perf_counter() - start)

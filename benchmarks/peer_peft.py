@@ -1,7 +1,8 @@
 """The peer: a training step of Hugging Face PEFT's MULTITASK_PROMPT_TUNING as its users would write it. Run by the benchmarks.
 
-Each batch is padded to its longest row; the encoder alone has the prompt (num_transformer_submodules=1, the form that `generate` uses).
-Dropout is off, as it is here. Prints a JSON line with the seconds of each timed step and the peak of resident memory.
+Each batch is padded to its longest row. Of T5 the encoder alone has the prompt (num_transformer_submodules=1, the form that `generate`
+uses); a decoder-only model has it in front, and its loss is of the target alone. Dropout is off, as it is here. Prints a JSON line with
+the seconds of each timed step and the peak of resident memory.
 """
 
 import argparse
@@ -17,19 +18,21 @@ from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
 
 
 def load_model(folder: str, prompt: int, tasks: int):
-    """T5 with a PEFT multitask prompt over its encoder; the prompt alone trains."""
+    """The model with a PEFT multitask prompt; the prompt alone trains."""
+    seq2seq = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
+    kind = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
     # given at loading: T5Attention keeps the rate that it was made with
-    model = transformers.T5ForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, dropout_rate=0.0, attn_implementation="sdpa"
-    )
+    rates = {"dropout_rate": 0.0} if seq2seq else {"attention_dropout": 0.0}
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **rates)
     config = MultitaskPromptTuningConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, num_tasks=tasks, num_virtual_tokens=prompt, num_transformer_submodules=1, num_ranks=1
-    )
+        task_type=TaskType.SEQ_2_SEQ_LM if seq2seq else TaskType.CAUSAL_LM, num_tasks=tasks, num_virtual_tokens=prompt,
+        num_transformer_submodules=1, num_ranks=1,
+    )  # fmt: skip
     return get_peft_model(model, config)
 
 
-def collate(examples) -> dict[str, torch.Tensor]:
-    """Rows padded to the longest of the batch; padding of targets is left out of the loss (-100)."""
+def collate(examples, seq2seq: bool = True) -> dict[str, torch.Tensor]:
+    """Rows padded to the longest of the batch; padding, and the inputs of a decoder-only model, are left out of the loss (-100)."""
 
     def padded(tokens: list[np.ndarray], fill: int) -> torch.Tensor:
         lines = torch.full((len(tokens), max(map(len, tokens))), fill, dtype=torch.long)
@@ -37,8 +40,12 @@ def collate(examples) -> dict[str, torch.Tensor]:
             line[: len(row)] = torch.from_numpy(np.array(row, np.int64))
         return lines
 
-    inputs = padded([row for _, row, _ in examples], 0)
-    batch = {"input_ids": inputs, "attention_mask": (inputs > 0).long(), "labels": padded([row for _, _, row in examples], -100)}
+    inputs, labels = [row for _, row, _ in examples], [row for _, _, row in examples]
+    if not seq2seq:
+        labels = [np.concatenate([np.full(len(row), -100), target]) for row, target in zip(inputs, labels, strict=True)]
+        inputs = [np.concatenate([row, target]) for _, row, target in examples]
+    tokens = padded(inputs, 0)
+    batch = {"input_ids": tokens, "attention_mask": (tokens > 0).long(), "labels": padded(labels, -100)}
     return batch | {"task_ids": torch.tensor([task for task, _, _ in examples])}
 
 
@@ -51,11 +58,12 @@ def main() -> None:
     source = rows_of(arguments)
     model = load_model(arguments.backbone, arguments.prompt, len(source.caches))
     model.train()
+    seq2seq = model.config.is_encoder_decoder
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3)
     seconds = []
     for step in steps_of(arguments):
         start = time.perf_counter()
-        loss = model(**collate(rows.drawn(source, step))).loss
+        loss = model(**collate(rows.drawn(source, step), seq2seq)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

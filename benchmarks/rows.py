@@ -1,7 +1,7 @@
 """Rows of random tokens with lengths like those of real tasks, as a token cache that every side of a comparison reads.
 
 Lengths are log-normal. 'short': median 45, cap 256, the shape of GLUE's tokenised rows; 'long': median 180, cap 512;
-'medium': median 150, cap 256, MPT's limit. Targets have 2-5 tokens, end of sequence included.
+'medium': median 150, cap 256, MPT's limit; 'of_64': 64 each. Targets have 2-5 tokens, end of sequence included.
 """
 
 from pathlib import Path
@@ -14,7 +14,8 @@ from mpt_jax.data.sampler import Stream, draw
 from mpt_jax.data.vocabulary import EOS_ID, load_vocabulary
 
 SPREAD = 0.6  # standard deviation of the logarithm: 95 % of 'short' lie within 14 .. 150 tokens [ours]
-SETS = {"short": (45, 256), "long": (180, 512), "medium": (150, 256), "tiny": (8, 16)}  # median, cap in tokens, end of sequence included
+# median, cap in tokens, end of sequence included
+SETS = {"short": (45, 256), "long": (180, 512), "medium": (150, 256), "of_64": (64, 64), "tiny": (8, 16)}
 TARGETS = (2, 5)  # tokens, end of sequence included
 COUNT = 4096
 IDS = (100, 380)  # token ids: within a vocabulary of bytes, so that the cache needs no SentencePiece model
@@ -23,7 +24,8 @@ IDS = (100, 380)  # token ids: within a vocabulary of bytes, so that the cache n
 def lengths(name: str, count: int, seed: int = 0) -> np.ndarray:
     """Lengths (count,) int64 of a set of rows."""
     median, cap = SETS[name]
-    drawn = np.random.default_rng(seed).lognormal(np.log(median), SPREAD, count)
+    spread = SPREAD if cap > median else 0.0
+    drawn = np.random.default_rng(seed).lognormal(np.log(median), spread, count)
     return np.clip(np.rint(drawn), 2, cap).astype(np.int64)
 
 

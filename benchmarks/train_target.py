@@ -3,7 +3,7 @@
     python -m benchmarks.train_target --json FILE [--rows short|long --batch N] [--preload LIBRARY] [--repeats N --append]
 
 A step draws rows, pads, runs forward and backward and updates the prompt, on both sides. ``useful_share``: operations that the
-mathematics needs for real tokens (mpt_jax/model/families/t5_operations.py), a second, as a share of the machine's rate of float32 products.
+mathematics needs for real tokens (mpt_jax/model/families/*_operations.py), a second, as a share of the machine's rate of float32 products.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from benchmarks import alternate, rows
 from benchmarks.backbones import backbone_folder, config_of
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.t5_config import T5Config
 
 STEPS = 2  # timed in a process
 
@@ -85,6 +86,8 @@ def main() -> None:
 
     case = "small" if arguments.small else case_of(arguments)
     sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ["benchmarks.ours", *given]}
+    if not arguments.small and not isinstance(config_of(arguments.size), T5Config):  # what a prompt computed once for each task brings
+        sides["ours_own_prompts"] = [*sides["ours"], "--own_prompts"]
     alternate.compare(arguments, "train_target", case, sides, summarise)
 
 

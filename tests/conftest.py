@@ -27,8 +27,10 @@ def table():
 
 @pytest.fixture(autouse=True, scope="session")
 def compiled_once(tmp_path_factory):
-    """Programs that several tests compile are compiled once; jit still traces each, which is what tests count."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    """Programs that several tests compile are compiled once for all workers; jit still traces each, which is what tests count."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

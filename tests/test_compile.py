@@ -219,6 +219,7 @@ def test_the_command_for_pretend_devices(tmp_path):
     assert report["train"]["gathered_share_of_backbone"] < 0.5 and {"decode", "encode"} == set(report["decode"]["programs"])
 
 
+@pytest.mark.slow
 def test_teachers_that_ran_before_are_no_part_of_the_step(tmp_path):
     report, _ = compiled(tmp_path, "cpu:2", CONFIG, "--gin.DistillationSettings.teacher_mode='cached'", "--train_only", "--measure", "1")
     parts = report["train"]["need"]["flops"]

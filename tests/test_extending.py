@@ -47,6 +47,7 @@ def test_a_task_with_a_score_of_its_own_trains(tmp_path):
     assert any("first_letter" in line for line in lines if line["split"] == "dev")
 
 
+@pytest.mark.slow
 def test_a_method_that_scales_the_input_trains_and_is_scored(tmp_path):
     (tmp_path / "my_method.py").write_text(example("my_method.py"))
     for arguments in commands("my_method.py"):
@@ -57,6 +58,7 @@ def test_a_method_that_scales_the_input_trains_and_is_scored(tmp_path):
     assert list((tmp_path / "runs/scale/eval").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_family_of_ones_own_trains_a_prompt_and_is_scored(tmp_path, monkeypatch):
     from mpt_jax.model import families, formats
 

@@ -12,6 +12,8 @@ from benchmarks.nano import minilm, packed, training, vocabulary
 from mpt_jax.config import BackboneSettings
 from mpt_jax.model.backbone import SHIPPED, load_backbone
 
+pytestmark = pytest.mark.slow
+
 PIECES = SHIPPED / "nano" / "spiece.model"
 LONG = "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l"
 ROWS = {
@@ -101,7 +103,6 @@ def test_rows_are_drawn_as_their_tasks_count_and_are_whole(made):
     assert (np.asarray(batch["embedding_BE"]).any(axis=1) == (np.asarray(batch["task_id_B"]) == 0)).all()
 
 
-@pytest.mark.slow
 def test_jax_gives_the_vectors_of_the_package():
     from benchmarks.nano import vectors
 
@@ -111,7 +112,6 @@ def test_jax_gives_the_vectors_of_the_package():
     assert (np.sum(found_XE.astype(np.float32) * exact_XE.astype(np.float32), axis=1) > 0.98).all()
 
 
-@pytest.mark.slow
 def test_a_short_run_learns_and_writes_a_backbone(made, tmp_path):
     options = argparse.Namespace(
         packed=tmp_path, vocabulary=PIECES, output=tmp_path / "out", seconds=60.0, reserve=1.0, batch=32, rate=1e-3,

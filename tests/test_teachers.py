@@ -46,7 +46,10 @@ def train(settings, stream_list, steps=4):
     return state.trainable, sums_of(step_fn, metrics)
 
 
-@pytest.mark.parametrize("hidden, positions", [("last", "inputs"), ("last", "all"), ("none", "inputs")])
+SLOW_CASES = (("last", "all"), ("none", "inputs"))
+
+
+@pytest.mark.parametrize("hidden, positions", [("last", "inputs"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)])
 def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches, tmp_path, hidden, positions):
     """Tolerance 1e-5 on parameters after four updates."""
     settings = dataclasses.replace(EXACT, hidden=hidden, hidden_positions=positions)
