@@ -26,7 +26,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.model.formats import t5x
 from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
-from mpt_jax.paths import readable_run
+from mpt_jax.paths import Opened, readable_run
 from mpt_jax.regular_files import check_regular
 from mpt_jax.run_folder import read_run_json
 from mpt_jax.sharding import put_array
@@ -70,7 +70,7 @@ class Checkpoints:
     """The checkpoints of a run folder; the last ``keep`` ones stay. What a killed process left half written is cleared.
 
     runs: what run.json says of the runs; kept as a digest, so that a checkpoint of other runs is not taken for theirs. Raises UserError
-    where the folder cannot hold checkpoints.
+    where the folder cannot hold checkpoints, and, before and after each write, where it is no longer the folder that was opened.
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 2, runs: list | None = None):
@@ -85,6 +85,7 @@ class Checkpoints:
         )  # fmt: skip
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+            self._opened = Opened(self.folder)
         except FAILURES as error:
             raise UserError(f"{str(self.folder)!r} cannot hold checkpoints: {_reason(error)}. Give another MODEL_DIR.") from error
         # of several processes each takes part in every save at once: they save in the loop's own thread
@@ -112,8 +113,7 @@ class Checkpoints:
 
         What Orbax does before its own writing goes on beside the step as well: 40-150 ms measured, where copying a bank takes 1 ms.
         """
-        if not self.folder.is_dir():  # Orbax would make it again, with nothing of the run around it
-            raise self._not_saved(step, FileNotFoundError())
+        self._check_there(step)
         best_tree = {} if best is None else {"trainable": best.trainable, "score": best.score_G, "step": best.step_G}
         trees = {"state": state, "best": {"empty": np.zeros(1), **best_tree}}
         if self._writer:
@@ -127,6 +127,11 @@ class Checkpoints:
                 self._write(step, trees, meta)
         except FAILURES as error:
             raise self._not_saved(step, error) from error
+
+    def _check_there(self, step: int | None) -> None:
+        """Orbax makes a folder again that is gone, even between this check and its writing: so each write is checked twice."""
+        if not self._opened.is_there():
+            raise self._not_saved(step, FileNotFoundError())
 
     def _write(self, step: int, trees: dict, meta: dict) -> None:
         found = {name: digests.digests(tree) for name, tree in trees.items()}
@@ -151,6 +156,7 @@ class Checkpoints:
             self._manager.check_for_errors()
         except FAILURES as error:
             raise self._not_saved(None, error) from error
+        self._check_there(None)
 
     def settle(self) -> None:
         """Waits until what is being written is on disk, or is not; so that an interrupted process leaves no half of it."""
@@ -164,15 +170,20 @@ class Checkpoints:
         finally:
             if self._writer:
                 self._writer.shutdown()
+            self._opened.close()
         self._manager.close()
 
     def _not_saved(self, step: int | None, error: Exception) -> UserError:
+        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        message = f"{what} could not be written to {str(self.folder)!r}"
+        if not self._opened.is_there():
+            now = ", and what is there now was made since" if self.folder.exists() else ""
+            advice = "Put the run's folder back there and run the same command again, or give another MODEL_DIR"
+            return UserError(f"{message}: the folder is gone (moved or deleted{now}). {advice}.")
         whole = _steps(self.folder)
         last = f"the checkpoint of step {whole[-1]} is whole" if whole else "no earlier checkpoint exists"
-        what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        reason = _reason(error) if self.folder.is_dir() else "the folder is gone"
         advice = "Free space there, or give another MODEL_DIR, and run the same command again"
-        return UserError(f"{what} could not be written to {str(self.folder)!r} ({reason}); {last}. {advice}.")
+        return UserError(f"{message} ({_reason(error)}); {last}. {advice}.")
 
     def restore(self, step: int, state) -> tuple[object, Best | None, dict]:
         """(state like the given one, best, meta). Raises UserError naming a damaged checkpoint."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,3 +64,19 @@ def readable_run(setting: str, path: str | os.PathLike) -> Path:
     if wrong:
         raise UserError(f"{setting} = {str(folder)!r} holds {wrong[0]}, and Orbax reads no checkpoint in such a path; rename the folder.")
     return folder
+
+
+class Opened:
+    """A folder that this process goes on writing into. It is held open, so that another one at its path never counts as it."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self._folder = folder
+        self._handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # held: a file system gives the number of a deleted folder to the next
+        self.close = weakref.finalize(self, os.close, self._handle)
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to the folder that was opened."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(self._folder))
+        except OSError:
+            return False

@@ -18,7 +18,7 @@ from tiny_model import run_forward as run
 
 from mpt_jax.config import Computation
 from mpt_jax.infer.decode import greedy_decode
-from mpt_jax.infer.likelihood import Labels, score_labels, score_targets, walk_labels
+from mpt_jax.infer.likelihood import Labels, score_labels, score_rows, walk_labels
 from mpt_jax.model import formats
 from mpt_jax.model.families.causal_config import CausalConfig
 from mpt_jax.model.families.family import Adaptation, Adapted, Network, Rows
@@ -254,7 +254,7 @@ def test_labels_are_ranked_over_one_prefix(name):
         wanted_B = np.take_along_axis(logp, targets[..., None].astype(int), -1)[:, :length, 0].sum(1)
         column = [index for index in range(3) if np.array_equal(LABELS.tokens_CT[index], label)][0]
         np.testing.assert_allclose(found_BC[:, column], wanted_B, rtol=0, atol=1e-4)
-        np.testing.assert_allclose(score_targets(network, weights, mine, with_label), wanted_B, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(score_rows(network, weights, mine, with_label), wanted_B, rtol=0, atol=1e-4)
     for row in range(3):
         first = max((7, 30), key=lambda token: logits_BCTV[0][row, 0, token])
         second = max((1, 8), key=lambda token: logits_BCTV[0][row, 1, token])

@@ -261,6 +261,29 @@ def test_a_folder_that_is_deleted_while_training_is_named(run_dir):
     with pytest.raises(UserError, match=r"could not be written to .*the folder is gone"):
         checkpoints.save(7, state(), best(), {})
         checkpoints.wait()
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("end", ["wait", "save"])
+def test_a_folder_that_orbax_made_again_is_not_the_runs(run_dir, monkeypatch, end):
+    """The folder goes between the check and the write, which makes it again: whatever is asked next names it."""
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, state(), None, {})
+    checkpoints.wait()
+    write = checkpoints._write
+
+    def late(*given):
+        run_dir.rename(run_dir.with_name(f"{run_dir.name}_moved"))
+        write(*given)
+
+    monkeypatch.setattr(checkpoints, "_write", late)
+    with pytest.raises(UserError, match=r"could not be written to .*the folder is gone \(moved or deleted, and what is there now"):
+        checkpoints.save(8, state(), None, {})
+        if end == "save":
+            checkpoints._pending.result()
+            checkpoints.save(9, state(), None, {})
+        checkpoints.wait()
+    assert (run_dir.with_name(f"{run_dir.name}_moved") / "checkpoints" / "7").is_dir()
 
 
 FULL_DISK = """

@@ -111,7 +111,7 @@ def test_a_run_folder_that_is_deleted_while_it_trains_is_named(world, tmp_path):
     with started(argv, tmp_path) as process:
         wait_for(process, lambda: len(steps(run)) > 1)
         run.rename(tmp_path / "moved")
-        assert process.wait(100) == 2
+        assert process.wait(200) == 2
     (last,) = [line for line in (tmp_path / "said.txt").read_text().splitlines() if line.startswith("mpt-jax: ")]
     assert "could not be written" in last and "the folder is gone" in last
     assert "Traceback" not in (tmp_path / "said.txt").read_text()

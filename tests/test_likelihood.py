@@ -8,7 +8,8 @@ import pytest
 from tiny_model import given, own, rows_of, run_forward, tiny, weights
 
 from mpt_jax.infer.decode import greedy_decode
-from mpt_jax.infer.likelihood import LABELS_AT_ONCE, Labels, score_labels, score_targets, walk, walk_labels
+from mpt_jax.infer.likelihood import LABELS_AT_ONCE, Labels, score_labels, score_rows, score_targets, walk, walk_labels
+from mpt_jax.model.families.family import Network
 from mpt_jax.model.network import decode_step, empty_cache, prefill
 
 NETWORK = given(tiny(vocab_size=40, num_decoder_layers=2, mlp_activations=("relu",), logits_via_embedding=True))
@@ -36,7 +37,7 @@ def labels_of(rows) -> Labels:
 def scores_of(model, targets_BT, length_B) -> np.ndarray:
     backbone, prompts, inputs_BL = model
     rows = rows_of(inputs_BL)._replace(targets_BT=targets_BT, target_length_B=length_B)
-    return np.asarray(score_targets(NETWORK, backbone, prompts, rows))
+    return np.asarray(score_rows(NETWORK, backbone, prompts, rows))
 
 
 def plain_forward(model, targets_BT):
@@ -72,8 +73,21 @@ def test_padding_changes_nothing(model):
     for fill in (0, 9):
         wide_BL = np.pad(np.where(inputs_BL == 0, fill, inputs_BL), ((0, 0), (0, 6)), constant_values=fill)
         wide = rows._replace(inputs_BL=wide_BL, targets_BT=np.pad(targets_BT, ((0, 0), (0, 5)), constant_values=fill))
-        found = score_targets(NETWORK, backbone, prompts, wide)
+        found = score_rows(NETWORK, backbone, prompts, wide)
         np.testing.assert_allclose(found, scores_of(model, targets_BT, length_B), atol=1e-4)
+
+
+def test_rows_of_whole_tokens_need_no_lengths(model):
+    backbone, prompts, inputs_BL = model
+    inputs_BL, targets_BT = inputs_BL[:2], np.array([[5, 6, 1], [0, 2, 1]], np.int32)
+    length_B = np.full(2, 3, np.int32)
+    with_prompt = scores_of((backbone, own(prompts["prompt"][:2]), inputs_BL), targets_BT, length_B)
+    found = score_targets(NETWORK.config, backbone, prompts["prompt"][:2], inputs_BL, targets_BT)
+    np.testing.assert_allclose(found, with_prompt, atol=1e-5)
+    rows = rows_of(inputs_BL)._replace(targets_BT=targets_BT, target_length_B=length_B)
+    alone = score_rows(Network(NETWORK.config), backbone, None, rows)
+    np.testing.assert_allclose(score_targets(NETWORK.config, backbone, None, inputs_BL, targets_BT), alone, atol=1e-5)
+    assert np.abs(np.asarray(alone) - with_prompt).min() > 1e-3
 
 
 @pytest.mark.parametrize("number", [2, LABELS_AT_ONCE + 3])

@@ -84,3 +84,20 @@ def test_no_folder_is_no_folder():
 def test_ordinary_names_stay():
     for name in ("a b", "ä漢", "a=0.3,b", "{x}", "100%", "$HOME", "C:", "a:b"):
         assert str(paths.writable_run("MODEL_DIR", f"/x/{name}")) == f"/x/{name}"
+
+
+def test_another_folder_at_the_path_is_not_the_one_that_was_opened(tmp_path):
+    """A file system may give the number of a deleted folder to the next: one that is held open keeps it."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    opened = paths.Opened(folder)
+    assert opened.is_there()
+    folder.rename(tmp_path / "y")
+    assert not opened.is_there()
+    (tmp_path / "y").rename(folder)
+    assert opened.is_there()
+    for _ in range(20):
+        folder.rmdir()
+        folder.mkdir()
+        assert not opened.is_there()
+    opened.close()

@@ -11,7 +11,7 @@ import pytest
 import tiny_families as tiny
 
 from mpt_jax.errors import UserError
-from mpt_jax.infer.likelihood import score_targets
+from mpt_jax.infer.likelihood import score_rows
 from mpt_jax.model import formats
 from mpt_jax.model.families.t5_config import T5_SIZES
 from mpt_jax.model.formats import names
@@ -79,7 +79,7 @@ def test_the_start_token_counts_in_every_way_to_read_targets():
     config = tiny.T5S["codet5p"]
     other = dataclasses.replace(config, decoder_start_id=0)
     batch = tiny.rows(config)
-    found = [np.asarray(score_targets(tiny.given(shape, False)[0], tiny.weights(config), None, batch)) for shape in (config, other)]
+    found = [np.asarray(score_rows(tiny.given(shape, False)[0], tiny.weights(config), None, batch)) for shape in (config, other)]
     assert np.abs(found[0] - found[1]).min() > 0.1
 
 

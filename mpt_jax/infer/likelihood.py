@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mpt_jax.methods import prompt
 from mpt_jax.model.families.family import Decoded, Network, Rows, real, sums_over_positions
 from mpt_jax.model.network import decode_targets, prefill
 from mpt_jax.sharding import constrain
@@ -34,10 +36,22 @@ def target_log_probabilities(decoded: Decoded, vocab_size: int, targets_BT, leng
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
-def score_targets(network: Network, backbone: dict, own, rows: Rows) -> jax.Array:
+def score_rows(network: Network, backbone: dict, own, rows: Rows) -> jax.Array:
     """log p(target | prompt, input) of each row, (B,) float32; targets end with EOS."""
     decoded = decode_targets(network, backbone, prefill(network, backbone, rows, own), rows.targets_BT)
     return constrain(target_log_probabilities(decoded, network.config.vocab_size, rows.targets_BT, rows.target_length_B))
+
+
+def score_targets(config, backbone: dict, prompt_BPD, inputs_BL, targets_BT) -> jax.Array:
+    """log p(target | prompt, input) of rows of whole tokens under a backbone, (B,) float32: for a notebook or a comparison.
+
+    config, backbone: ``config`` and ``params`` of load_backbone. prompt_BPD: None for the backbone alone. Targets end with EOS, unpadded.
+    """
+    (rows, length), target_length = np.shape(inputs_BL), np.shape(targets_BT)[1]
+    whole = Rows(inputs_BL, np.full(rows, length, np.int32), targets_BT, np.full(rows, target_length, np.int32))
+    if prompt_BPD is None:
+        return score_rows(Network(config), backbone, None, whole)
+    return score_rows(Network(config, adaptation=prompt.GIVEN), backbone, {"prompt": prompt_BPD}, whole)
 
 
 class Labels(NamedTuple):

@@ -18,7 +18,7 @@ from mpt_jax.config import EvalSettings
 from mpt_jax.data.batches import LONG, BatchSpec, eval_batches
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.vocabulary import Vocabulary
-from mpt_jax.infer.likelihood import Labels, score_labels, score_targets, walk_labels
+from mpt_jax.infer.likelihood import Labels, score_labels, score_rows, walk_labels
 from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.methods.method import Part, take
 from mpt_jax.model.families import family_of
@@ -141,7 +141,7 @@ def score_given(model: Model, requests: Requests, spec: BatchSpec, progress: Pro
     """log p(target) of each request's own target: (rows,) float32."""
 
     def program(own, rows, index_B):
-        return score_targets(model.network, model.params, own, rows)
+        return score_rows(model.network, model.params, own, rows)
 
     logp = np.empty(requests.rows, np.float32)
     for row, value in _answers(model, requests, spec, [np.arange(requests.rows)], program, progress):

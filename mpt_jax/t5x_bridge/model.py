@@ -15,7 +15,7 @@ from t5x import metrics, models, optimizers, partitioning
 
 from mpt_jax.errors import UserError
 from mpt_jax.infer.decode import greedy_decode
-from mpt_jax.infer.likelihood import score_targets
+from mpt_jax.infer.likelihood import score_rows
 from mpt_jax.methods.bank import PromptBank
 from mpt_jax.methods.method import BACKBONE, TEACHERS, places_for, take
 from mpt_jax.methods.prompt import paths_of
@@ -129,7 +129,7 @@ class PromptedModel(models.BaseModel):
     def _score(self, params, batch, targets_BT, length_B):
         backbone, own, rows = self._network(params, batch)
         rows = rows._replace(targets_BT=targets_BT, target_length_B=length_B)
-        return score_targets(self.objective.network, backbone, own, rows)
+        return score_rows(self.objective.network, backbone, own, rows)
 
     def _network(self, params, batch) -> tuple:
         """(backbone, the bank's arrays of each example, inputs) of a batch."""
