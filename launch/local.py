@@ -75,7 +75,7 @@ def _free_port() -> int:
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> tuple[int, bool]:
-    """One start of all processes: (exit code, whether the launcher was told to end). The first failure ends all."""
+    """One start of all processes: (exit code, whether the launcher was asked to end). The first failure ends all."""
     port = _free_port()
     processes: list[subprocess.Popen] = []
     printers = []

@@ -325,7 +325,7 @@ def _run(queued: Queued) -> int:
         if code == 0:
             return 0
         if code == EXIT_PREEMPTED:
-            raise Preempted("the command was told to end and saved")
+            raise Preempted("the command was asked to end and saved")
         _raise_if_gone(queued)
         if code != SSH_FAILED:
             say(f"the command ended with code {code}")

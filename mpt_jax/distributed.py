@@ -153,7 +153,7 @@ class Preemption:
         self._told = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
         if not self._asked:
-            raise Preempted("told to end before the first step; the same command starts again")
+            raise Preempted("asked to end before the first step; the same command starts again")
 
     def reached(self, step: int) -> bool:
         """True at the step to save at and to end with, the same in all processes; to be asked at every step by all of them."""

@@ -1,6 +1,6 @@
 """Errors that a user can cause and mend; the command prints them without a traceback."""
 
-# exit code of a command that was told to end (SIGTERM) and saved: the same command continues; launchers start it again
+# exit code of a command that was asked to end (SIGTERM) and saved: the same command continues; launchers start it again
 EXIT_PREEMPTED = 83
 
 # exit code of a process whose peer is gone; all of them started again continue

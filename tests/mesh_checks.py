@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import tiny_model
 from tiny_data import byte_vocabulary, sized_cache
-from tiny_model import LENGTH, batch_at, make_step, new_bank, streams, sums_of, tiny, tiny_backbone
+from tiny_model import LENGTH, batch_at, make_step, new_bank, streams, sums_before_update, sums_of, tiny, tiny_backbone
 
 from mpt_jax import sharding
 from mpt_jax.config import BackboneSettings, DistillationSettings, MeshSettings, OptimizerSettings, Settings, TrainSettings
@@ -36,7 +36,7 @@ def results(caches, mesh, steps: int = 3) -> dict:
     bank = new_bank(2, 2)
     step_fn, state, frozen = make_step(bank, DistillationSettings(), teacher, mesh=mesh)
     stream_list = streams(caches, 2)
-    sums = step_fn.sums(state, frozen, batch_at(stream_list, 0, 4, SPEC))
+    sums = sums_before_update(step_fn, state, frozen, batch_at(stream_list, 0, 4, SPEC))
     found = {"loss": jax.device_get(sums.by_task), "grads": jax.device_get(sums.grads)}
     for step in range(steps):
         state, metrics = step_fn(state, frozen, batch_at(stream_list, step, 4, SPEC))

@@ -67,7 +67,7 @@ def test_sigterm_is_told_once_and_then_ends():
 
 
 def test_sigterm_before_anybody_asks_ends_at_once():
-    with pytest.raises(Preempted, match="told to end before the first step"), distributed.Preemption():
+    with pytest.raises(Preempted, match="asked to end before the first step"), distributed.Preemption():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
@@ -89,7 +89,7 @@ def test_a_preempted_run_ends_with_its_code_and_continues_bit_for_bit(tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(distributed.Preemption, "reached", lambda self, step: step == 2)
         assert main(command("ended")) == EXIT_PREEMPTED
-    assert "told to end: the checkpoint of step 2 is written" in capsys.readouterr().err
+    assert "asked to end: the checkpoint of step 2 is written" in capsys.readouterr().err
     assert main(command("ended")) == 0
     assert "continuing from the checkpoint of step 2" in capsys.readouterr().err
     expected, found = (load_trainable(tmp_path / name, "last")[0] for name in ("whole", "ended"))
@@ -227,7 +227,7 @@ def test_two_processes_end_together_and_continue_to_the_same_bank(world):
     processes[1].terminate()
     codes, said = end_of(processes, folder)
     assert codes == [EXIT_PREEMPTED, EXIT_PREEMPTED], said
-    assert said.count("told to end: the checkpoint of step") == 1
+    assert said.count("asked to end: the checkpoint of step") == 1
 
     saved = max(int(path.name) for path in (folder / "ended" / "checkpoints").iterdir() if path.name.isdigit())
     assert saved < 32, "the run came too far before it was ended: lengthen it"

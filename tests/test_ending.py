@@ -76,7 +76,7 @@ def test_a_training_that_is_told_to_end_before_its_first_step_starts_again(world
         wait_for(process, lambda: (run / "training.lock").exists())
         process.terminate()
         assert process.wait(60) == 83
-    assert (tmp_path / "said.txt").read_text() == "mpt-jax: told to end before the first step; the same command starts again\n"
+    assert (tmp_path / "said.txt").read_text() == "mpt-jax: asked to end before the first step; the same command starts again\n"
     assert not run.exists()
 
 
@@ -95,7 +95,7 @@ def test_cached_teachers_that_are_told_to_end_are_left_soon_and_go_on(world, tmp
         assert process.wait(60) == 83
         assert time.monotonic() - before < 10
     said = (tmp_path / "said.txt").read_text()
-    assert "told to end: outputs of teachers are written for" in said and "Traceback" not in said
+    assert "asked to end: outputs of teachers are written for" in said and "Traceback" not in said
     parts = list((tmp_path / "cache" / "teachers").rglob("rows.npy"))
     done = sum(len(np.load(part)) for part in parts)
     assert 0 < done < 120_000

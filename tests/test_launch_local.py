@@ -190,7 +190,7 @@ def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_p
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 83 and output.count("told to end") == 1, output
+    assert process.returncode == 83 and output.count("asked to end") == 1, output
     process = start()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "[0] continuing from the checkpoint of step" in output and "[1] continuing" not in output

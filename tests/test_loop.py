@@ -90,12 +90,12 @@ def train_with_patience(folder, caches, last_step: int, scores=SCORES, **fields)
     def evaluate(trainable):
         return scored(*next(seen))
 
-    loop = Loop(program, step_fn, batches, rows, checkpoints, writer, evaluate, preempted=lambda step: False)
-    state, best = loop.run(state, best, start)
-    batches.close()
-    writer.close()
-    checkpoints.close()
-    return read_metrics(folder), best, int(state.step)
+    with Loop(program, batches, rows, checkpoints, writer, evaluate, lambda step: False, start, best) as loop:
+        loop.begin(state)
+        for step, batch in loop:
+            state, metrics = step_fn(state, program.frozen, batch)
+            loop.after(step, batch, state, metrics)
+    return read_metrics(folder), loop.best, int(state.step)
 
 
 def test_a_group_without_a_better_score_draws_no_more_rows(tmp_path):

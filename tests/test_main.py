@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_data import shared_vocabulary_file
@@ -33,6 +35,9 @@ from mpt_jax.config import (
 from mpt_jax.main import configured, main, parse_gin
 from mpt_jax.model import formats
 
+PACKAGE = Path(mpt_jax.__file__).parent
+README = Path(__file__).parent.parent / "README.md"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -48,12 +53,32 @@ def world(folder):
 
 
 @pytest.fixture(scope="module")
-def teachers(folder, world):
+def chain():
+    """Functions of the package that were under way when the gradient was asked for, the outermost first."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def teachers(folder, world, chain):
     """Trained with a text without quotes and a list without brackets."""
-    run = folder / "teachers"
-    assert main([*arguments("train", "teacher.gin", world), "--gin.TASKS=vowel,long", f"--gin.MODEL_DIR={run}"]) == 0
+    run, grad = folder / "teachers", jax.grad
+
+    def noted(*given, **more):
+        codes = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe())]
+        chain[:] = [code.co_name for code in reversed(codes) if Path(code.co_filename).is_relative_to(PACKAGE)]
+        return grad(*given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "grad", noted)
+        assert main([*arguments("train", "teacher.gin", world), "--gin.TASKS=vowel,long", f"--gin.MODEL_DIR={run}"]) == 0
     assert "TASKS = ['vowel', 'long']" in (run / "config.gin").read_text()
     return run
+
+
+def test_from_the_command_to_the_gradient_there_are_three_jumps(teachers, chain):
+    """And README names them; `main` only reads the command line and chooses the command."""
+    assert chain == ["main", "command_train", "run_train", "__call__", "_accumulate_fn"]
+    assert "to the gradient: command_train → run_train → TrainStep → accumulate, which calls jax.grad\n" in README.read_text()
 
 
 def fails(capsys, argv, *messages):

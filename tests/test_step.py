@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_data import sized_cache
-from tiny_model import CONFIG, LENGTH, SPEC, batch_at, make_step, new_bank, streams, sums_of, tiny_backbone
+from tiny_model import CONFIG, LENGTH, SPEC, batch_at, make_step, new_bank, streams, sums_before_update, sums_of, tiny_backbone
 
 from mpt_jax.config import BackboneSettings, DistillationSettings, OptimizerSettings, Settings, TrainSettings
 from mpt_jax.data.batches import BatchSpec
@@ -50,7 +50,7 @@ def test_only_the_bank_changes(caches):
 
 def test_optimiser_state_and_gradients_exist_for_the_bank_alone(caches):
     step_fn, state, frozen = make_step(new_bank(1, 2))
-    grads = step_fn.sums(state, frozen, batch_at(streams(caches, 1), 0, 2)).grads
+    grads = sums_before_update(step_fn, state, frozen, batch_at(streams(caches, 1), 0, 2)).grads
     assert sorted(grads) == BANK_PATHS
     for path, grad in grads.items():
         assert grad.shape == state.trainable[path].shape and np.any(grad)
@@ -102,7 +102,8 @@ def test_lengths_say_what_is_real_whatever_the_padding(caches):
             new[tokens] = np.where(padding, rng.integers(0, CONFIG.vocab_size, micro[tokens].shape), micro[tokens]).astype(np.int32)
         changed.append(new)
     assert any((micro["input_length_B"] == 0).any() for micro in batch.micro)
-    found, expected = (step_fn.sums(state, frozen, dataclasses.replace(batch, micro=micro)) for micro in (changed, batch.micro))
+    batches = (dataclasses.replace(batch, micro=micro) for micro in (changed, batch.micro))
+    found, expected = (sums_before_update(step_fn, state, frozen, each) for each in batches)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_data import sized_cache, token_cache
-from tiny_model import CONFIG, LENGTH, SPEC, batch_at, make_step, new_bank, objective_of, streams, tiny_backbone
+from tiny_model import CONFIG, LENGTH, SPEC, batch_at, make_step, new_bank, objective_of, streams, sums_before_update, tiny_backbone
 
 from mpt_jax.config import DistillationSettings, Settings, TrainSettings
 from mpt_jax.data.batches import make_batch
@@ -90,7 +90,7 @@ def test_sentence_vectors_are_counted_by_the_rows_that_have_one(tmp_path):
     rows = [int(np.any(line)) for micro in batch.micro for line in micro["embedding_BE"]]
     assert counts == {"loss": [24.0], "correct": [24.0], "sentence": [float(sum(rows))]} and 0 < sum(rows) <= 12
     step_fn = program.step()
-    sums = step_fn.sums(step_fn.init(program.trainable), program.frozen, batch).by_task
+    sums = sums_before_update(step_fn, step_fn.init(program.trainable), program.frozen, batch).by_task
     assert 0 < float(sums["sentence"][0]) <= 2 * sum(rows)
 
 

@@ -20,7 +20,7 @@ from mpt_jax.model.families.family import Network, Rows
 from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.network import forward
 from mpt_jax.train.optimizer import make_optimizer
-from mpt_jax.train.step import TrainStep
+from mpt_jax.train.step import Sums, TrainState, TrainStep
 from mpt_jax.train.terms import Objective, terms
 
 CONFIG = T5Config("tiny", 384, 16, 2, 8, 32, 1, 1)  # over bytes
@@ -119,6 +119,22 @@ def make_step(
 def sums_of(step_fn: TrainStep, metrics: dict) -> dict[str, np.ndarray]:
     """The sums of each term among a step's metrics."""
     return {term.name: np.asarray(metrics[term.name]) for term in terms(step_fn.objective)}
+
+
+def sums_before_update(step_fn: TrainStep, state: TrainState, frozen: dict, batch) -> Sums:
+    """What a step hands to its update: gradients, and sums by task."""
+    update, kept = step_fn.update, []
+
+    def keep(state, sums):
+        kept.append(sums)
+        return state, {}
+
+    step_fn.update = keep
+    try:
+        step_fn(state, frozen, batch)
+    finally:
+        step_fn.update = update
+    return kept[0]
 
 
 def streams(caches, groups: int, batch_size: int = 8, mixing: str = "stochastic") -> list[Stream]:

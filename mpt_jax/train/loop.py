@@ -1,13 +1,13 @@
-"""The training loop: draw, step, log, score, save. "step" counts updates that are done."""
+"""The training loop around the updates: draw, log, score, save. "step" counts updates that are done."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from mpt_jax.checkpoint import Best, Checkpoints
-from mpt_jax.data.batches import BatchIterator
+from mpt_jax.data.batches import Batch, BatchIterator
 from mpt_jax.data.sampler import Stream
 from mpt_jax.distributed import say
 from mpt_jax.errors import Preempted, UserError
@@ -16,7 +16,7 @@ from mpt_jax.metrics import MetricsWriter, ProgressLine
 from mpt_jax.sharding import to_host
 from mpt_jax.train.plan import stopped_groups
 from mpt_jax.train.program import Program
-from mpt_jax.train.step import TrainState, TrainStep
+from mpt_jax.train.step import TrainState
 from mpt_jax.train.terms import Term, terms
 
 # scores the trainable tree on the dev split: for each run its scores by name and the one that selects, or None
@@ -73,69 +73,96 @@ def update_best(best: Best | None, trainable: dict, scores, program: Program, st
 
 @dataclasses.dataclass
 class Loop:
-    """One training program. ``run`` continues from ``state`` at ``start_step`` to the last step."""
+    """What happens around the updates of one program: batches are drawn, metrics written, weights scored, kept and saved.
+
+    A context, at whose end what was written is on disk and closed. Iterated after ``begin``: (step, batch) of each update still to do,
+    from ``start_step`` on; ``after`` follows each. ``best``: what was best so far.
+    """
 
     program: Program
-    step_fn: TrainStep
     batches: BatchIterator
     streams: Sequence[Stream]  # of each group
     checkpoints: Checkpoints
     writer: MetricsWriter
     evaluate: Evaluate | None
     preempted: Callable[[int], bool]  # asked after every step
+    start_step: int = 0
+    best: Best | None = None
 
     def __post_init__(self):
         self.settings, self.runs = self.program.settings.train, self.program.plan.runs
-        self.terms = terms(self.program.objective)
+        self._terms = terms(self.program.objective)
+        self._window, self._stopped, self._note, self._progress = Window(self._terms), frozenset(), "", None
 
-    def run(self, state: TrainState, best: Best | None, start_step: int) -> tuple[TrainState, Best | None]:
-        """Trains. Raises UserError, after the last good checkpoint is on disk, when every run's loss is not finite.
+    def __enter__(self):
+        return self
 
+    def __exit__(self, kind, *_):
+        if self._progress:
+            self._progress.close()
+        self.checkpoints.settle()
+        self.batches.close()
+        self.writer.close()
+        if kind is None:
+            self.checkpoints.close()
+
+    def begin(self, state: TrainState) -> None:
+        """Scores what training starts from, where that is asked for; in a run that continues, stops what was stopped."""
+        if self.evaluate is not None and self.settings.score_start and self.start_step == 0:
+            self._score(0, state)
+        self._stop(self.start_step)
+        self._progress = ProgressLine(self.settings.stage, self.settings.train_steps, self.start_step)
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        for step in range(self.start_step + 1, self.settings.train_steps + 1):
+            if self._all_stopped:
+                break
+            yield step, next(self.batches)
+        self.checkpoints.wait()
+
+    def after(self, step: int, batch: Batch, state: TrainState, metrics: dict) -> None:
+        """Logs, scores and saves where that is due.
+
+        Raises UserError, after the last good checkpoint is on disk, when every run's loss is not finite.
         Raises Preempted, after a checkpoint of this step is on disk, when the machine is taken away.
         """
-        total = self.settings.train_steps
-        window = Window(self.terms)
-        if self.evaluate is not None and self.settings.score_start and start_step == 0:
-            best, _ = self._score(0, state, None, frozenset())
-        note, stopped = "", self._stop(best, start_step, frozenset())
-        with ProgressLine(self.settings.stage, total, start_step) as progress:
-            for step in range(start_step + 1, total + 1):
-                if len(stopped) == len(self.streams):
-                    break
-                batch = next(self.batches)
-                state, metrics = self.step_fn(state, self.program.frozen, batch)
-                window.add(metrics, batch)
-                score_now = self.evaluate is not None and (step % self.settings.steps_between_scores == 0 or step == total)
-                leave_now = self.preempted(step) and step < total
-                save_now = step % self.settings.steps_between_checkpoints == 0 or step == total or leave_now
-                if step % self.settings.log_steps == 0 or score_now or save_now:
-                    note = self._log(step, window)
-                    window = Window(self.terms)
-                if score_now:
-                    best, note = self._score(step, state, best, stopped)
-                    stopped = self._stop(best, step, stopped)
-                    save_now |= len(stopped) == len(self.streams)
-                if save_now:
-                    self._save(step, state, best)
-                progress.update(step, note)
-                if leave_now:
-                    self.checkpoints.wait()
-                    raise Preempted(f"told to end: the checkpoint of step {step} is written, the same command continues")
-        self.checkpoints.wait()
-        return state, best
+        self._window.add(metrics, batch)
+        last = step == self.settings.train_steps
+        score_now = self.evaluate is not None and (step % self.settings.steps_between_scores == 0 or last)
+        leave_now = self.preempted(step) and not last
+        save_now = step % self.settings.steps_between_checkpoints == 0 or last or leave_now
+        if step % self.settings.log_steps == 0 or score_now or save_now:
+            self._log(step)
+        if score_now:
+            self._score(step, state)
+            self._stop(step)
+            save_now |= self._all_stopped
+        if save_now:
+            meta = {"step": step, "data": {"next_index": step}, "has_best": self.best is not None}
+            self.checkpoints.save(step, state._asdict(), self.best, meta)
+        self._progress.update(step, self._note)
+        if leave_now:
+            self.checkpoints.wait()
+            raise Preempted(f"asked to end: the checkpoint of step {step} is written, the same command continues")
 
-    def _stop(self, best: Best | None, step: int, before: frozenset[int]) -> frozenset[int]:
-        """The groups that are stopped by now; those that newly are free their rows of the batch."""
-        stopped = before | stopped_groups(best and best.step_G, step, self.settings.steps_between_scores, self.settings.patience)
-        if stopped != before:
-            names = ", ".join(f"{run.task} (seed {run.seed})" for run in self.runs if run.group in stopped - before)
-            say(f"step {step}: no better dev score in {self.settings.patience} scorings, stopped: {names}")
-            left = [stream for group, stream in enumerate(self.streams) if group not in stopped]
+    @property
+    def _all_stopped(self) -> bool:
+        return len(self._stopped) == len(self.streams)
+
+    def _stop(self, step: int) -> None:
+        """Stops groups that have not got better for long; their rows of the batch go."""
+        settings, before = self.settings, self._stopped
+        self._stopped |= stopped_groups(self.best and self.best.step_G, step, settings.steps_between_scores, settings.patience)
+        if self._stopped != before:
+            names = ", ".join(f"{run.task} (seed {run.seed})" for run in self.runs if run.group in self._stopped - before)
+            say(f"step {step}: no better dev score in {settings.patience} scorings, stopped: {names}")
+            left = [stream for group, stream in enumerate(self.streams) if group not in self._stopped]
             if left:
                 self.batches.keep(left)
-        return stopped
 
-    def _log(self, step: int, window: Window) -> str:
+    def _log(self, step: int) -> None:
+        """Writes the window's metrics and opens the next one."""
+        window, self._window = self._window, Window(self._terms)
         means, norm_G, finite_G = window.read()
         drawn = np.flatnonzero(np.asarray(window.target_tokens_N) > 0)
         for n in drawn:
@@ -149,7 +176,7 @@ class Loop:
         if not finite_G.any():
             self._stop_not_finite(step)
         loss = sum(means["loss"][n] * window.target_tokens_N[n] for n in drawn) / max(np.sum(window.target_tokens_N), 1.0)
-        return f"loss {loss:.3f}" + ("" if finite_G.all() else f"; {int((~finite_G).sum())} runs not finite, held")
+        self._note = f"loss {loss:.3f}" + ("" if finite_G.all() else f"; {int((~finite_G).sum())} runs not finite, held")
 
     def _stop_not_finite(self, step: int) -> None:
         self.checkpoints.wait()
@@ -160,16 +187,13 @@ class Loop:
         advice = f"Lower LEARNING_RATE (now {rates}) or set OptimizerSettings.clip_norm, in a new MODEL_DIR"
         raise UserError(f"{message}. {advice}.")
 
-    def _score(self, step: int, state: TrainState, best: Best | None, stopped: frozenset[int]) -> tuple[Best, str]:
+    def _score(self, step: int, state: TrainState) -> None:
+        """Scores the dev split and keeps what is best."""
         found = self.evaluate(state.trainable)
-        scores = [None if run.group in stopped else score for run, score in zip(self.runs, found, strict=True)]
+        scores = [None if run.group in self._stopped else score for run, score in zip(self.runs, found, strict=True)]
         for n, (run, score) in enumerate(zip(self.runs, scores, strict=True)):
             if score is not None:
                 self.writer.write(step, "dev", score[0], run.task, n)
         self.writer.flush()
-        mean = np.mean([score[1] for score in scores if score is not None])
-        return update_best(best, state.trainable, scores, self.program, step), f"dev score {mean:.1f}"
-
-    def _save(self, step: int, state: TrainState, best: Best | None) -> None:
-        meta = {"step": step, "data": {"next_index": step}, "has_best": best is not None}
-        self.checkpoints.save(step, state._asdict(), best, meta)
+        self._note = f"dev score {np.mean([score[1] for score in scores if score is not None]):.1f}"
+        self.best = update_best(self.best, state.trainable, scores, self.program, step)

@@ -66,6 +66,10 @@ class Plan(NamedTuple):
         """The first run of each group."""
         return [self.runs[self.members(group)[0]] for group in range(self.num_groups)]
 
+    def described(self) -> list[dict]:
+        """The runs as run.json names them."""
+        return [dataclasses.asdict(run) for run in self.runs]
+
     def rates(self) -> dict[str, np.ndarray]:
         """Learning rates (G,) float32 of each parameter group."""
         rate_G = np.array([run.learning_rate for run in self.first_runs], np.float32)

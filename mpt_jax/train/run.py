@@ -1,6 +1,5 @@
 """From settings to a trained run folder."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from mpt_jax.checks import check_folder
 from mpt_jax.config import Settings
 from mpt_jax.data.batches import batch_iterator
 from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
+from mpt_jax.data.sampler import Stream
 from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
 from mpt_jax.folder_lock import locked
@@ -53,7 +53,27 @@ def run_train(
     """
     check_together(settings)
     with locked(paths.writable_run("MODEL_DIR", settings.train.model_dir)):
-        return _train(settings, tasks, config_gin, preempted, backbone)
+        mesh = sharding.mesh_or_none(settings.mesh)
+        if backbone is None:
+            backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
+        caches = open_caches(settings, tasks, backbone)
+        program = assemble(settings, tasks, backbone, mesh, caches.train)
+        run_folder = open_folder(program, caches, config_gin)
+
+        step_fn, checkpoints = program.step(), Checkpoints(run_folder, runs=program.plan.described())
+        state, best, start_step = resume(checkpoints, step_fn.init(program.trainable), settings.train.skip_damaged_checkpoints)
+        streams = streams_of(program, caches, preempted)
+        batches = batch_iterator(streams, program.spec, len(program.plan.runs), start_step, settings.data.prefetch)
+        writer = MetricsWriter(run_folder, start_step)
+        evaluate = dev_scores(program, caches.dev) if settings.train.score_tasks else None
+        with Loop(program, batches, streams, checkpoints, writer, evaluate, preempted, start_step, best) as loop:
+            loop.begin(state)
+            for step, batch in loop:
+                state, metrics = step_fn(state, program.frozen, batch)
+                loop.after(step, batch, state, metrics)
+        if program.method.trains_backbone:
+            write_backbone(run_folder, backbone, loop.best.trainable if loop.best else state.trainable)
+        return run_folder
 
 
 def check_together(settings: Settings) -> None:
@@ -64,41 +84,21 @@ def check_together(settings: Settings) -> None:
         raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; --gin_file=target.gin trains on all.")
 
 
-def _train(
-    settings: Settings, tasks: tuple[str, ...], config_gin: str, preempted: Callable[[int], bool], backbone: Backbone | None
-) -> Path:
-    mesh = sharding.mesh_or_none(settings.mesh)
-    if backbone is None:
-        backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
-    caches = open_caches(settings, tasks, backbone)
-    program = assemble(settings, tasks, backbone, mesh, caches.train)
-
+def open_folder(program: Program, caches: Caches, config_gin: str) -> Path:
+    """The run folder, new or of the same run, with its run.json. Raises UserError where it is of another run."""
     description = describe_run(program, [*caches.train.values(), *caches.dev.values()])
     with distributed.first_before_others("run folder"):
-        run_folder = open_run_folder(settings.train.model_dir, description, config_gin)
+        run_folder = open_run_folder(program.settings.train.model_dir, description, config_gin)
     distributed.say(accounting(description))
-
-    step_fn = program.step()
-    checkpoints = Checkpoints(run_folder, runs=description["runs"])
-    state, best, start_step = resume(checkpoints, step_fn.init(program.trainable), settings.train.skip_damaged_checkpoints)
-    streams = make_streams(program.plan, caches.train, settings.data)
-    if program.teachers_NPD is not None and settings.distillation.teacher_mode == "cached":
-        streams = teachers.teach_streams(teachers.of_program(program, caches.folder), streams, preempted)
-
-    batches = batch_iterator(streams, program.spec, len(program.plan.runs), start_step, settings.data.prefetch)
-    writer = MetricsWriter(run_folder, start_step)
-    evaluate = dev_scores(program, caches.dev) if settings.train.score_tasks else None
-    try:
-        loop = Loop(program, step_fn, batches, streams, checkpoints, writer, evaluate, preempted)
-        state, best = loop.run(state, best, start_step)
-    finally:
-        checkpoints.settle()
-        batches.close()
-        writer.close()
-    checkpoints.close()
-    if program.method.trains_backbone:
-        write_backbone(run_folder, backbone, best.trainable if best else state.trainable)
     return run_folder
+
+
+def streams_of(program: Program, caches: Caches, preempted: Callable[[int], bool]) -> list[Stream]:
+    """The rows of each group, with what the teachers say about them where those run once before training."""
+    streams = make_streams(program.plan, caches.train, program.settings.data)
+    if program.teachers_NPD is None or program.settings.distillation.teacher_mode != "cached":
+        return streams
+    return teachers.teach_streams(teachers.of_program(program, caches.folder), streams, preempted)
 
 
 def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) -> Caches:
@@ -159,7 +159,7 @@ def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
         "stage": settings.train.stage,
         "method": program.method.name,
         "tasks": list(dict.fromkeys(run.task for run in runs)),
-        "runs": [dataclasses.asdict(run) for run in runs],
+        "runs": program.plan.described(),
         "settings": settings.describe(),
         "made_from": made_from(program, caches),
         "parameters": {

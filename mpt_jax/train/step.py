@@ -73,8 +73,7 @@ def weighted_loss(objective: Objective, trainable: dict, frozen: dict, batch: di
 
 def batch_totals(objective: Objective, batch) -> dict[str, np.ndarray]:
     """What each term of the loss counts over the whole batch, by group (G,); ``batch``: a data.Batch, or the like with traced values."""
-    groups = np.arange(int(objective.group_N.max()) + 1)
-    in_group_GN = (groups[:, None] == objective.group_N).astype(np.float32)
+    in_group_GN = (np.arange(objective.num_groups)[:, None] == objective.group_N).astype(np.float32)
     return {term.name: in_group_GN @ term.counts(batch) for term in terms(objective) if term.weight}
 
 
@@ -128,18 +127,12 @@ class TrainStep:
             step, opt_state = jax.jit(start, keep_unused=True)(trainable)
         return TrainState(step, trainable, opt_state)
 
-    def sums(self, state: TrainState, frozen: dict, batch) -> Sums:
-        """Gradients and sums by task of a data.Batch."""
+    def __call__(self, state: TrainState, frozen: dict, batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update from a data.Batch. Returns the state and, still on the device, sums by task and gradient norms by group."""
         totals, mesh = batch_totals(self.objective, batch), self.places.mesh
         with sharding.use(mesh):
             sums = self.zeros(state.trainable)
             for index, micro in enumerate(batch.micro):
                 micro = sharding.put_micro_batch(mesh, micro)
                 sums = self.accumulate(state.trainable, frozen, sums, micro, totals, state.step, np.int32(index))
-        return sums
-
-    def __call__(self, state: TrainState, frozen: dict, batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update from a data.Batch. Returns the state and, still on the device, sums by task and gradient norms by group."""
-        sums = self.sums(state, frozen, batch)
-        with sharding.use(self.places.mesh):
             return self.update(state, sums)

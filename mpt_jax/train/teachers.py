@@ -173,7 +173,7 @@ def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine, preempt
         _write(wanted, rows, inputs, targets, computed)
         if leave:
             done = f"outputs of teachers are written for {progress.done:,} of {progress.total:,} rows"
-            raise Preempted(f"told to end: {done}, the same command continues")
+            raise Preempted(f"asked to end: {done}, the same command continues")
 
 
 def _write(wanted: Wanted, rows: np.ndarray, inputs: np.ndarray, targets: np.ndarray, computed: dict[int, dict]) -> None:

@@ -30,6 +30,11 @@ class Objective(NamedTuple):
     encoder_teaching: float = 0.0
     dropout_seed: int = 0
 
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return int(self.group_N.max()) + 1
+
 
 @dataclasses.dataclass
 class Pass:
