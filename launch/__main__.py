@@ -14,8 +14,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """(options of the launcher, the mpt-jax command after ``--``). Raises LaunchError for a missing command."""
     own, command = list(argv), []
     if "--" in own:
-        place = own.index("--")
-        own, command = own[:place], own[place + 1 :]
+        at = own.index("--")
+        own, command = own[:at], own[at + 1 :]
     first = argparse.ArgumentParser(prog="python -m mpt_jax.launch", add_help=False, allow_abbrev=False)
     first.add_argument("--target", choices=TARGETS)
     target = first.parse_known_args(own)[0].target

@@ -12,7 +12,7 @@ _BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]*[a-z0-9])")
 
 
 def mounted(command: Sequence[str], below: str) -> tuple[list[str], list[str]]:
-    """(the command with paths in place of gs:// addresses, the buckets to mount as folders of their names in ``below``)."""
+    """(the command with paths instead of gs:// addresses, the buckets to mount as folders of their names in ``below``)."""
     buckets = sorted({bucket for argument in command for bucket in _BUCKET.findall(argument)})
     return [_BUCKET.sub(lambda found: f"{below}/{found[1]}", argument) for argument in command], buckets
 

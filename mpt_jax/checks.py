@@ -77,6 +77,6 @@ def check_different(name: str, values: Sequence) -> None:
 
 
 def set_paths(settings, setting_of: dict[str, str], remote: tuple[str, ...] = ()) -> None:
-    """Expands `~` in path fields. Raises UserError for an address in place of a path; setting_of: field -> the setting's name."""
+    """Expands `~` in path fields. Raises UserError for an address instead of a path; setting_of: field -> the setting's name."""
     for field, setting in setting_of.items():
         object.__setattr__(settings, field, paths.local(setting, getattr(settings, field), remote))

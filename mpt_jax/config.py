@@ -231,7 +231,7 @@ class TaskSettings:
     """Which tasks: names of tasks or mixtures, and the module that registers them."""
 
     names: list | tuple = ()  # TASKS
-    mixture_or_task_name: str = ""  # one name in place of the list, as in T5X
+    mixture_or_task_name: str = ""  # one name instead of the list, as in T5X
     module: str = ""  # MIXTURE_OR_TASK_MODULE: a dotted name, or a path that ends in .py
     data_dir: str = ""  # TASK_DATA_DIR: published files of the paper's tasks; '' = the environment's MPT_TASK_DATA
     download: bool = False  # True: TFDS may download what is not there

@@ -1,7 +1,7 @@
 """Digests of the arrays of a tree. A checkpoint keeps them beside its arrays, so that a flipped bit in a file never becomes a number.
 
 SHA-256 of an array that this process holds as a whole (1.3 GB/s on a core with SHA instructions [measured]). Of an array that is spread
-over several processes, a sum over its elements, each mixed with its place, which the devices compute where the parts are: no part travels,
+over several processes, a sum over its elements, each mixed with its index, which the devices compute where the parts are: no part travels,
 any change of one element changes the sum, and any other arrangement of the parts gives the same sum.
 """
 
@@ -64,15 +64,15 @@ def _sum(array) -> str:
 
 @jax.jit
 def _sum_fn(array):
-    """Two sums of 32 bits, modulo 2 ** 32, over the elements' mixed bits and places."""
+    """Two sums of 32 bits, modulo 2 ** 32, over the elements' mixed bits and indices."""
     bits = array.astype(jnp.uint32)
     if jnp.issubdtype(array.dtype, jnp.floating):
         bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}")).astype(jnp.uint32)
-    place, stride = jnp.zeros(array.shape, jnp.uint32), 1
+    index, stride = jnp.zeros(array.shape, jnp.uint32), 1
     for axis in reversed(range(array.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride % 2**32)
+        index += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= array.shape[axis]
-    mixed = _mix(bits ^ _mix(place))
+    mixed = _mix(bits ^ _mix(index))
     return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(_mix(mixed ^ jnp.uint32(0x9E3779B9)), dtype=jnp.uint32)
 
 

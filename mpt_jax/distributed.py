@@ -32,8 +32,8 @@ LOST_PEER = re.compile(r"gloo|nccl|connection|peer|coordination|heartbeat|barrie
 def arguments_of(given: Mapping[str, object], environ: Mapping[str, str], tpu: bool = False) -> dict | None:
     """What jax.distributed.initialize takes, from the command's flags and the environment; None for a single process.
 
-    In this order: flags, which complete JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (Kubernetes' JOB_COMPLETION_INDEX
-    in its place); a Slurm step of several tasks and the hosts of a TPU slice (``tpu``: this machine has one), both as JAX detects
+    In this order: flags, which complete JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or Kubernetes'
+    JOB_COMPLETION_INDEX); a Slurm step of several tasks and the hosts of a TPU slice (``tpu``: this machine has one), both as JAX detects
     them. Raises UserError where only some of the three are given.
     """
     address = given.get("coordinator_address") or environ.get("JAX_COORDINATOR_ADDRESS")

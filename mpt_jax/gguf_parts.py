@@ -66,20 +66,20 @@ def _parts_once(path: str, size: int, modified: int) -> tuple[dict[str, Any], di
         if name in tensors or not name.isprintable():
             raise head.damaged(f"it names an array {shown(name)}, or names it twice")
         tensors[name] = tensor
-    return fields, _placed(head, fields, tensors)
+    return fields, _in_file(head, fields, tensors)
 
 
-def _placed(head: "_Head", fields: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The arrays with their place in the file instead of among the arrays."""
+def _in_file(head: "_Head", fields: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays with their offset in the file instead of among the arrays."""
     alignment = fields.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= 2**16:
         raise head.damaged(f"general.alignment = {shown(alignment)}")
     first = -(-head.at // alignment) * alignment
-    placed = {name: tensor._replace(start=first + tensor.start) for name, tensor in tensors.items()}
-    name, last = max(placed.items(), key=lambda item: item[1].start + item[1].bytes, default=("", Tensor("", (), 0, 0)))
+    moved = {name: tensor._replace(start=first + tensor.start) for name, tensor in tensors.items()}
+    name, last = max(moved.items(), key=lambda item: item[1].start + item[1].bytes, default=("", Tensor("", (), 0, 0)))
     if last.start + last.bytes > head.size:
         raise head.short(f"{name} ends at byte {last.start + last.bytes:,}")
-    return placed
+    return moved
 
 
 class _Head:
@@ -135,7 +135,7 @@ class _Head:
         return np.frombuffer(self.take(self.count("Q", struct.calcsize(code)) * struct.calcsize(code)), code)
 
     def tensor(self) -> Tensor:
-        """An array's type, sizes and place among the arrays."""
+        """An array's type, sizes and offset among the arrays."""
         import gguf
 
         axes = self.number("I")

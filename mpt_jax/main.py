@@ -40,9 +40,9 @@ SETTINGS = {
         EvalSettings, CompileSettings,
     )  # fmt: skip
 }
-PLACES = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
+GIN_FOLDERS = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gin_files")  # in a checkout, in a wheel
 # beside an installed package, gin/ is the package gin-config
-GIN_FOLDER = next(folder for folder in PLACES if (folder / "base.gin").is_file())
+GIN_FOLDER = next(folder for folder in GIN_FOLDERS if (folder / "base.gin").is_file())
 PATHS: dict[str, tuple[str, tuple[str, ...]]] = {  # arguments that are paths: flag, and the addresses that it takes as well
     "source": ("--from", paths.BUCKETS), "backbone": ("--backbone", paths.BUCKETS), "input": ("--input", ()), "output": ("--output", ()),
     "json": ("--json", ()), "run_dirs": ("run folder", ()), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),

@@ -79,7 +79,7 @@ class MetricsWriter:
 
 
 class Events:
-    """A TensorBoard event file of a folder. From ``purge_step`` on it takes the place of earlier files there."""
+    """A TensorBoard event file of a folder. From ``purge_step`` on it replaces earlier files there."""
 
     def __init__(self, folder: Path, purge_step: int):
         # the writer of clu needs TensorFlow, which training must not; this one takes a second to import, after the first steps

@@ -1,4 +1,4 @@
-"""Files that commands write: whole, or kept in part under a name that says so, never in the place of a link or a device, one for a task."""
+"""Files that commands write: whole, or kept in part under a name that says so, never over a link or a device, one for a task."""
 
 import contextlib
 import fcntl
@@ -49,7 +49,7 @@ def kept_in_part(path: str | Path, given_as: str) -> Iterator[BinaryIO]:
     """A file to write whose content is at ``path`` when the block ends without an error, and beside it in NAME.partial until then.
 
     What was written before an error, or before the process was killed, stays there. An open file of the process, a pipe or a
-    terminal is written as it comes. Raises UserError where the place cannot be written, or another command is writing it.
+    terminal is written as it comes. Raises UserError where it cannot be written, or another command is writing it.
     """
     try:
         number, kind = descriptor(path), _kind(Path(path))

@@ -42,12 +42,12 @@ ENTRIES: dict[str, Any] = {
 ROW = {"task": str, "group": int, "seed": int, "learning_rate": NUMBER, "factor_learning_rate": NUMBER}
 
 
-def parse_run(content: bytes, place: str | Path) -> dict:
+def parse_run(content: bytes, path: str | Path) -> dict:
     """The content of a run.json, its entries checked. Raises UserError naming what is damaged."""
-    run = parse_json(content, repr(str(place)))
+    run = parse_json(content, repr(str(path)))
     wrong = _wrong_entry(run) or _wrong_entry(run := _of_today(run))
     if wrong:
-        raise UserError(f"{str(place)!r} is damaged: {wrong}.")
+        raise UserError(f"{str(path)!r} is damaged: {wrong}.")
     return run
 
 
@@ -126,12 +126,12 @@ def _wrong_row(run: dict) -> str:
 
 
 @contextlib.contextmanager
-def writes(place: str | Path, setting: str) -> Iterator[None]:
-    """Turns what a full, read-only or forbidden place raises in the block into a UserError that names the place and the setting."""
+def writes(path: str | Path, setting: str) -> Iterator[None]:
+    """Turns what a full, read-only or forbidden folder raises in the block into a UserError that names the path and the setting."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{setting} = {str(place)!r} cannot be written: {error.strerror or error}. Give another {setting}.") from error
+        raise UserError(f"{setting} = {str(path)!r} cannot be written: {error.strerror or error}. Give another {setting}.") from error
 
 
 def write_json(path: Path, value: dict) -> None:

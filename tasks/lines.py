@@ -60,16 +60,16 @@ def whole_text(path: str | Path) -> str:
     return "".join(found)
 
 
-def json_object(text: str, place: str) -> dict:
-    """The JSON object that a line is. Raises TaskError naming the place ('FILE:LINE')."""
+def json_object(text: str, where: str) -> dict:
+    """The JSON object that a line is. Raises TaskError naming it ('FILE:LINE')."""
     try:
         found = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{place}: {_what_is_wrong(error)}: {_shown(text)}") from error
+        raise TaskError(f"{where}: {_what_is_wrong(error)}: {_shown(text)}") from error
     if not isinstance(found, dict):
-        raise TaskError(f'{place}: a JSON object is needed, {{"field": …}}, got {_shown(text)}')
+        raise TaskError(f'{where}: a JSON object is needed, {{"field": …}}, got {_shown(text)}')
     if len(text) > 2 * DEEPEST and text.count("[") + text.count("{") > DEEPEST and _deeper_than(found, DEEPEST):
-        raise TaskError(f"{place}: {TOO_DEEP}: {_shown(text)}")
+        raise TaskError(f"{where}: {TOO_DEEP}: {_shown(text)}")
     return found
 
 

@@ -14,7 +14,7 @@ HALF_PRECISION = 65504.0  # the largest number that the token cache's float16 em
 def render(task: Task, record: Mapping, where: str) -> dict:
     """The row of a record: its own fields with `inputs`, `targets` and, in a label task, the index `label`.
 
-    `where` names the place of the record in messages. Raises TaskError naming it, the field and the value.
+    `where` names the record in messages. Raises TaskError naming it, the field and the value.
     """
     row = dict(record)
     if task.tokens:

@@ -103,9 +103,9 @@ def _table_scores(task: Task, rows: Sequence[Mapping], predictions: Sequence[str
 
 
 def _groups(task: Task, rows: Sequence[Mapping]) -> list[str]:
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if "group" not in row:
-            raise TaskError(f"task {task.name!r}: row {place} has no field 'group', which its scores {task.scores} need")
+            raise TaskError(f"task {task.name!r}: row {index} has no field 'group', which its scores {task.scores} need")
     return [str(row["group"]) for row in rows]
 
 

@@ -162,15 +162,15 @@ def add(task: Task, replace: bool = False) -> Task:
     """Puts a task into TABLE.
 
     The same task again is fine (a module imported twice); raises TaskError for another one under a name that
-    is taken, unless `replace`. A user's task takes the place of a shipped task or mixture of the same name, with a warning.
+    is taken, unless `replace`. A user's task replaces a shipped task or mixture of the same name, with a warning.
     """
     old = TABLE.get(task.name)
     if old is not None and old.kind == "cached":  # it only stood in for the real one
         old = None
     if task.name in MIXTURES and old is None and not replace:
-        log.warning("Task %s takes the place of the shipped mixture of that name (%s)", task.name, ", ".join(MIXTURES[task.name]))
+        log.warning("Task %s replaces the shipped mixture of that name (%s)", task.name, ", ".join(MIXTURES[task.name]))
     elif old is not None and old.group in SHIPPED and task.group not in SHIPPED and not replace:
-        log.warning("Task %s takes the place of the shipped task of that name", task.name)
+        log.warning("Task %s replaces the shipped task of that name", task.name)
     elif old is not None and old != task and not replace:
         key = next(key for key in vars(task) if key != "generate" and getattr(old, key) != getattr(task, key))
         raise TaskError(

@@ -321,8 +321,8 @@ def test_processes_that_start_together_share_one_cache(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_by_the_next_writer_and_a_live_one_goes_on(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from mpt_jax.data import cache_writer\n"
-        "with cache_writer.whole_or_not_at_all(Path(sys.argv[1])) as temporary:\n"
+        "import sys, time; from pathlib import Path; from mpt_jax.data.checked_folder import whole_or_not_at_all\n"
+        "with whole_or_not_at_all(Path(sys.argv[1])) as temporary:\n"
         "    (temporary / 'half').write_text('x'); print('writing', flush=True); time.sleep(float(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code]

@@ -94,7 +94,7 @@ def test_a_missing_shard_a_cut_one_and_a_missing_array_are_told(folder):
     second = folder / "model-00002-of-00003.safetensors"
     content = second.read_bytes()
     second.unlink()
-    with pytest.raises(UserError, match="model-00002-of-00003.safetensors is missing; model.safetensors.index.json places 13 arrays there"):
+    with pytest.raises(UserError, match="model-00002-of-00003.safetensors is missing; model.safetensors.index.json lists 13 arrays in it"):
         formats.read_backbone(folder)
     second.write_bytes(content[:-100])
     with pytest.raises(UserError, match="model-00002-of-00003.safetensors is truncated: its header promises"):

@@ -391,7 +391,7 @@ def test_mixtures_aliases_and_variants():
 
 def test_a_users_task_takes_the_place_of_a_shipped_one(table, tmp_path, caplog):
     task = tasks.jsonl("rte", files={"train": tmp_path / "a.jsonl"}, template="{a}", target="{b}")
-    assert tasks.TABLE["rte"] is task and "takes the place of the shipped task" in caplog.text
+    assert tasks.TABLE["rte"] is task and "replaces the shipped task" in caplog.text
     assert paper.variant_of("rte", "indices") == "rte"
 
 

@@ -92,7 +92,7 @@ def test_a_task_may_take_the_name_of_a_mixture_and_says_so(table, caplog):
     assert "superglue" not in TABLE
     with caplog.at_level("WARNING"):
         add(replace(GOOD, name="superglue"))
-    assert "Task superglue takes the place of the shipped mixture of that name (superglue_multirc" in caplog.text
+    assert "Task superglue replaces the shipped mixture of that name (superglue_multirc" in caplog.text
 
 
 def test_a_stand_in_gives_way_to_the_task_itself(table):

@@ -9,7 +9,7 @@ from tiny_data import sized_cache
 
 from mpt_jax.data.batches import BatchSpec, make_batch
 from mpt_jax.data.sampler import Stream
-from mpt_jax.data.teacher_cache import Layout, TeacherOutputs, with_teacher
+from mpt_jax.data.teacher_cache import Layout, TeacherOutputs
 from mpt_jax.errors import UserError
 
 LAYOUT = Layout(("encoder", "decoder"), width=4, prefix=2, top=3, whole=False, dtype="float16")
@@ -45,7 +45,7 @@ def test_rows_come_back_in_micro_batches_with_zeros_after_them(tmp_path):
     outputs.write(np.array([0, 11]), *lengths(cache, np.array([0, 11])), computed(cache, [11, 0]))
     assert outputs.missing(np.arange(12)).tolist() == [2, 3, 5, 7, 8, 9, 10]
     again = TeacherOutputs(tmp_path / "told", outputs.key, LAYOUT, cache.rows)
-    stream = Stream(0, (with_teacher(cache, again),), (0,), 5, subset=(np.array([0, 1, 4, 6, 11]),))
+    stream = Stream(0, (cache.with_teacher(again),), (0,), 5, subset=(np.array([0, 1, 4, 6, 11]),))
     batch = make_batch([stream], 0, SPEC, 1)
     assert cache.teacher is None
     seen = 0

@@ -63,7 +63,7 @@ def make_stage(settings: Settings, config: Any, tasks: Sequence[str], mesh: Mesh
 class Compiled(NamedTuple):
     """One program: the compiler's numbers for a device. ``memory`` in bytes by kind; ``hlo`` its text, ``stablehlo`` that before.
 
-    ``executable`` and ``arguments`` (shapes with their places) run it where the devices are there.
+    ``executable`` and ``arguments`` (shapes with their shardings) run it where the devices are there.
     """
 
     name: str

@@ -79,7 +79,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Chosen rows, not yet gathered: place in `caches`, row, bank row and lengths after cutting of each."""
+    """Chosen rows, not yet gathered: index in `caches`, row, bank row and lengths after cutting of each."""
 
     caches: list[TokenCache]
     cache_B: np.ndarray
@@ -252,10 +252,10 @@ def _lengths(
 ) -> _Rows:
     """Looks up the lengths of chosen rows and counts those that will be cut."""
     input_B, target_B = np.empty((2, len(row_B)), np.int32)
-    for place in np.unique(cache_B):
-        here = cache_B == place
-        input_B[here] = caches[place].input_lengths[row_B[here]]
-        target_B[here] = caches[place].target_lengths[row_B[here]]
+    for index in np.unique(cache_B):
+        here = cache_B == index
+        input_B[here] = caches[index].input_lengths[row_B[here]]
+        target_B[here] = caches[index].target_lengths[row_B[here]]
     return _Rows(
         caches, cache_B, row_B, task_id_B,
         np.minimum(input_B, spec.input_length), np.minimum(target_B, spec.target_length),
@@ -286,15 +286,15 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
         shapes = taught.layout.shapes(size, inputs_BL.shape[1], targets_BT.shape[1])
         micro |= {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
     here = range(size) if spec.local_rows is None else spec.local_rows
-    for place in here[: np.searchsorted(here, len(chosen))]:
-        example = chosen[place]
+    for slot in here[: np.searchsorted(here, len(chosen))]:
+        example = chosen[slot]
         cache, row = rows.caches[rows.cache_B[example]], rows.row_B[example]
-        _fill(inputs_BL[place], cache.inputs(row), spec.input_length, spec.input_end)
-        _fill(targets_BT[place], cache.targets(row), spec.target_length, spec.target_end)
+        _fill(inputs_BL[slot], cache.inputs(row), spec.input_length, spec.input_end)
+        _fill(targets_BT[slot], cache.targets(row), spec.target_length, spec.target_end)
         if cache.embedding is not None:
-            micro["embedding_BE"][place] = cache.embedding[row]
+            micro["embedding_BE"][slot] = cache.embedding[row]
         if cache.teacher is not None:
-            cache.teacher.fill(micro, place, int(row))
+            cache.teacher.fill(micro, slot, int(row))
     return micro
 
 

@@ -8,6 +8,7 @@ went into the rows, so a changed task or vocabulary is another folder.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -22,14 +23,14 @@ import numpy as np
 from mpt_jax import tasks
 from mpt_jax.data import cache_writer
 from mpt_jax.data.cache_writer import Progress
-from mpt_jax.data.checked_folder import META, checked_meta, damaged, key_name, map_array, read_meta
+from mpt_jax.data.checked_folder import META, checked_meta, clear_left_overs, damaged, key_name, map_array, read_meta
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
 FORMAT = 2  # raise when files or their meaning change: older caches are then written anew
 TOKENS = {"inputs": "input_offsets", "targets": "target_offsets"}  # array -> where its rows start
 CACHES = f"*/*/[0-9a-f]*/{META}"  # of all tasks, below a cache folder
-REPLACED_S = 0.05  # to wait while another process puts a new cache in the place of one that is being opened
+REPLACED_S = 0.05  # to wait while another process puts a new cache where one is being opened
 log = logging.getLogger(__name__)
 
 
@@ -38,8 +39,8 @@ class Extras(Protocol):
 
     layout: Any  # whose shapes(B, L, T) gives shape and dtype of each array by name
 
-    def fill(self, micro: dict[str, np.ndarray], place: int, row: int) -> None:
-        """Writes what is known of a row into line ``place`` of a micro-batch's arrays."""
+    def fill(self, micro: dict[str, np.ndarray], slot: int, row: int) -> None:
+        """Writes what is known of a row into line ``slot`` of a micro-batch's arrays."""
 
 
 class TokenCache:
@@ -78,6 +79,12 @@ class TokenCache:
         offsets = self._arrays["extra_offsets"]
         return json.loads(self._extra[offsets[row] : offsets[row + 1]].tobytes())
 
+    def with_teacher(self, outputs: Extras) -> TokenCache:
+        """The same rows, whose micro-batches bring what a teacher made of them."""
+        taught = copy.copy(self)
+        taught.teacher = outputs
+        return taught
+
 
 def cache_folder(setting: str = "") -> Path:
     """Folder of the token caches: setting CACHE_DIR, else the variable MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
@@ -115,7 +122,7 @@ def open_cache(
     except OSError as error:
         raise UserError(f"the cache {str(folder)!r} cannot be read ({error.strerror}): name another by --gin.CACHE_DIR") from error
     if there and not overwrite:
-        cache_writer.clear_left_overs(folder.parent)
+        clear_left_overs(folder.parent)
         cache = read_cache(folder)
         if latest:
             _tell_taken_as_written(cache, known)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpt_jax import tasks
-from mpt_jax.data.checked_folder import META, checked_meta, file_sums, read_meta, sum_of
+from mpt_jax.data.checked_folder import file_sums, whole_or_not_at_all, write_meta
 from mpt_jax.data.vocabulary import PiecesVocabulary, Vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
 
@@ -27,8 +22,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]
 FEATURES = ("inputs", "targets")
-WRITING, RETIRED = ".writing-", ".retired-"  # names of folders on their way in and out
-ATTEMPTS = 20  # at putting a folder in its place while other processes put theirs there
 READ_ROWS = 256  # rows that leave TensorFlow together: one by one costs five times the time
 
 
@@ -44,64 +37,6 @@ def write(
         arrays = _collect(examples, key, temporary / "extra.bin", progress)
         _check_tokens(arrays, key, vocabulary)
         _write_files(arrays, key, temporary)
-
-
-@contextlib.contextmanager
-def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its place when the block ends without an error; an equal one there stays.
-
-    Raises UserError where the place cannot be written.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        clear_left_overs(folder.parent)
-        temporary, lock = _claim(folder.parent)
-        try:
-            yield temporary
-            _install(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.close(lock)
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {str(folder.parent)!r} cannot be written ({error.strerror or error}): free space there, or name another "
-            "by --gin.CACHE_DIR or the variable MPT_CACHE_DIR"
-        ) from error
-
-
-def _claim(parent: Path) -> tuple[Path, int]:
-    """A new temporary folder and its lock, which ends with the process, however it ends."""
-    while True:
-        temporary = parent / f"{WRITING}{os.getpid()}-{secrets.token_hex(4)}"
-        temporary.mkdir()
-        with contextlib.suppress(FileNotFoundError):  # another process may clear it until it is locked
-            lock = os.open(temporary, os.O_RDONLY)
-            if _locked(lock) is not False and temporary.exists():
-                return temporary, lock
-            os.close(lock)
-
-
-def _locked(handle: int) -> bool | None:
-    """Whether the lock could be taken; None where the file system has none."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def clear_left_overs(parent: Path) -> None:
-    """Removes what killed processes were writing in a folder; what a live one is writing stays."""
-    for path in [*parent.glob(f"{WRITING}*"), *parent.glob(f"{RETIRED}*")]:
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except OSError:
-            continue
-        if _locked(handle):
-            shutil.rmtree(path, ignore_errors=True)
-        os.close(handle)
 
 
 def examples_of(name: str, split: str, vocabulary: Vocabulary) -> Iterator[dict]:
@@ -302,46 +237,3 @@ def _write_files(arrays: dict[str, np.ndarray], key: dict, folder: Path) -> None
         "outline": tasks.outline(key["task"]),
     }
     write_meta(folder, meta)
-
-
-def write_meta(folder: Path, meta: dict) -> None:
-    """Writes `meta.json` with its own checksum; the folder's files are on disk when it returns."""
-    (folder / META).write_text(json.dumps({**meta, "sum": sum_of(meta)}, indent=1, sort_keys=True))
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _install(temporary: Path, folder: Path) -> None:
-    """Moves a finished folder to its place. An equal one that is there stays: another process may be reading it."""
-    for _ in range(ATTEMPTS):
-        try:
-            os.rename(temporary, folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            _sync(folder.parent)
-            return
-        if _equal(temporary, folder):
-            return
-        retired = temporary.with_name(f"{RETIRED}{secrets.token_hex(8)}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, retired)
-        shutil.rmtree(retired, ignore_errors=True)
-    raise UserError(f"{str(folder)!r} is written by other processes all the time: let one process write the caches first")
-
-
-def _equal(temporary: Path, folder: Path) -> bool:
-    try:
-        return checked_meta(folder) == read_meta(temporary)
-    except UserError:
-        return False
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

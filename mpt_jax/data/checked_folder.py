@@ -1,11 +1,18 @@
-"""Folders of files with sums in their `meta.json`: what is opened is what was written, or the damaged file is named."""
+"""Folders of files with sums in their `meta.json`, there whole or not at all: what is opened is what was written, or a message names it."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import os
+import secrets
+import shutil
 import tokenize
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +22,8 @@ from mpt_jax.errors import UserError
 META = "meta.json"
 META_LIMIT = 2**24  # bytes of a meta.json [ours]
 ENTRIES = {"key": dict, "rows": int, "files": dict, "fingerprint": str, "sum": str}
+WRITING, RETIRED = ".writing-", ".retired-"  # names of folders on their way in and out
+ATTEMPTS = 20  # at putting a folder where other processes put theirs
 
 
 def key_name(key: dict) -> str:
@@ -97,3 +106,104 @@ def map_array(path: Path, dtype: str, dims: int = 1) -> np.ndarray:
     if array.dtype != np.dtype(dtype) or array.ndim != dims:
         raise damaged(path, f"holds {array.ndim}-dimensional {array.dtype}, not {dims}-dimensional {dtype}")
     return array
+
+
+@contextlib.contextmanager
+def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, renamed to it when the block ends without an error; an equal one there stays.
+
+    Raises UserError where it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_left_overs(folder.parent)
+        temporary, lock = _claim(folder.parent)
+        try:
+            yield temporary
+            _install(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {str(folder.parent)!r} cannot be written ({error.strerror or error}): free space there, or name another "
+            "by --gin.CACHE_DIR or the variable MPT_CACHE_DIR"
+        ) from error
+
+
+def _claim(parent: Path) -> tuple[Path, int]:
+    """A new temporary folder and its lock, which ends with the process, however it ends."""
+    while True:
+        temporary = parent / f"{WRITING}{os.getpid()}-{secrets.token_hex(4)}"
+        temporary.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another process may clear it until it is locked
+            lock = os.open(temporary, os.O_RDONLY)
+            if _locked(lock) is not False and temporary.exists():
+                return temporary, lock
+            os.close(lock)
+
+
+def _locked(handle: int) -> bool | None:
+    """Whether the lock could be taken; None where the file system has none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def clear_left_overs(parent: Path) -> None:
+    """Removes what killed processes were writing in a folder; what a live one is writing stays."""
+    for path in [*parent.glob(f"{WRITING}*"), *parent.glob(f"{RETIRED}*")]:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        if _locked(handle):
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+def write_meta(folder: Path, meta: dict) -> None:
+    """Writes `meta.json` with its own checksum; the folder's files are on disk when it returns."""
+    (folder / META).write_text(json.dumps({**meta, "sum": sum_of(meta)}, indent=1, sort_keys=True))
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _install(temporary: Path, folder: Path) -> None:
+    """Renames a finished folder. An equal one that is there stays: another process may be reading it."""
+    for _ in range(ATTEMPTS):
+        try:
+            os.rename(temporary, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            _sync(folder.parent)
+            return
+        if _equal(temporary, folder):
+            return
+        retired = temporary.with_name(f"{RETIRED}{secrets.token_hex(8)}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, retired)
+        shutil.rmtree(retired, ignore_errors=True)
+    raise UserError(f"{str(folder)!r} is written by other processes all the time: let one process write the caches first")
+
+
+def _equal(temporary: Path, folder: Path) -> bool:
+    try:
+        return checked_meta(folder) == read_meta(temporary)
+    except UserError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -117,7 +117,7 @@ def from_json(path: str):
     with library(path):
         roles = _name_special(tokenizer, settings, folder, path)
         whole, plain = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
-    before = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0) if plain else 0
+    before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0) if plain else 0
     start = tuple(whole[:before])
     ends = [roles["eos"]] if "eos" in roles else []
     for name in ("generation_config.json", "config.json"):

@@ -9,7 +9,6 @@ B examples, L input tokens, P prompt positions, S encoder positions, T target to
 
 from __future__ import annotations
 
-import copy
 import errno
 import hashlib
 import os
@@ -19,9 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mpt_jax.data import cache_writer
-from mpt_jax.data.cache import TokenCache
-from mpt_jax.data.checked_folder import META, checked_meta, damaged, file_sums, key_name, map_array
+from mpt_jax.data.checked_folder import (
+    META,
+    checked_meta,
+    clear_left_overs,
+    damaged,
+    file_sums,
+    key_name,
+    map_array,
+    whole_or_not_at_all,
+    write_meta,
+)
 from mpt_jax.errors import UserError
 
 FORMAT = 2  # raise when files or their meaning change
@@ -86,7 +93,7 @@ class TeacherOutputs:
         self._parts: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
         self._part = np.full(num_rows, -1, np.int32)
         self._line = np.zeros(num_rows, np.int64)
-        cache_writer.clear_left_overs(self.folder)
+        clear_left_overs(self.folder)
         for part in sorted(self.folder.glob("part-*")):
             self._open(part)
 
@@ -119,8 +126,8 @@ class TeacherOutputs:
         ``computed``: (row, padded arrays by file) in any order, each row once. Raises UserError for states that the dtype cannot hold.
         """
         name = f"part-{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}"
-        place = {int(row): n for n, row in enumerate(rows)}
-        with cache_writer.whole_or_not_at_all(self.folder / name) as temporary:
+        number_of = {int(row): n for n, row in enumerate(rows)}
+        with whole_or_not_at_all(self.folder / name) as temporary:
             for file, values in (("rows", rows), ("inputs", inputs), ("targets", targets)):
                 np.save(temporary / f"{file}.npy", values.astype(np.int64), allow_pickle=False)
             arrays, starts = {}, {}
@@ -131,12 +138,12 @@ class TeacherOutputs:
                 arrays[file] = _reserved(temporary / f"{file}.npy", dtype, total)
             for row, lines in computed:
                 for file, array in arrays.items():
-                    first, end = starts[file][place[row] : place[row] + 2]
+                    first, end = starts[file][number_of[row] : number_of[row] + 2]
                     array[first:end] = self._finite(lines[file][: end - first], row)
             for array in arrays.values():
                 array.flush()
             meta = {"key": self.key, "rows": len(rows), "fingerprint": key_name(self.key), "files": file_sums(temporary)}
-            cache_writer.write_meta(temporary, meta)
+            write_meta(temporary, meta)
         self._open(self.folder / name)
 
     def _finite(self, values: np.ndarray, row: int) -> np.ndarray:
@@ -145,13 +152,13 @@ class TeacherOutputs:
         message = f"task {self.key['task']!r}, row {row}: an output of its teacher is not finite in {self.layout.dtype}"
         raise UserError(f"{message}; set DistillationSettings.cached_dtype to 'float32', or look at the teacher.")
 
-    def fill(self, micro: dict[str, np.ndarray], place: int, row: int) -> None:
-        """Writes a row's outputs into line ``place`` of a micro-batch's arrays; the line stays zero after them."""
+    def fill(self, micro: dict[str, np.ndarray], slot: int, row: int) -> None:
+        """Writes a row's outputs into line ``slot`` of a micro-batch's arrays; the line stays zero after them."""
         arrays, offsets = self._parts[self._part[row]]
         line = self._line[row]
         for file in self.layout.files():
             first, end = offsets[file][line : line + 2]
-            micro[batch_name(file)][place, : end - first] = arrays[file][first:end]
+            micro[batch_name(file)][slot, : end - first] = arrays[file][first:end]
 
 
 def _reserved(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -166,10 +173,3 @@ def _reserved(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # others: the file system cannot reserve
     return array
-
-
-def with_teacher(cache: TokenCache, outputs: TeacherOutputs) -> TokenCache:
-    """The same rows, whose micro-batches bring the teacher's outputs."""
-    taught = copy.copy(cache)
-    taught.teacher = outputs
-    return taught

@@ -68,8 +68,8 @@ def run_infer(
     if len(names) > 1:
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
     predictor = _load(settings, data, mesh)
-    place = cache_folder(data.cache_dir)
-    count = rows.infer(predictor, source, output, names[0] if names else None, score, place, search_of(settings))
+    folder = cache_folder(data.cache_dir)
+    count = rows.infer(predictor, source, output, names[0] if names else None, score, folder, search_of(settings))
     said = f"{count} rows written to {output}"
     if descriptor(output) != 1:
         return f"{said}\n"

@@ -111,16 +111,16 @@ def evaluate_runs(
     done, total = 0, sum(map(len, rows))
     for labels, members in _alike(runs, method).items():
         inputs, task_id, limit = [], [], []
-        for place in members:
-            run, index = runs[place], rows[place]
+        for n in members:
+            run, index = runs[n], rows[n]
             inputs += [run.cache.inputs(row) for row in index]
             task_id += [run.bank_index] * len(index)
             limit += [run.limit(spec, model.vocabulary)] * len(index)
         count = progress and functools.partial(_from, progress, done, total)
         texts = _answers(model, Requests(inputs, task_id, limit), labels, method, spec, count, search)
         done += len(inputs)
-        for place in members:
-            predictions_of[place] = list(itertools.islice(texts, len(rows[place])))
+        for n in members:
+            predictions_of[n] = list(itertools.islice(texts, len(rows[n])))
     results = []
     for run, index, scorer, spelled, found in zip(runs, rows, scorers, spellings, predictions_of, strict=True):
         predictions = [spelled.get(text, text) for text in found]
@@ -132,12 +132,12 @@ def evaluate_runs(
 
 
 def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[int]]:
-    """Places of the runs that are answered together, by the labels that are ranked; () = decoded."""
+    """Numbers of the runs that are answered together, by the labels that are ranked; () = decoded."""
     groups: dict[tuple[str, ...], list[int]] = {}
-    for place, run in enumerate(runs):
+    for n, run in enumerate(runs):
         task = tasks.TABLE.get(run.cache.name)
         labels = task.labels if method != "decode" and task is not None and task.labels else ()
-        groups.setdefault(labels, []).append(place)
+        groups.setdefault(labels, []).append(n)
     return groups
 
 

@@ -134,13 +134,13 @@ def draw_bars(axes: Axes, tasks: Sequence[str], groups: Sequence[Bars], title: s
     written = len(tasks) * len(groups) <= MOST_NUMBERS
     coloured = iter(COLOURS[number % len(COLOURS)] for number in range(len(groups)))
     for number, bars in enumerate(groups):
-        place = centre + (number - (len(groups) - 1) / 2) * width
+        middle = centre + (number - (len(groups) - 1) / 2) * width
         values, std = np.asarray(bars.values, float), np.asarray(bars.std, float)
         colour = QUIET if bars.quiet else next(coloured)
-        axes.bar(place, values, width * 0.92, color=colour, label=bars.label, alpha=0.65 if bars.quiet else 1.0)
+        axes.bar(middle, values, width * 0.92, color=colour, label=bars.label, alpha=0.65 if bars.quiet else 1.0)
         several = np.nan_to_num(std) > 0
-        axes.errorbar(place[several], values[several], std[several], fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
-        for x, value, whisker in zip(place, values, np.nan_to_num(std), strict=True) if written else ():
+        axes.errorbar(middle[several], values[several], std[several], fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
+        for x, value, whisker in zip(middle, values, np.nan_to_num(std), strict=True) if written else ():
             if np.isfinite(value):
                 top = max(value, 0) + whisker
                 axes.annotate(f"{value:.0f}", (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7.5)

@@ -6,7 +6,7 @@ from pathlib import Path
 from mpt_jax import tasks
 from mpt_jax.metrics import read_metrics
 
-PLACE = ("step", "split", "task", "run")  # what a line says besides numbers
+ABOUT = ("step", "split", "task", "run")  # what a line says besides numbers
 
 
 def selecting_score(task: str, names: Iterable[str]) -> str:
@@ -24,7 +24,7 @@ def curves(lines: Sequence[dict], split: str) -> dict[tuple[str | None, int | No
         if line["split"] != split:
             continue
         for name, value in line.items():
-            if name not in PLACE and isinstance(value, int | float) and not isinstance(value, bool):
+            if name not in ABOUT and isinstance(value, int | float) and not isinstance(value, bool):
                 found.setdefault((line["task"], line["run"], name), []).append((line["step"], float(value)))
     return found
 

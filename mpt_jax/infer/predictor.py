@@ -226,7 +226,7 @@ def load(
     loaded = load_backbone(given, lambda config: places(config).of_backbone())
     loaded.check_same(run, f"run {str(run_dir)!r}", "give the folder of the same weights as `backbone`")
     flat = loaded.flat()
-    # trained weights take the place of the frozen ones; what else was trained for them (teaching heads) answers nothing
+    # trained weights replace the frozen ones; what else was trained for them (teaching heads) answers nothing
     weights = {path: jnp.asarray(array, flat[path].dtype) for path, array in trained.items() if path in flat}
     params = backbone_of(flat | places(loaded.config).put(weights))
     lengths = DataSettings(feature_lengths=dict(feature_lengths or run["settings"]["data"]["feature_lengths"])).feature_lengths

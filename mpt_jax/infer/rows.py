@@ -24,7 +24,7 @@ KEPT_ROWS, KEPT_BYTES = 2**16, 2**26  # of a source that is read once and kept; 
 
 
 class Given(NamedTuple):
-    """A row to answer. where: its place for messages; ready: its field `inputs` is what the model reads, whatever the template names."""
+    """A row to answer. where: file and line, for messages; ready: field `inputs` is what the model reads, whatever the template names."""
 
     where: str
     row: dict
@@ -167,17 +167,17 @@ def _answered(
     found: list[dict] = [{} for _ in chunk]
     answered = 0
     for name in dict.fromkeys(names):
-        places = [place for place, other in enumerate(names) if other == name]
-        chosen = [texts[place] for place in places]
+        members = [n for n, other in enumerate(names) if other == name]
+        chosen = [texts[n] for n in members]
         progress = functools.partial(_more, tell, answered)
-        for place, prediction in zip(places, predictor.predict(chosen, name, progress=progress, search=search), strict=True):
-            found[place]["prediction"] = prediction
-        answered += len(places)
+        for n, prediction in zip(members, predictor.predict(chosen, name, progress=progress, search=search), strict=True):
+            found[n]["prediction"] = prediction
+        answered += len(members)
         if score:
             labels = predictor.labels(name)
             scores = predictor.score_labels(chosen, labels, name, progress=functools.partial(_more, tell, answered))
-            for place, logp_C in zip(places, scores, strict=True):
-                found[place]["scores"] = {label: float(logp) for label, logp in zip(labels, logp_C, strict=True)}
-            answered += len(places)
+            for n, logp_C in zip(members, scores, strict=True):
+                found[n]["scores"] = {label: float(logp) for label, logp in zip(labels, logp_C, strict=True)}
+            answered += len(members)
     for given, text, answer in zip(chunk, texts, found, strict=True):
         yield {**given.row, "inputs": text, **answer}

@@ -108,7 +108,7 @@ def vocabulary_path(settings: BackboneSettings, own: str | None) -> str:
 
 
 def framed(vocabulary: Vocabulary, config: Any, cue: str) -> Vocabulary:
-    """A vocabulary as the family of a shape uses it. Raises UserError for a cue that it has no place for."""
+    """A vocabulary as the family of a shape uses it. Raises UserError for a cue that it cannot use."""
     if family_of(config).decoder_only:
         return vocabulary.continuing(cue)
     if cue:

@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable] = {
 def bfloat16_product(x, kernel):
     """x (..., in) @ kernel (in, out), both bfloat16, summed in float32 and rounded once, forwards and backwards.
 
-    Asking for a bfloat16 result makes XLA on CPU convert to float32 first: 250 in place of 1,500 x 10^9 operations a second where the cores
+    Asking for a bfloat16 result makes XLA on CPU convert to float32 first: 250 instead of 1,500 x 10^9 operations a second where the cores
     multiply bfloat16 in hardware (AMX). TPU and GPU sum in float32 either way; a GPU would write the float32 sums to memory.
     """
     return rounded_once("...i,io->...o", x, kernel)

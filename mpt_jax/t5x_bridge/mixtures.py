@@ -73,7 +73,7 @@ def cut_before_eos(dataset: tf.data.Dataset, output_features, sequence_length=No
 
 
 def _register(task: seqio.Task, number: int, last: int) -> str:
-    """Registers the task with ids under NAME.mpt, in place of an earlier one."""
+    """Registers the task with ids under NAME.mpt, instead of an earlier one."""
 
     def add_id(dataset: tf.data.Dataset) -> tf.data.Dataset:
         return dataset.map(lambda example: {**example, TASK_ID: tf.constant([number], tf.int32)}, num_parallel_calls=tf.data.AUTOTUNE)

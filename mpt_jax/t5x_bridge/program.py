@@ -59,10 +59,10 @@ def training_model(
     if len(program.plan.runs) != len(members):
         message = f"{len(program.plan.runs)} runs for {len(members)} tasks"
         raise UserError(f"{message}: T5X's trainer takes one RANDOM_SEED and one rate of each kind.")
-    description, place = describe_run(program), f"{train.model_dir}/run.json"
-    if tf.io.gfile.exists(place):
-        with tf.io.gfile.GFile(place, "rb") as file:
-            check_same_run(train.model_dir, parse_run(file.read(), place), description)
+    description, path = describe_run(program), f"{train.model_dir}/run.json"
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            check_same_run(train.model_dir, parse_run(file.read(), path), description)
     bank = prompt_method.bank_of(program.trainable, program.plan.group_N)
     vocabulary, ours = seqio_vocabulary(loaded.vocabulary()), BankOptimizer(program.optimizer)
     return PromptedModel(program.objective, bank, members, vocabulary, ours, program.teachers_NPD, data.batch_size, description)

@@ -21,7 +21,7 @@ from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.checked_folder import key_name
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.sampler import Stream, rows_in
-from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs, with_teacher
+from mpt_jax.data.teacher_cache import FORMAT, Layout, TeacherOutputs
 from mpt_jax.errors import Preempted, UserError
 from mpt_jax.methods.prompt import GIVEN
 from mpt_jax.metrics import ProgressLine
@@ -123,8 +123,8 @@ def teach_streams(teachers: Teachers, streams: Sequence[Stream], preempted: Call
     with distributed.first_before_others("teacher outputs"):
         if not distributed.is_first():
             opened.clear()  # what the first process has written meanwhile is not among them
-        told = [[teachers.outputs_of(*pair, opened) for pair in zip(stream.caches, stream.bank_index, strict=True)] for stream in streams]
-    taught = (tuple(map(with_teacher, stream.caches, outputs)) for stream, outputs in zip(streams, told, strict=True))
+        found = [[teachers.outputs_of(*pair, opened) for pair in zip(stream.caches, stream.bank_index, strict=True)] for stream in streams]
+    taught = (tuple(map(TokenCache.with_teacher, stream.caches, outputs)) for stream, outputs in zip(streams, found, strict=True))
     return [dataclasses.replace(stream, caches=caches) for stream, caches in zip(streams, taught, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Splits by content: the digest of a text alone decides its split and its place.
+"""Splits by content: the digest of a text alone decides its split and its order.
 
 So neither the order in which packages list things nor PYTHONHASHSEED matters, and another release of a
 package moves no text from one split to another.
@@ -60,5 +60,5 @@ def balanced(rows: Sequence[dict], split: str, target: bool, field: str = "label
 
 
 def rotated(items: Sequence[Item], by: int) -> list[Item]:
-    """The same items, each moved `by` places: partners for pairs that do not belong together."""
+    """The same items, each moved on by so many: partners for pairs that do not belong together."""
     return [items[(at + by) % len(items)] for at in range(len(items))]

@@ -79,9 +79,9 @@ def multirc(path: Path) -> Iterator[dict]:
         passage = _take(path, number, record, {"passage": "passage", "idx": "idx"})["passage"]
         for question in passage["questions"]:
             for answer in question["answers"]:
-                place = {"paragraph": record["idx"], "question": question["idx"], "answer": answer["idx"]}
+                index = {"paragraph": record["idx"], "question": question["idx"], "answer": answer["idx"]}
                 texts = {"paragraph": passage["text"], "question": question["question"], "answer": answer["text"]}
-                yield {**texts, "label": answer.get("label"), "idx": place}
+                yield {**texts, "label": answer.get("label"), "idx": index}
 
 
 @published
@@ -93,8 +93,8 @@ def record(path: Path) -> Iterator[dict]:
         entities = sorted({text[entity["start"] : entity["end"] + 1] for entity in passage["entities"]})
         for question in line["qas"]:
             answers = sorted({answer["text"] for answer in question.get("answers", [])})
-            place = {"passage": line.get("idx"), "query": question.get("idx")}
-            yield {"passage": text, "query": question["query"], "entities": entities, "answers": answers, "idx": place}
+            index = {"passage": line.get("idx"), "query": question.get("idx")}
+            yield {"passage": text, "query": question["query"], "entities": entities, "answers": answers, "idx": index}
 
 
 @published

@@ -108,10 +108,10 @@ def _download(name: str) -> Path:
 
 def _missing(row: PaperSet, folder: str | None, found: dict) -> str:
     wanted = [f"{row.files[split][0][0]}" for split in ROLES[row.carving] if split not in found]
-    place = f"in {folder}" if folder else f"(the folder is not set: --gin.TASK_DATA_DIR or the variable {DATA_FOLDER})"
+    where = f"in {folder}" if folder else f"(the folder is not set: --gin.TASK_DATA_DIR or the variable {DATA_FOLDER})"
     there = f"; found there: {', '.join(str(path) for path, _ in found.values())}" if found else ""
     return (
-        f"task {row.name!r}: no {' and no '.join(wanted)} {place}{there}, and no prepared TFDS {row.tfds!r} in "
+        f"task {row.name!r}: no {' and no '.join(wanted)} {where}{there}, and no prepared TFDS {row.tfds!r} in "
         f"{', '.join(map(str, tfds_roots()))}. Download the files from {row.home} and put them there under these names; or, where "
         f"there is a network, prepare them with tensorflow_datasets.load({row.tfds!r}) or --gin.TaskSettings.download=True, and copy "
         "the folder"

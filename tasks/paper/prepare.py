@@ -30,13 +30,13 @@ def rte(record: dict, published: bool) -> dict:
 def multirc(record: dict, published: bool) -> dict:
     """Without markup; `group` tells the question, for the exact match over its answers."""
     paragraph = re.sub(r"</?b>", "", re.sub(r"<br>", " ", record["paragraph"]))
-    place = record["idx"]
+    index = record["idx"]
     return {
         "question": record["question"],
         "answer": record["answer"],
         "paragraph": paragraph,
         "label": record["label"],
-        "group": f"{place['paragraph']}-{place['question']}",
+        "group": f"{index['paragraph']}-{index['question']}",
     }
 
 
@@ -66,7 +66,7 @@ def mark_span(text: str, span: str, index: int, mark: str, exact: bool = False) 
     else:
         pattern = r"\s+".join(map(re.escape, span.rstrip(".").split()))
         found = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)] if pattern else []
-        start, end = min(found, key=lambda place: abs(place[0] - start), default=(start, end))
+        start, end = min(found, key=lambda span: abs(span[0] - start), default=(start, end))
     return f"{text[:start]}{mark} {text[start:end]} {mark}{text[end:]}"
 
 

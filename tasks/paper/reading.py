@@ -13,7 +13,7 @@ from mpt_jax.tasks.paper.sets import DEV_ROWS, HALVES, OF_TRAIN, OWN, REFERENCES
 log = logging.getLogger(__name__)
 VERSION = "2"  # raise it when the same records are to become other rows or fall into other splits
 SPLITS = ("train", "validation", "test")
-# in place of what a record to predict for does not have
+# instead of what a record to predict for does not have
 UNANSWERED = {"label": 0, "answers": [], "target": "", "idx": {"paragraph": 0, "question": 0}}
 
 
@@ -82,7 +82,7 @@ def _label(row: PaperSet, value) -> int:
         index = int(value)
     else:
         text = str(value).strip()
-        names = {word: place for place, word in enumerate(row.labels)} | dict(row.label_names)
+        names = {word: number for number, word in enumerate(row.labels)} | dict(row.label_names)
         index = names.get(text, int(text) if text.isdecimal() else -1)
     if not 0 <= index < len(row.labels):
         words = ", ".join(row.labels)
@@ -159,7 +159,7 @@ def _published_selection(row: PaperSet, where: Location, split: str) -> tuple[st
         start, stop = (0, size // 2) if split == "validation" else (size // 2, None)
     else:
         start, stop = (0, DEV_ROWS) if split == "validation" else (DEV_ROWS, DEV_ROWS + row.cap if row.cap else None)
-    return role, splits.places(splits.torch_permutation(size), start, stop)
+    return role, splits.standing(splits.torch_permutation(size), start, stop)
 
 
 def _one_row_an_input(row: PaperSet, where: Location, role: str, published: bool) -> Iterator[dict]:

@@ -39,18 +39,18 @@ def without(keys: Sequence[Key], others: Collection[Key]) -> np.ndarray:
 def torch_permutation(size: int, seed: int = SEED) -> np.ndarray:
     """torch.randperm(size) of a CPU generator seeded with `seed`, without torch: what the published splits came from.
 
-    Torch draws 32 bits of a Mersenne twister for each place but the last and swaps it with a later one.
+    Torch draws 32 bits of a Mersenne twister for each index but the last and swaps it with a later one.
     """
     bits = np.random.RandomState(seed)._bit_generator  # seeded as torch seeds its own
     draws = bits.random_raw(max(size - 1, 0))
     order = np.arange(size)
-    for place, draw in enumerate(draws):
-        other = place + int(draw) % (size - place)
-        order[place], order[other] = order[other], order[place]
+    for index, draw in enumerate(draws):
+        other = index + int(draw) % (size - index)
+        order[index], order[other] = order[other], order[index]
     return order
 
 
-def places(order: np.ndarray, start: int, stop: int | None = None) -> np.ndarray:
+def standing(order: np.ndarray, start: int, stop: int | None = None) -> np.ndarray:
     """Which rows stand at start..stop of a permutation, bool [rows]."""
     chosen = np.zeros(len(order), bool)
     chosen[order[start:stop]] = True

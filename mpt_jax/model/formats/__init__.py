@@ -1,7 +1,7 @@
 """Backbones and prompts in the formats of other programs.
 
 `read_backbone` recognises the format of a folder and hands out its arrays under our names, none read yet;
-`restore` (arrays.py) then reads them one by one into the wanted dtype and place. `write_backbone` writes a
+`restore` (arrays.py) then reads them one by one in the wanted dtype, onto the wanted devices. `write_backbone` writes a
 folder whole or not at all. Prompts: prompts.py, prompt_writers.py.
 """
 

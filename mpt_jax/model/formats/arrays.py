@@ -47,7 +47,7 @@ class LazyArray:
     dtype: np.dtype
     source: str
     fill: Callable[[np.ndarray, Index], None]
-    place: tuple[str, int] | None = None
+    origin: tuple[str, int] | None = None  # file, and byte in it, where its bytes are as they are
     beside: int = BLOCK_BYTES
 
     def load(self, dtype: Any = None, index: Index | None = None) -> np.ndarray:
@@ -72,7 +72,7 @@ class LazyArray:
         def fill(out: np.ndarray, index: Index) -> None:
             self.fill(out.T, index[::-1])
 
-        return dataclasses.replace(self, shape=self.shape[::-1], fill=fill, place=None)
+        return dataclasses.replace(self, shape=self.shape[::-1], fill=fill, origin=None)
 
 
 def check_finite(array: np.ndarray, source: str, stored: np.dtype | None = None, row: int = 0) -> None:
@@ -97,7 +97,7 @@ def check_finite(array: np.ndarray, source: str, stored: np.dtype | None = None,
 
 def _not_finite(array: np.ndarray, source: str, stored: np.dtype, row: int) -> UserError:
     wrong = ~np.isfinite(array)
-    first = tuple(int(place[0]) for place in np.nonzero(wrong)) if array.ndim else ()
+    first = tuple(int(index[0]) for index in np.nonzero(wrong)) if array.ndim else ()
     what = "NaN" if np.isnan(array[first]) else "infinity"
     if what == "infinity" and stored != array.dtype:
         what = f"infinity, or a {stored} beyond {array.dtype},"

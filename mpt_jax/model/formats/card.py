@@ -13,7 +13,7 @@ USE = {
         "from transformers import AUTO_CLASS\n\n"
         'backbone = AUTO_CLASS.from_pretrained("BACKBONE")\n'
         'model = PeftModel.from_pretrained(backbone, "THIS_FOLDER")\n'
-        "# a multitask adapter also takes task_ids: the place of the task in `task_names` of "
+        "# a multitask adapter also takes task_ids: the number of the task in `task_names` of "
         "adapter_config.json\n"
         "```\n"
     ),

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and never take the place of something."""
+"""Files and folders that are there whole or not at all, and never replace something."""
 
 import contextlib
 import json
@@ -111,7 +111,7 @@ def _alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _named(dest: str) -> Iterator[None]:
-    """Turns what a full, read-only or forbidden place says into a UserError that names dest."""
+    """Turns what a full, read-only or forbidden folder says into a UserError that names dest."""
     try:
         yield
     except OSError as error:

@@ -53,8 +53,8 @@ def _settings(folder: Folder) -> dict[str, Any]:
     if any(huggingface_keys.other_ids(values) for values, _ in found):
         file = vocabulary(folder)
         if file is None or is_remote(file) or not is_pieces(file):
-            for values, place in found:
-                huggingface_keys.check_ids(values, place)
+            for values, path in found:
+                huggingface_keys.check_ids(values, path)
     known = huggingface_keys.check_config(settings, where)
     return known | {"decoder_start_token_id": huggingface_keys.start_id(found)}
 

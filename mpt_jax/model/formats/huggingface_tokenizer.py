@@ -29,8 +29,8 @@ def write(folder: str, vocabulary: str) -> dict[str, Any]:
 
 def _fetched(vocabulary: str, folder: str) -> str:
     """Copies a tokenizer and what lies beside it into a folder; its path there."""
-    place, _, name = vocabulary.rpartition("/")
-    around = Folder(place)
+    parent, _, name = vocabulary.rpartition("/")
+    around = Folder(parent)
     for each in (name, *(other for other in (*BESIDE, "merges.txt") if around.exists(other))):
         copy_file(around.where(each), os.path.join(folder, each))
     return os.path.join(folder, name)

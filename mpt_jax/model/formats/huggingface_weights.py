@@ -45,12 +45,12 @@ def _shards(folder: Folder, index_name: str) -> dict[str, LazyArray]:
         if os.path.basename(name) != name or not name.isprintable() or not name.endswith((".safetensors", ".bin")):
             raise UserError(f"{folder.where(index_name)} names the shard {shown(name)}, which is not a weight file in the folder itself.")
         if not folder.exists(name):
-            placed = sum(where == name for where in shard_of.values())
-            raise UserError(f"{folder.where(name)} is missing; {index_name} places {placed} arrays there. Copy or download it again.")
+            count = sum(where == name for where in shard_of.values())
+            raise UserError(f"{folder.where(name)} is missing; {index_name} lists {count} arrays in it. Copy or download it again.")
         shard = _file(folder, name)
         absent = {key for key, where in shard_of.items() if where == name} - shard.keys()
         if absent:
-            raise UserError(f"{folder.where(name)} lacks {listed(absent)}, which {index_name} places there.")
+            raise UserError(f"{folder.where(name)} lacks {listed(absent)}, which {index_name} lists in it.")
         arrays.update({key: lazy for key, lazy in shard.items() if shard_of.get(key) == name})
     return arrays
 
@@ -59,7 +59,7 @@ def equal(first: LazyArray, second: LazyArray) -> bool:
     """Whether two arrays hold the same numbers, compared a block of rows at a time."""
     if first.shape != second.shape:
         return False
-    if len(first.shape) != 2 or (first.place is not None and first.place == second.place):
+    if len(first.shape) != 2 or (first.origin is not None and first.origin == second.origin):
         return True  # of another number of axes: names.match tells
     rows = max(1, COMPARED_BYTES // max(1, first.shape[1] * first.dtype.itemsize))
     for start in range(0, first.shape[0], rows):

@@ -62,8 +62,8 @@ class _Walk:
         self.values = self.depth = 0
 
     def damaged(self, what: str) -> UserError:
-        place = f"before byte {self.file.tell()}"
-        return UserError(f"{self.where} is damaged, or not a checkpoint: {what} ({place}). Copy or download it again.")
+        at = f"before byte {self.file.tell()}"
+        return UserError(f"{self.where} is damaged, or not a checkpoint: {what} ({at}). Copy or download it again.")
 
     def take(self, count: int) -> bytes:
         if count > MOST_TEXT:

@@ -329,7 +329,7 @@ def _read_t5x(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
     if unknown:
         raise UserError(
             f"{path} holds the prompt variables {listed(found)}; only {ENCODER_PROMPT} is known. Decoder "
-            "prompts have no place here, and how prompt-tuning's shared_prompt and task_prompts combine is not in "
+            "prompts are not kept here, and how prompt-tuning's shared_prompt and task_prompts combine is not in "
             "a checkpoint."
         )
     array = _loaded(found[ENCODER_PROMPT], f"{path}: {ENCODER_PROMPT}")

@@ -53,14 +53,14 @@ def read(folder: Folder, name: str) -> tuple[dict[str, LazyArray], dict[str, str
         raise UserError(f"{where}: its metadata is {shown(metadata)}, not texts by name; the header is damaged.")
     if len(header) > MOST_ARRAYS:
         raise UserError(f"{where} names {len(header):,} arrays; at most {MOST_ARRAYS:,} are read.")
-    arrays, places = {}, []
+    arrays, spans = {}, []
     for key, row in header.items():
         source = f"{where}: {check_name(key, where)}"
         kind, shape, start, stop = _entry(row, source)
         arrays[key] = raw(folder, name, data + start, TYPES[kind], shape, source)
-        places.append((start, stop, source))
+        spans.append((start, stop, source))
     end = 0
-    for start, stop, source in sorted(places):  # the format allows neither gaps nor arrays that share bytes
+    for start, stop, source in sorted(spans):  # the format allows neither gaps nor arrays that share bytes
         if start != end:
             raise UserError(f"{source} starts at byte {start} of the data, the array before it ends at {end}; the header is damaged.")
         end = stop
@@ -72,7 +72,7 @@ def _entry(row: Any, source: str) -> tuple[str, tuple[int, ...], int, int]:
     """(type, shape, first byte, byte after the last) of a header's entry."""
     row = row if isinstance(row, dict) else {}
     kind, offsets = row.get("dtype"), row.get("data_offsets")
-    if not isinstance(kind, str) or not isinstance(offsets, list) or [type(place) for place in offsets] != [int, int]:
+    if not isinstance(kind, str) or not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
         raise UserError(f"{source}: its header entry {shown(row)} is damaged.")
     if kind not in TYPES:
         raise UserError(f"{source} has type {shown(kind)}; known types: {', '.join(TYPES)}.")

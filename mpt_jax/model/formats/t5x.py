@@ -145,7 +145,7 @@ def _orbax_rows(folder: Folder, tree: Any) -> dict[str, Mapping[str, Any]]:
     """The rows of a _METADATA file by path; its keys are tuples as Python writes them."""
     where = folder.where("_METADATA")
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where} is damaged: its tree_metadata is {shown(tree)}, not arrays by their places.")
+        raise UserError(f"{where} is damaged: its tree_metadata is {shown(tree)}, not arrays by path.")
     rows = {}
     for key, row in tree.items():
         try:
@@ -154,7 +154,7 @@ def _orbax_rows(folder: Folder, tree: Any) -> dict[str, Mapping[str, Any]]:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             path = ""
         if not path:
-            raise UserError(f"{where} is damaged: {shown(key)} is not the place of an array.")
+            raise UserError(f"{where} is damaged: {shown(key)} is not the path of an array.")
         rows[check_name(path, where)] = row
     return rows
 

@@ -69,7 +69,7 @@ class _Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Span:
     """Where a storage lies in the file; its check sum where the file has one."""
 
     start: int
@@ -191,13 +191,13 @@ class _Machine:
         return values
 
     def _to_mark(self) -> list[Any]:
-        place = len(self.stack) - 1
-        while place >= 0 and self.stack[place] is not _MARK:
-            place -= 1
-        if place < 0:
+        mark = len(self.stack) - 1
+        while mark >= 0 and self.stack[mark] is not _MARK:
+            mark -= 1
+        if mark < 0:
             raise IndexError("no mark on the stack")
-        values = self.stack[place + 1 :]
-        del self.stack[place:]
+        values = self.stack[mark + 1 :]
+        del self.stack[mark:]
         return values
 
     def _global(self, name: str) -> _Global:
@@ -247,7 +247,7 @@ def read(folder: Folder, name: str) -> dict[str, LazyArray]:
     if folder.remote:
         raise UserError(f"{where}: torch files are read from local folders only. Copy the folder here first.")
     start = folder.start(name, 64)
-    table, places = _read_zip(where) if start[:2] == b"PK" else _read_old(folder, name)
+    table, spans = _read_zip(where) if start[:2] == b"PK" else _read_old(folder, name)
     if type(table) is dict and type(table.get("state_dict")) is dict:
         table = table["state_dict"]
     if type(table) is not dict:
@@ -256,10 +256,10 @@ def read(folder: Folder, name: str) -> dict[str, LazyArray]:
     if not tensors:
         raise UserError(f"{where} holds no tensors.")
     sums = _Sums(folder, name)
-    return {check_name(key, where): _lazy(folder, name, key, tensor, places, sums) for key, tensor in tensors.items()}
+    return {check_name(key, where): _lazy(folder, name, key, tensor, spans, sums) for key, tensor in tensors.items()}
 
 
-def _read_zip(where: str) -> tuple[Any, dict[str, _Place]]:
+def _read_zip(where: str) -> tuple[Any, dict[str, _Span]]:
     """The table of a zip file, and where each storage lies."""
     with Archive(where, (zipfile.ZIP_STORED,)) as archive:
         tables = [member for member in archive.members if member.endswith("/data.pkl") or member == "data.pkl"]
@@ -270,15 +270,15 @@ def _read_zip(where: str) -> tuple[Any, dict[str, _Place]]:
             raise UserError(f"{where} was written on a big-endian machine; save it again on a little-endian one.")
         machine = _Machine(where)
         table = machine.run(io.BytesIO(archive.read(tables[0], MAX_TABLE)))
-        places = {}
+        spans = {}
         for key in machine.storages:
             info = archive.members.get(f"{root}data/{key}")
             if info is not None:
-                places[key] = _Place(archive.start(info.filename), info.file_size, info.CRC)
-    return table, places
+                spans[key] = _Span(archive.start(info.filename), info.file_size, info.CRC)
+    return table, spans
 
 
-def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, _Place]]:
+def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, _Span]]:
     """The table and storages of a file older than torch 1.6: magic, version, system, table, keys, then the
     numbers."""
     where, size = folder.where(name), folder.size(name)
@@ -292,16 +292,16 @@ def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, _Place]]:
         table, keys = machine.run(head), _Machine(where).run(head)
         if type(keys) is not list or any(type(key) not in (str, int) for key in keys):
             raise UserError(f"{where} is damaged: it does not list its storages.")
-        places: dict[str, _Place] = {}
+        spans: dict[str, _Span] = {}
         file.seek(head.tell())
         for key in map(str, keys):
             count, start = int.from_bytes(file.read(8), "little"), file.tell()
             length = count * machine.storages[key].itemsize if key in machine.storages else size
             if start + length > size:
                 raise UserError(f"{where} is truncated: storage {shown(key)} ends at byte {start + length} of {size}.")
-            places[key] = _Place(start, length)
+            spans[key] = _Span(start, length)
             file.seek(start + length)
-    return table, places
+    return table, spans
 
 
 class _Sums:
@@ -311,47 +311,47 @@ class _Sums:
         self.folder, self.name = folder, name
         self.lock, self.locks, self.checked = threading.Lock(), {}, set()
 
-    def check(self, key: str, place: _Place) -> None:
+    def check(self, key: str, span: _Span) -> None:
         """UserError if the storage's bytes are not those that were written."""
         with self.lock:
             lock = self.locks.setdefault(key, threading.Lock())
         with lock:
-            if place.crc is None or key in self.checked:
+            if span.crc is None or key in self.checked:
                 return
-            if self._sum(place) != place.crc:
+            if self._sum(span) != span.crc:
                 raise UserError(
                     f"{self.folder.where(self.name)} is damaged: storage {key} is not what was written (another check sum). Copy or "
                     "download it again; where it was saved with torch.serialization.set_crc32_options(False), save it without that."
                 )
             self.checked.add(key)
 
-    def _sum(self, place: _Place) -> int:
+    def _sum(self, span: _Span) -> int:
         buffer, total = np.empty(SUMMED_BYTES, np.uint8), 0
-        for start in range(place.start, place.start + place.length, SUMMED_BYTES):
-            part = buffer[: min(SUMMED_BYTES, place.start + place.length - start)]
+        for start in range(span.start, span.start + span.length, SUMMED_BYTES):
+            part = buffer[: min(SUMMED_BYTES, span.start + span.length - start)]
             self.folder.read_into(self.name, start, part)
             total = zlib.crc32(part, total)
         return total
 
 
-def _lazy(folder: Folder, name: str, key: str, tensor: _Tensor, places: dict[str, _Place], sums: _Sums) -> LazyArray:
+def _lazy(folder: Folder, name: str, key: str, tensor: _Tensor, spans: dict[str, _Span], sums: _Sums) -> LazyArray:
     """A tensor as a LazyArray; row-major or transposed (as converted from Flax), the only layouts weights
     have."""
     source = f"{folder.where(name)}: {key}"
     storage = tensor.storage
-    if storage.key not in places:
+    if storage.key not in spans:
         raise UserError(f"{source}: its storage {storage.key} is missing from the file.")
-    place, itemsize = places[storage.key], storage.dtype.itemsize
-    if (tensor.offset + math.prod(tensor.shape)) * itemsize > place.length:
-        raise UserError(f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {place.length // itemsize}.")
+    span, itemsize = spans[storage.key], storage.dtype.itemsize
+    if (tensor.offset + math.prod(tensor.shape)) * itemsize > span.length:
+        raise UserError(f"{source} needs {math.prod(tensor.shape)} numbers, its storage has {span.length // itemsize}.")
     turned = not _same_layout(tensor.shape, tensor.strides)
     shape, strides = (tensor.shape[::-1], tensor.strides[::-1]) if turned else (tensor.shape, tensor.strides)
     if not _same_layout(shape, strides):
         raise UserError(f"{source} has strides {tensor.strides} for shape {tensor.shape}; save it with .contiguous().")
-    plain = raw(folder, name, place.start + tensor.offset * itemsize, storage.dtype, shape, source)
+    plain = raw(folder, name, span.start + tensor.offset * itemsize, storage.dtype, shape, source)
 
     def fill(out: np.ndarray, index: Index) -> None:
-        sums.check(storage.key, place)
+        sums.check(storage.key, span)
         plain.fill(out, index)
 
     checked = dataclasses.replace(plain, fill=fill)

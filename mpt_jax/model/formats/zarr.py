@@ -50,7 +50,7 @@ class _Layout:
         grid = [range(-(-size // part)) for size, part in zip(self.shape, self.chunk, strict=True)]
         if not grid:
             return {self.prefix.rstrip("/.") or "0"}
-        return {self.prefix + self.separator.join(map(str, place)) for place in itertools.product(*grid)}
+        return {self.prefix + self.separator.join(map(str, chunk)) for chunk in itertools.product(*grid)}
 
 
 def spec(folder: str, name: str, ocdbt: bool = False, zarr3: bool = False) -> dict:
@@ -138,7 +138,7 @@ def line(error: Exception) -> str:
 
 
 def write_failure(error: Exception) -> OSError:
-    """What TensorStore says where a disk is full or a place is forbidden, as the system says it."""
+    """What TensorStore says where a disk is full or a folder forbidden, as the system says it."""
     return OSError(0, re.sub(r" \[os_error_code.*", "", line(error)).split(": ")[-1])
 
 
