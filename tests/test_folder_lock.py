@@ -63,28 +63,30 @@ def test_a_folder_into_which_nothing_came_is_removed_with_those_around_it(tmp_pa
 def test_a_lock_can_be_taken_again_and_outlives_its_folder(tmp_path):
     for _ in range(2):
         with locked(tmp_path / "run"):
+            assert json.loads((tmp_path / "run" / NAME).read_text())["pid"] == os.getpid()
             (tmp_path / "run" / NAME).unlink()
             (tmp_path / "run").rmdir()
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_what_stands_where_the_lock_belongs_is_left_alone(tmp_path, kind):
-    place, other = tmp_path / NAME, tmp_path / "other"
+    path, other = tmp_path / NAME, tmp_path / "other"
     other.write_text("kept")
     if kind == "file":
-        place.write_text("{")  # what a holder of before could not finish
+        path.write_text("{")  # what a holder of before could not finish
         with locked(tmp_path):
-            assert json.loads(place.read_text())["pid"] == os.getpid()
+            assert json.loads(path.read_text())["pid"] == os.getpid()
         return
-    place.symlink_to(other) if kind == "link" else place.mkdir()
+    path.symlink_to(other) if kind == "link" else path.mkdir()
     with pytest.raises(UserError, match="cannot be written"):
         with locked(tmp_path):
             pass
-    assert other.read_text() == "kept" and place.exists()
+    assert other.read_text() == "kept" and path.exists()
 
 
 @pytest.mark.parametrize("path", ["/proc/run", "/dev/null/run", "/dev/null"])
-def test_a_forbidden_place_is_named(path):
+def test_a_forbidden_folder_is_named(path):
     with pytest.raises(UserError, match=f"MODEL_DIR = '{path}' cannot be written"):
         with locked(Path(path)):
             pass

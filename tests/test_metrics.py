@@ -87,9 +87,12 @@ def test_what_nobody_reads_ends_nothing(monkeypatch):
             monkeypatch.setattr(sys, "stderr", os.fdopen(write, "w"))
         else:
             monkeypatch.setattr(sys, "stderr", open(target, "w"))
+        with pytest.raises(OSError):
+            os.write(sys.stderr.fileno(), b"x")
         distributed.say("a line")
         with ProgressLine("train", 4, seconds_between_lines=0.0) as progress:
             progress.update(3)
+        assert progress.done == 3
 
 
 def test_plain_progress_tells_rate_and_time_left(capsys):

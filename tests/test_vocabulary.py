@@ -135,7 +135,10 @@ def test_the_vocabulary_of_a_seqio_task_may_hold_its_sentinels(with_sentinels):
     from mpt_jax.data.cache_writer import _check_vocabulary
 
     path, _ = with_sentinels
-    _check_vocabulary("task", "inputs", seqio.SentencePieceVocabulary(str(path), 0), load_vocabulary(path))
+    theirs = seqio.SentencePieceVocabulary(str(path), 0)
+    _check_vocabulary("task", "inputs", theirs, load_vocabulary(path))
+    with pytest.raises(UserError, match="task .task. has its .inputs. in another vocabulary"):
+        _check_vocabulary("task", "inputs", theirs, load_vocabulary("bytes"))
 
 
 def test_transformers_gives_the_ids_of_a_written_folder_whose_model_holds_its_sentinels(with_sentinels, tmp_path):

@@ -63,6 +63,8 @@ def test_a_missing_chunk_is_found_whatever_lies_there(stray, tmp_path, sound):
 def test_files_among_the_chunks_do_no_harm(tmp_path, sound):
     folder = shutil.copytree(sound / "t5x", tmp_path / "t5x")
     (folder / EMBEDDING / ".DS_Store").write_bytes(b"x")
+    found, wanted = (zarr.read(str(path), [EMBEDDING])[EMBEDDING].load() for path in (folder, sound / "t5x"))
+    np.testing.assert_array_equal(found, wanted)
     load(folder)
 
 
@@ -90,13 +92,13 @@ def test_each_layout_of_orbax_is_read_and_its_missing_chunks_found(zarr3, ocdbt,
 @pytest.mark.parametrize(
     "key", ["__import__('os').system('x')", "(" * 900, "('..',)", "('a','b'", "('target', 5)", "()", "('',)", "('\\x00',)", "x" * 5000]
 )
-def test_places_in_orbax_metadata(key, tmp_path, sound):
+def test_paths_in_orbax_metadata(key, tmp_path, sound):
     folder = shutil.copytree(sound / "orbax", tmp_path / "orbax")
     path = folder / "state" / "_METADATA"
     metadata = json.loads(path.read_text())
     rows = metadata["tree_metadata"]
     rows[key] = rows.pop(next(iter(rows)))
-    if key == "('..',)":  # read as a place among the others, so without the root
+    if key == "('..',)":  # read as a path among the others, so without the root
         metadata["tree_metadata"] = {key: rows[key]}
     path.write_text(json.dumps(metadata))
     refused(lambda: load(folder), "_METADATA|'..', which is not the name of a folder")
