@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import BANK
 from mpt_jax.model import formats
 from mpt_jax.model.formats import prompt_writers, prompts, t5x
 from mpt_jax.model.formats.files import Folder, is_remote
@@ -56,7 +57,7 @@ def convert(source: str, to: str, output: str, task: str | None = None, backbone
 
 def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None) -> list[str]:
     """A run folder as T5X's trainer leaves it: run.json, and checkpoint_0 with the backbone's weights and the bank."""
-    from mpt_jax.model.backbone import fingerprint_of
+    from mpt_jax.model.backbone import check_weights, fingerprint_of
 
     known = held.metadata.get("backbone", {})
     name = backbone or known.get("name")
@@ -67,8 +68,8 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
     if config.d_model != held.width:
         raise UserError(f"--backbone {name!r} has width {config.d_model}, the prompts have width {held.width}.")
     fingerprint = fingerprint_of(arrays)
-    if known.get("fingerprint", fingerprint) != fingerprint:
-        raise UserError(f"--backbone {name!r} ({fingerprint}) is not the one the prompts were trained on ({known['fingerprint']}).")
+    if "fingerprint" in known:
+        check_weights(known, name, fingerprint, "these prompts were", "give the folder of the same weights as --backbone")
     rows = held.metadata.get("runs", [])
     if len(rows) != len(held.task_names) or not all(isinstance(row.get("task"), str) for row in rows):
         rows = [{"task": label, "seed": 0} for label in held.task_names]
@@ -80,7 +81,7 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
         "converted": True,
         "backbone": {**known, "name": os.path.abspath(os.path.join(output, "checkpoint_0")), "fingerprint": fingerprint},
     }
-    bank = {f"{t5x.BANK}{name}": formats.in_memory(array) for name, array in held.bank.trainable().items()}
+    bank = {f"{BANK}{name}": formats.in_memory(array) for name, array in held.bank.trainable().items()}
 
     def write(folder: str) -> None:
         os.makedirs(os.path.join(folder, "checkpoint_0"))

@@ -132,7 +132,7 @@ def test_a_bank_goes_to_t5x_with_its_backbone_and_comes_back(groups, rank, tmp_p
     formats.write_backbone("own", tmp_path / "own", TINY, random_params(TINY))
     held = bank(groups, rank, width=TINY.d_model)
     prompt_writers.write("npz", str(tmp_path / "bank"), held)
-    with pytest.raises(UserError, match="is not the one the prompts were trained on .0123456789abcdef"):
+    with pytest.raises(UserError, match="these prompts were trained on backbone .*0123456789abcdef.*; give the folder of the same weights"):
         convert(str(tmp_path / "bank.npz"), "t5x_bank", str(tmp_path / "out"), backbone=str(tmp_path / "own"))
     known = {"name": str(tmp_path / "own"), "fingerprint": fingerprint_of(formats.read_backbone(tmp_path / "own")[1])}
     prompt_writers.write("npz", str(tmp_path / "known"), dataclasses.replace(held, metadata=held.metadata | {"backbone": known}))

@@ -141,10 +141,9 @@ def test_gin_holds_no_code():
 
 
 def test_one_file_knows_where_the_bank_is_kept_in_a_tree_of_parameters():
-    """Everything else asks the method's parts; readers and writers of files have names of their own to keep."""
+    """Everything else asks the method's parts, or the constant."""
     found = {path.relative_to(ROOT).as_posix() for path in files("mpt_jax") if "bank/" in path.read_text()}
-    assert {path for path in found if "model/formats/" not in path} == {"mpt_jax/methods/prompt.py"}
-    assert len(found) <= 4
+    assert found == {"mpt_jax/methods/bank.py"}
 
 
 def test_few_places_name_a_t5():

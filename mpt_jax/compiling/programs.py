@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from mpt_jax import sharding
 from mpt_jax.config import MeshSettings, Settings
+from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.methods.method import BACKBONE, backbone_of, own_of, take
@@ -173,7 +174,7 @@ def decode_programs(stage: Stage) -> list[Compiled]:
     limit_B = _rows(mesh, jnp.int32, B)
     first = jax.jit(_prefill, static_argnums=(0, 4))
     return [
-        compile_one("decode", mesh, greedy_decode, *arguments, max_length=length, ends=(1,), limit_B=limit_B),
+        compile_one("decode", mesh, greedy_decode, *arguments, max_length=length, ends=Vocabulary.ends, limit_B=limit_B),
         compile_one("encode", mesh, first, *arguments, length),
     ]
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpt_jax.config import MOST_ROWS, MOST_TOKENS
-from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.cache import RowSource
 from mpt_jax.data.sampler import Stream, draw
+from mpt_jax.data.vocabulary import EOS_ID
 from mpt_jax.errors import UserError
 
 # int32: inputs_BL, targets_BT, input_length_B and target_length_B (tokens that are real, whatever their ids), task_id_B;
@@ -48,8 +49,8 @@ class BatchSpec:
     target_buckets: tuple[int, ...] = ()
     local_rows: tuple[int, ...] | None = None
     by_task: bool = False
-    input_end: tuple[int, ...] = (1,)
-    target_end: tuple[int, ...] = (1,)
+    input_end: tuple[int, ...] = (EOS_ID,)
+    target_end: tuple[int, ...] = (EOS_ID,)
 
     def __post_init__(self) -> None:
         for name, most in (("input_length", MOST_TOKENS), ("target_length", MOST_TOKENS), ("micro_batch_size", MOST_ROWS)):
@@ -81,7 +82,7 @@ class Batch:
 class _Rows:
     """Chosen rows, not yet gathered: index in `caches`, row, bank row and lengths after cutting of each."""
 
-    caches: list[TokenCache]
+    caches: list[RowSource]
     cache_B: np.ndarray
     row_B: np.ndarray
     task_id_B: np.ndarray
@@ -122,7 +123,7 @@ def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_r
 
 
 def eval_batches(
-    cache: TokenCache, spec: BatchSpec, task_id: np.ndarray | int = 0, subset: np.ndarray | None = None
+    cache: RowSource, spec: BatchSpec, task_id: np.ndarray | int = 0, subset: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
     """Every row (of `subset`) once, as (row_index_B int64, micro-batch); row index -1 marks a filler row.
 
@@ -229,7 +230,7 @@ class _StepSource:
 
 def _drawn_rows(streams: Sequence[Stream], step: int, spec: BatchSpec) -> _Rows:
     """The rows of all streams at `step`, stream after stream."""
-    caches: list[TokenCache] = []
+    caches: list[RowSource] = []
     cache_parts, row_parts, task_parts = [], [], []
     for stream in streams:
         index_B, row_B = draw(stream, step)
@@ -248,7 +249,7 @@ def _order(rows: _Rows, spec: BatchSpec) -> np.ndarray:
 
 
 def _lengths(
-    caches: list[TokenCache], cache_B: np.ndarray, row_B: np.ndarray, task_id_B: np.ndarray, spec: BatchSpec
+    caches: list[RowSource], cache_B: np.ndarray, row_B: np.ndarray, task_id_B: np.ndarray, spec: BatchSpec
 ) -> _Rows:
     """Looks up the lengths of chosen rows and counts those that will be cut."""
     input_B, target_B = np.empty((2, len(row_B)), np.int32)

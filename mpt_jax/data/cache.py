@@ -43,6 +43,22 @@ class Extras(Protocol):
         """Writes what is known of a row into line ``slot`` of a micro-batch's arrays."""
 
 
+class RowSource(Protocol):
+    """Rows that batches are made of: a TokenCache, or what waits for an answer (infer/requests.py). Lengths in tokens, uncut."""
+
+    rows: int
+    input_lengths: np.ndarray
+    target_lengths: np.ndarray
+    embedding: np.ndarray | None  # (rows, E)
+    teacher: Extras | None
+
+    def inputs(self, row: int) -> np.ndarray:
+        """Input tokens of a row."""
+
+    def targets(self, row: int) -> np.ndarray:
+        """Target tokens of a row."""
+
+
 class TokenCache:
     """One task split, memory-mapped, read-only; safe to read from several threads."""
 

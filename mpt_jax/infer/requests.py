@@ -64,7 +64,7 @@ _take = jax.jit(_take_fn, static_argnums=1)
 
 
 class Requests:
-    """Token rows with the bank row that answers each and the most tokens an answer may have; readable like a token cache."""
+    """Token rows with the bank row that answers each and the most tokens an answer may have: a RowSource (data/cache.py)."""
 
     embedding = teacher = None
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+BANK = "bank/"  # before the names of the arrays, in paths of parameters and in files
+
 
 class PromptBank(NamedTuple):
     """shared (G, P, D) float32; cols (N, P, R) and rows (N, R, D) float32, or None for plain prompts; group (N,) int32."""

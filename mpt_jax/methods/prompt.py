@@ -13,14 +13,12 @@ import numpy as np
 
 from mpt_jax.config import PromptSettings
 from mpt_jax.errors import UserError
-from mpt_jax.methods.bank import PromptBank, bank_from, compose_all, product, select, stack_groups
+from mpt_jax.methods.bank import BANK, PromptBank, bank_from, compose_all, product, select, stack_groups
 from mpt_jax.methods.method import BACKBONE, FROZEN, GROUP, TASK, Method, Part, Start, check_counts
 from mpt_jax.model.families.family import Adaptation, Adapted
 from mpt_jax.model.formats import prompts
 from mpt_jax.run_folder import require
 from mpt_jax.sharding import to_host
-
-BANK = "bank/"  # before the names of the bank's arrays in paths of parameters
 
 
 def bank_of(trainable: Mapping[str, Any], group_N) -> PromptBank | None:

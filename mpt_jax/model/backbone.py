@@ -49,10 +49,7 @@ class Backbone:
 
     def check_same(self, run: Mapping[str, Any], what: str, advice: str) -> None:
         """Raises UserError if the run of a run.json was trained on other weights than these."""
-        there = run["backbone"]
-        if there["fingerprint"] != self.fingerprint:
-            message = f"{what} was trained on backbone {there['name']} ({there['fingerprint']})"
-            raise UserError(f"{message}, this is {self.name} ({self.fingerprint}); {advice}.")
+        check_weights(run["backbone"], self.name, self.fingerprint, f"{what} was", advice)
 
     def flat(self) -> dict:
         """Weights by path ``backbone/encoder/...``, as the train step takes them."""
@@ -115,6 +112,13 @@ def framed(vocabulary: Vocabulary, config: Any, cue: str) -> Vocabulary:
         message = f"DataSettings.cue (CUE) = {cue!r} stands between input and target of a decoder-only model"
         raise UserError(f"{message}; {config.name!r} has an encoder: leave it out, or put it into the task's template.")
     return vocabulary.answering(config.decoder_start_id)
+
+
+def check_weights(known: Mapping[str, Any], name: str, fingerprint: str, what: str, advice: str) -> None:
+    """Raises UserError if what a run.json knows of its backbone is of other weights than these; ``what``: subject and verb."""
+    if known["fingerprint"] != fingerprint:
+        message = f"{what} trained on backbone {known.get('name', '?')} ({known['fingerprint']})"
+        raise UserError(f"{message}, this is {name} ({fingerprint}); {advice}.")
 
 
 def fingerprint_of(arrays: dict) -> str:

@@ -16,13 +16,12 @@ from t5x import metrics, models, optimizers, partitioning
 from mpt_jax.errors import UserError
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.infer.likelihood import score_rows
-from mpt_jax.methods.bank import PromptBank
+from mpt_jax.methods.bank import BANK, PromptBank
 from mpt_jax.methods.method import BACKBONE, TEACHERS, places_for, take
 from mpt_jax.methods.prompt import paths_of
 from mpt_jax.model.families.family import Rows
 from mpt_jax.model.formats import names
 from mpt_jax.model.formats.arrays import flatten, unflatten
-from mpt_jax.model.formats.t5x import BANK
 from mpt_jax.sharding import RULES, TASK_AXES
 from mpt_jax.t5x_bridge.features import TASK_ID, TaskIdFeatureConverter
 from mpt_jax.t5x_bridge.optimizer import bank_of
@@ -50,7 +49,7 @@ class Counts:
 
 
 class PromptedModel(models.BaseModel):
-    """A frozen T5 with a prompt bank. Parameters: T5X's minimal T5, and the bank's (formats/t5x.py: BANK).
+    """A frozen T5 with a prompt bank. Parameters: T5X's minimal T5, and the bank's (methods/bank.py: BANK).
 
     objective: config, groups of the tasks and distillation. bank: where prompts start. task_names: N labels of metrics. teacher_NPD:
     prompts of the teachers (source stage). batch_size: examples of a step, for training: gradients of Trainer.num_microbatches would

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from t5x import optimizers
 
 from mpt_jax.config import OptimizerSettings
-from mpt_jax.model.formats.t5x import BANK
+from mpt_jax.methods.bank import BANK
 from mpt_jax.train.optimizer import Optimizer, schedule
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from t5x import state_utils
 
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import BANK
 from mpt_jax.model.formats import names
-from mpt_jax.model.formats.t5x import BANK
 
 TARGET = "target/"
 

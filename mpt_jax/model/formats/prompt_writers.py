@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import BANK
 from mpt_jax.model.formats import safetensors
 from mpt_jax.model.formats.arrays import in_memory
 from mpt_jax.model.formats.card import card
@@ -17,7 +18,6 @@ from mpt_jax.model.formats.folder_writer import write_files, write_folder
 from mpt_jax.model.formats.prompts import METADATA, MULTITASK, SEQ_2_SEQ, SINGLE, PromptFile
 from mpt_jax.output import file_name
 
-BANK = "bank/"  # before the names of the bank's arrays in an npz
 FORMATS = ("peft", "peft_single", "npz", "npy")
 
 
@@ -85,7 +85,7 @@ def _as_npy(array: np.ndarray) -> bytes:
 
 
 def _npz(file: BinaryIO, prompts: PromptFile) -> None:
-    """Each task's composed prompt (P, D) under its name, then the bank that they come from under ``bank/``.
+    """Each task's composed prompt (P, D) under its name, then the bank that they come from under BANK.
 
     As np.savez does, which cannot take a task called `file`.
     """

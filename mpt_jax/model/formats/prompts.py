@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpt_jax.errors import UserError
-from mpt_jax.methods.bank import PromptBank, compose_all, select
+from mpt_jax.methods.bank import BANK, PromptBank, compose_all, select
 from mpt_jax.model.families import family_of
 from mpt_jax.model.formats import npy_file, safetensors, t5x, torch_file
 from mpt_jax.model.formats.arrays import LazyArray, check_finite, check_name, listed
@@ -165,7 +165,7 @@ def _read_npy(path: str) -> PromptFile:
 def _read_npz(path: str) -> PromptFile:
     """A bank as written here, or one prompt (P, D) for each name."""
     held = npy_file.read_npz(path)
-    arrays = {name.removeprefix("bank/"): array for name, array in held.items() if name.startswith("bank/")}
+    arrays = {name.removeprefix(BANK): array for name, array in held.items() if name.startswith(BANK)}
     if "shared_GPD" in arrays:
         return _npz_bank(arrays, path)
     prompts = {name: array for name, array in held.items() if array.ndim == 2}
@@ -181,18 +181,18 @@ def _npz_bank(arrays: Mapping[str, np.ndarray], path: str) -> PromptFile:
     """The bank of a file written here. Raises UserError for what is missing or of another type."""
     missing = {"group_N", "task_names"} - arrays.keys()
     if missing:
-        raise UserError(f"{path} lacks {listed(f'bank/{name}' for name in missing)}.")
+        raise UserError(f"{path} lacks {listed(BANK + name for name in missing)}.")
     group_N, task_names, metadata = arrays["group_N"], arrays["task_names"], arrays.get("metadata", np.array("{}"))
     if group_N.ndim != 1 or group_N.dtype.kind not in "iu" or (len(group_N) and not 0 <= group_N.min() <= group_N.max() < 2**31):
         held = shown(group_N.reshape(-1)[:7].tolist())
-        raise UserError(f"{path}: bank/group_N is {held} of type {group_N.dtype}; it takes the number of each task's shared prompt.")
+        raise UserError(f"{path}: {BANK}group_N is {held} of type {group_N.dtype}; it takes the number of each task's shared prompt.")
     if task_names.ndim != 1 or task_names.dtype.kind != "U" or metadata.ndim or metadata.dtype.kind != "U":
-        raise UserError(f"{path}: bank/task_names and bank/metadata must be texts, one for each task and one in all.")
+        raise UserError(f"{path}: {BANK}task_names and {BANK}metadata must be texts, one for each task and one in all.")
     return PromptFile(
-        *(_float32(arrays[name], f"{path}: bank/{name}") if name in arrays else None for name in BANK_ARRAYS),
+        *(_float32(arrays[name], f"{path}: {BANK}{name}") if name in arrays else None for name in BANK_ARRAYS),
         group_N.astype(np.int32),
-        _task_names(_texts(task_names, path), f"{path}: bank/task_names"),
-        _metadata("".join(_texts(metadata.reshape(1), path)), f"{path}: bank/metadata"),
+        _task_names(_texts(task_names, path), f"{path}: {BANK}task_names"),
+        _metadata("".join(_texts(metadata.reshape(1), path)), f"{path}: {BANK}metadata"),
     )
 
 
@@ -321,7 +321,7 @@ def _loaded(lazy: LazyArray, where: str) -> np.ndarray:
 def _read_t5x(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
     """The prompt bank of a run under T5X's trainer, or the encoder's prompt variable of prompt-tuning's models."""
     found = {name: lazy for name, lazy in arrays.items() if t5x.is_prompt(name)}
-    if f"{t5x.BANK}shared" in found:
+    if f"{BANK}shared" in found:
         return _read_t5x_bank(found, path)
     if not found:
         raise UserError(f"{path} holds no prompt variable (such as {ENCODER_PROMPT}); it is a backbone.")
@@ -343,7 +343,7 @@ def _read_t5x_bank(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
 
     Without that file labels are numbers from 1, and tasks share prompts evenly in their order.
     """
-    names = (f"{t5x.BANK}{part}" for part in ("shared", "cols", "rows"))
+    names = (f"{BANK}{part}" for part in ("shared", "cols", "rows"))
     shared_GPD, cols_NPR, rows_NRD = (_loaded(arrays[name], f"{path}: {name}") if name in arrays else None for name in names)
     around = Folder(os.path.dirname(path.rstrip("/")) or ".")
     if around.exists("run.json"):

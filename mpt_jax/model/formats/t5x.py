@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpt_jax.errors import UserError
+from mpt_jax.methods.bank import BANK
 from mpt_jax.model.formats import msgpack_file, zarr
 from mpt_jax.model.formats.arrays import LazyArray, check_name, listed, unflatten
 from mpt_jax.model.formats.files import Folder
@@ -24,7 +25,6 @@ VERSION = 3  # t5x/checkpoints.py; version 2 wrote bfloat16 as uint16
 ORBAX_MARKS = ("_METADATA", "manifest.ocdbt")
 ORBAX_ITEMS = ("state", "default", "params")  # T5X's item, Orbax' unnamed one, our runs'
 ROOTS = ("optimizer/target/", "target/", "params/params/", "params/")
-BANK = "bank/"  # where mpt_jax/t5x_bridge keeps the prompt bank in a T5X run's parameters
 MOST_KEY = 1000  # letters of a path in Orbax' _METADATA
 OLD_PLACEHOLDER = "PLACEHOLDER://"  # Orbax before its _METADATA file
 
