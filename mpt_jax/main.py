@@ -28,7 +28,8 @@ from mpt_jax.config import (
     TaskSettings,
     TrainSettings,
 )
-from mpt_jax.data.cache import cache_folder, cached_names
+from mpt_jax.data.cache import cached_names
+from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.errors import EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_PREEMPTED, Preempted, UserError
 from mpt_jax.gin_messages import gin_errors
 from mpt_jax.launched import end_with_launcher

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mpt_jax.distributed import is_first, say
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import open_regular, parse_json, shown
-from mpt_jax.run_folder import is_number, writes
+from mpt_jax.run_folder import is_number, write_text, writes
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -38,9 +38,7 @@ class MetricsWriter:
         # a run that starts anew scores its start again
         kept = [line for line in read_metrics(run_dir) if line["step"] <= start_step] if start_step else []
         with self._errors():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(temporary, path)
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
 
     def _errors(self):

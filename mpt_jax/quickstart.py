@@ -13,7 +13,8 @@ import numpy as np
 
 from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
-from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.data.cache import open_cache
+from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.distributed import say
 from mpt_jax.folder_lock import locked
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, majority

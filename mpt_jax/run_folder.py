@@ -135,12 +135,17 @@ def writes(path: str | Path, setting: str) -> Iterator[None]:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes JSON from the first process, by way of a temporary file, so that a kill leaves the old file or the new one."""
+    """Writes JSON as ``write_text`` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file from the first process, by way of a temporary one, so that a kill leaves the old file or the new one."""
     if not is_first():
         return
     path = replaceable(path, "the output")
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 

@@ -12,7 +12,7 @@ from tiny_data import byte_vocabulary, piece_file, token_cache
 
 from mpt_jax import tasks
 from mpt_jax.data import cache as cache_module
-from mpt_jax.data import cache_writer
+from mpt_jax.data import cache_writer, checked_folder
 from mpt_jax.data.cache import cached_names, open_cache, read_cache, write_cache
 from mpt_jax.data.vocabulary import load_vocabulary, seqio_vocabulary
 from mpt_jax.errors import UserError
@@ -359,9 +359,9 @@ def test_a_place_that_cannot_be_written_is_named_with_the_setting(file_task, voc
 
 def test_the_folder_of_caches(monkeypatch):
     monkeypatch.setenv("MPT_CACHE_DIR", "/given")
-    assert cache_module.cache_folder() == Path("/given") and cache_module.cache_folder("~/mine") == Path.home() / "mine"
+    assert checked_folder.cache_folder() == Path("/given") and checked_folder.cache_folder("~/mine") == Path.home() / "mine"
     with pytest.raises(UserError, match="holds a zero byte"):
-        cache_module.cache_folder("a\0b")
+        checked_folder.cache_folder("a\0b")
 
 
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(file_task, tmp_path):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from mpt_jax import sharding
@@ -22,6 +21,7 @@ from mpt_jax.methods.method import BACKBONE, backbone_of, own_of, take
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network, Rows
+from mpt_jax.model.formats.arrays import unflatten
 from mpt_jax.model.network import prefill
 from mpt_jax.train.program import Program, assemble
 from mpt_jax.train.step import Sums, TrainState
@@ -56,7 +56,7 @@ def make_stage(settings: Settings, config: Any, tasks: Sequence[str], mesh: Mesh
     """The stage as training would assemble it, from shapes; without a mesh for one device."""
     # by its table of names: drawing weights in thought traces every layer, 4 s of T5-Large
     shapes = {entry.ours: jax.ShapeDtypeStruct(entry.shape, settings.backbone.dtype) for entry in family_of(config).entries(config)}
-    params = unflatten_dict(shapes, sep="/")
+    params = unflatten(shapes.items())
     backbone = Backbone(config.name, config, params, settings.backbone.vocabulary, "")
     return Stage(assemble(settings, tasks, backbone, mesh, shapes_only=True), mesh, decode_rows)
 

@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Set
 from pathlib import Path
@@ -100,17 +99,6 @@ class TokenCache:
         taught = copy.copy(self)
         taught.teacher = outputs
         return taught
-
-
-def cache_folder(setting: str = "") -> Path:
-    """Folder of the token caches: setting CACHE_DIR, else the variable MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
-    given = setting or os.environ.get("MPT_CACHE_DIR") or "~/.cache/mpt_jax"
-    if "\0" in given:
-        raise UserError(f"CACHE_DIR = {given!r} holds a zero byte, which no name may have.")
-    try:
-        return Path(given).expanduser()
-    except RuntimeError as error:  # neither HOME nor an entry of the user
-        raise UserError("there is no home folder for token caches: name a folder by --gin.CACHE_DIR or MPT_CACHE_DIR") from error
 
 
 def open_cache(

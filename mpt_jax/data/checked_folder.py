@@ -26,6 +26,17 @@ WRITING, RETIRED = ".writing-", ".retired-"  # names of folders on their way in 
 ATTEMPTS = 20  # at putting a folder where other processes put theirs
 
 
+def cache_folder(setting: str = "") -> Path:
+    """Folder of the token caches: setting CACHE_DIR, else the variable MPT_CACHE_DIR, or ~/.cache/mpt_jax."""
+    given = setting or os.environ.get("MPT_CACHE_DIR") or "~/.cache/mpt_jax"
+    if "\0" in given:
+        raise UserError(f"CACHE_DIR = {given!r} holds a zero byte, which no name may have.")
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:  # neither HOME nor an entry of the user
+        raise UserError("there is no home folder for token caches: name a folder by --gin.CACHE_DIR or MPT_CACHE_DIR") from error
+
+
 def key_name(key: dict) -> str:
     """The folder name of a key: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpt_jax.data import byte_pairs, pieces, tokenizer_files, tokenizer_json
+from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.data.frame import Frame
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import parse_json, read_regular, shown
@@ -163,8 +164,7 @@ class SentencePieceVocabulary(Vocabulary):
         """A file with the SentencePiece model: `path`, or one in the cache folder that a tokenizer.json is turned into."""
         if Path(self.path).name != tokenizer_json.NAME:
             return self.path
-        cache = Path(os.environ.get("MPT_CACHE_DIR") or Path.home() / ".cache" / "mpt_jax")
-        file = cache / "vocabularies" / f"{self.fingerprint}.model"
+        file = cache_folder() / "vocabularies" / f"{self.fingerprint}.model"
         if not file.exists():
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)

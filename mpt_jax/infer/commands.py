@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from mpt_jax import distributed, tasks
 from mpt_jax.checks import check_folder
 from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, MeshSettings
-from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.data.cache import open_cache
+from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.data.spelling import spelling, writer
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError

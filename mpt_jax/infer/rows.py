@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpt_jax import tasks
-from mpt_jax.data.cache import cache_folder, cached_names, open_cache
+from mpt_jax.data.cache import cached_names, open_cache
+from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 from mpt_jax.infer.predictor import Predictor

@@ -14,7 +14,8 @@ from clu.data import dataset_iterator
 
 from mpt_jax.config import DataSettings
 from mpt_jax.data.batches import BatchSpec, batch_iterator
-from mpt_jax.data.cache import cache_folder, open_cache
+from mpt_jax.data.cache import open_cache
+from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.data.spelling import spelling
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError

@@ -10,7 +10,8 @@ from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.checks import check_folder
 from mpt_jax.config import Settings
 from mpt_jax.data.batches import batch_iterator
-from mpt_jax.data.cache import TokenCache, cache_folder, open_cache
+from mpt_jax.data.cache import TokenCache, open_cache
+from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.data.sampler import Stream
 from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
