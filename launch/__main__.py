@@ -27,7 +27,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         TARGETS[target].add_arguments(parser)
     arguments = parser.parse_args(own)
     if not command:
-        raise LaunchError("no command; give it after --, for example: -- train --gin_file=source.gin --gin.MODEL_DIR=\"'runs/source'\"")
+        raise LaunchError("no command; give it after --, for example: -- train source --model_dir runs/source")
     return arguments, command
 
 

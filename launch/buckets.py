@@ -19,8 +19,8 @@ def mounted(command: Sequence[str], below: str) -> tuple[list[str], list[str]]:
 
 def model_dir(command: Sequence[str]) -> str | None:
     """The value of MODEL_DIR in a command, if it is given there."""
-    for argument in command:
-        name, _, value = argument.partition("=")
-        if name == "--gin.MODEL_DIR":
-            return value.strip("'\"")
+    for place, argument in enumerate(command):
+        name, equals, value = argument.partition("=")
+        if name in ("--model_dir", "--gin.MODEL_DIR"):
+            return (value if equals else "".join(command[place + 1 : place + 2])).strip("'\"")
     return None

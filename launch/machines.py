@@ -71,7 +71,7 @@ def tpu_slice(name: str) -> Slice:
     row = GENERATIONS.get(generation)
     if row is None or topology not in row.topologies:
         known = f"v5e:4x4; {generation}: {', '.join(row.topologies)}" if row else f"generations {', '.join(GENERATIONS)}, as in v5e:4x4"
-        raise LaunchError(f"--type {name!r} is no TPU slice; known: {known}.")
+        raise LaunchError(f"--type {name!r} is not a TPU slice; known: {known}.")
     chips = prod(int(side) for side in topology.split("x"))
     hosts = 1 if chips <= row.whole_host else chips // 4
     return Slice(f"{row.gcloud}-{chips * row.cores}", row.runtime, row.gke_accelerator, topology, chips, hosts)
@@ -80,5 +80,5 @@ def tpu_slice(name: str) -> Slice:
 def gpu_host(name: str) -> GpuHost:
     """The host with GPUs of that name. Raises LaunchError naming the known ones."""
     if name not in GPU_HOSTS:
-        raise LaunchError(f"--type {name!r} is no host with GPUs; known: {', '.join(GPU_HOSTS)}.")
+        raise LaunchError(f"--type {name!r} is not a host with GPUs; known: {', '.join(GPU_HOSTS)}.")
     return GPU_HOSTS[name]

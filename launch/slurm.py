@@ -44,13 +44,13 @@ set -u
 export JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
 export JAX_NUM_PROCESSES="$SLURM_NTASKS"
 {exports}
-told=0
+asked=0
 srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax {command} &
 step=$!
-trap 'told=1; kill -TERM "$step"' TERM
+trap 'asked=1; kill -TERM "$step"' TERM
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
-if [ "$code" -eq {preempted} ] || {{ [ "$told" -eq 1 ] && [ "$code" -ne 0 ]; }}; then
+if [ "$code" -eq {preempted} ] || {{ [ "$asked" -eq 1 ] && [ "$code" -ne 0 ]; }}; then
   if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then
     scontrol requeue "$SLURM_JOB_ID" && sleep 60
   fi

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_restarts", type=int, default=20, help="new slices after preemptions (default: %(default)s)")
     parser.add_argument("--wait_hours", type=float, default=24.0, help="hours to wait for a slice (default: %(default)s)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command; may be repeated")
-    parser.add_argument("--ship", action="append", default=[], metavar="PATH", help="file or folder copied beside the command")
+    parser.add_argument("--ship", action="append", default=[], metavar="PATH", help="file or folder copied next to the command")
     parser.add_argument("--wheel", default="", help="wheel of mpt_jax to install (default: built from this checkout)")
     parser.add_argument("--poll_s", type=float, default=20.0, help="seconds between questions about the state (default: %(default)s)")
 
@@ -169,7 +169,7 @@ def scripts(arguments: argparse.Namespace, command: Sequence[str], wheel: str) -
 def build_wheel(folder: Path) -> Path:
     """A wheel of this checkout."""
     if not (ROOT / "pyproject.toml").is_file():
-        raise LaunchError("this is no checkout, so no wheel can be built from it; give --wheel FILE.")
+        raise LaunchError("this is not a checkout, so no wheel can be built from it; give --wheel FILE.")
     argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     built = ask(argv)
     wheels = list(folder.glob("mpt_jax-*.whl"))

@@ -1,24 +1,48 @@
-"""Values of ``--gin.NAME=VALUE`` as one types them: a text without quotes, a list without brackets. What gin reads is made from them here.
+"""Values of settings as one types them: a text without quotes, a list without brackets. What gin reads is made from them here.
 
-What kind of value a name takes decides: `--gin.MODEL_DIR=runs/a,b` is one text, `--gin.TASKS=sst2,mrpc` are two.
+What kind of value a name takes decides: `--model_dir=runs/a,b` is one text, `--tasks=sst2,mrpc` are two.
 """
 
 import ast
 import re
 import typing
 from types import UnionType
+from typing import NamedTuple
 
 from mpt_jax.errors import UserError
 
 REFERENCE = re.compile(r"(^|[\[({,:=\s])[@%]\w")  # @configurable() and %MACRO are gin's own
 ENTRY = re.compile(r"\s*['\"]?([A-Za-z_]\w*)['\"]?\s*[:=]\s*([^,{}:=]+?)\s*")
+# kinds of fields that take nothing else: what is expected, and an example
+EXPECTED = {
+    int: ("a whole number", "1"),
+    float: ("a number", "0.1"),
+    bool: ("True or False", "True"),
+    dict: ("a length for inputs and one for targets", "inputs=256,targets=128"),
+}
+LIST = ("a list with matching quotes and brackets", "a,b")
+TEXT = ("a text with matching quotes", "text, without quotes")
 MIXED = set("'\"[](){}")
 
 
-def as_gin(name: str, text: str, hint: typing.Any = None) -> str:
-    """The value of a binding as gin reads it. hint: the type of the field that the name fills, None where it is not known.
+class Binding(NamedTuple):
+    """A setting as it was typed: ``--train_steps 5`` and ``--gin.TRAIN_STEPS=5`` are both TRAIN_STEPS = 5."""
 
-    Raises UserError that names the binding and says what to type where the text can mean several things.
+    name: str  # of the macro or the field
+    text: str
+    flag: str  # for messages
+
+    @classmethod
+    def of(cls, text: str) -> "Binding":
+        """From gin's own NAME=VALUE."""
+        name, _, value = (part.strip() for part in text.partition("="))
+        return cls(name, value, f"--gin.{name}")
+
+
+def as_gin(flag: str, text: str, hint: typing.Any = None) -> str:
+    """The value of a setting as gin reads it. flag: as it was typed; hint: the type of the field it fills, None where it is not known.
+
+    Raises UserError that names flag and value, and says what to type, where the text can mean several things or nothing.
     """
     kinds = _kinds(hint)
     text = text.strip()
@@ -27,10 +51,10 @@ def as_gin(name: str, text: str, hint: typing.Any = None) -> str:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):
-        return repr(_untyped(name, text, kinds))
+        return repr(_untyped(flag, text, kinds))
     except (RecursionError, MemoryError) as error:
-        raise _ambiguous(name, text, kinds) from error
-    return _typed(name, text, value, kinds)
+        raise _ambiguous(flag, text, kinds) from error
+    return _typed(flag, text, value, kinds)
 
 
 def _kinds(hint: typing.Any) -> set[type]:
@@ -38,7 +62,7 @@ def _kinds(hint: typing.Any) -> set[type]:
     return {typing.get_origin(option) or option for option in options if option is not None}
 
 
-def _typed(name: str, text: str, value: typing.Any, kinds: set[type]) -> str:
+def _typed(flag: str, text: str, value: typing.Any, kinds: set[type]) -> str:
     """A text that Python reads as a value, where the name takes something else."""
     bare = not text.startswith(("(", "[", "{"))
     if kinds == {str} and bare and not isinstance(value, str):
@@ -48,52 +72,55 @@ def _typed(name: str, text: str, value: typing.Any, kinds: set[type]) -> str:
         return repr(list(value))
     if kinds and kinds <= {list, tuple} and not isinstance(value, list | tuple | dict):
         return repr([value])
-    if isinstance(value, tuple) and bare:
-        raise _ambiguous(name, text, kinds)
+    plain = bool(kinds) and kinds <= set(EXPECTED)
+    if (isinstance(value, tuple) and bare) or (plain and not _fits(value, kinds)):
+        raise _ambiguous(flag, text, kinds)
     return text
 
 
-def _untyped(name: str, text: str, kinds: set[type]) -> typing.Any:
+def _fits(value: typing.Any, kinds: set[type]) -> bool:
+    """Whether a field of plain kinds takes a value."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, tuple(kinds | ({int} if float in kinds else set())))
+
+
+def _untyped(flag: str, text: str, kinds: set[type]) -> typing.Any:
     """The value that is meant by a text that Python does not read."""
     if bool in kinds and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if dict in kinds:
-        return _dict(name, text, kinds)
-    if kinds & {list, tuple}:
+    lists = bool(kinds & {list, tuple})
+    if dict in kinds and (str not in kinds or text.startswith("{")):
+        return _dict(flag, text, kinds)
+    if lists and (str not in kinds or "," in text or text.startswith(("[", "("))):
         inside = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
-        return [_element(name, text, part.strip(), kinds) for part in inside.split(",") if part.strip()]
-    if (not text and kinds - {str}) or set("'\"") & set(text[:1] + text[-1:]):
-        raise _ambiguous(name, text, kinds)
+        return [_element(flag, text, part.strip(), kinds) for part in inside.split(",") if part.strip()]
+    if (kinds and kinds <= set(EXPECTED)) or set("'\"") & set(text[:1] + text[-1:]):
+        raise _ambiguous(flag, text, kinds)
     return text
 
 
-def _element(name: str, text: str, part: str, kinds: set[type]) -> typing.Any:
+def _element(flag: str, text: str, part: str, kinds: set[type]) -> typing.Any:
     try:
         return ast.literal_eval(part)
     except (ValueError, SyntaxError, TypeError) as error:
         if MIXED & set(part):
-            raise _ambiguous(name, text, kinds) from error
+            raise _ambiguous(flag, text, kinds) from error
         return part
 
 
-def _dict(name: str, text: str, kinds: set[type]) -> dict:
+def _dict(flag: str, text: str, kinds: set[type]) -> dict:
     inside = text[1:-1] if text[:1] + text[-1:] == "{}" else text
     entries = [ENTRY.fullmatch(part) for part in inside.split(",") if part.strip()]
     if not entries or None in entries:
-        raise _ambiguous(name, text, kinds)
-    return {entry[1]: _element(name, text, entry[2], kinds) for entry in entries}
+        raise _ambiguous(flag, text, kinds)
+    return {entry[1]: _element(flag, text, entry[2], kinds) for entry in entries}
 
 
-def _ambiguous(name: str, text: str, kinds: set[type]) -> UserError:
+def _ambiguous(flag: str, text: str, kinds: set[type]) -> UserError:
     shown = text if len(text) <= 80 else f"{text[:80]}…"
-    if dict in kinds:
-        example = f"""--gin.{name}="{{'inputs': 256, 'targets': 128}}\""""
-    elif kinds & {list, tuple}:
-        example = f"--gin.{name}=a,b or --gin.{name}=\"['a', 'b']\""
-    elif kinds & {int, float}:
-        example = f"--gin.{name}=1"
-    elif bool in kinds:
-        example = f"--gin.{name}=True"
-    else:
-        example = f"--gin.{name}=text or --gin.{name}=\"'text'\""
-    return UserError(f"--gin.{name}={shown}: the value cannot be read (brackets or quotes do not match?). Type {example}.")
+    kind = next((kind for kind in (list, tuple, dict, int, float, bool) if kind in kinds), str)
+    if kind is int and float in kinds:
+        kind = float
+    expected, example = EXPECTED.get(kind, LIST if kind in (list, tuple) else TEXT)
+    return UserError(f"{flag}={shown}: {expected} is expected; type {flag}={example}")

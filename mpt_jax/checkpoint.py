@@ -194,7 +194,7 @@ class Checkpoints:
             meta=ocp.args.JsonRestore(),
         )
         folder = self.folder / str(step)
-        advice = "Move that folder away, or give --gin.SKIP_DAMAGED_CHECKPOINTS=True, to continue from the checkpoint before it"
+        advice = "Move that folder away, or type --skip_damaged_checkpoints, to continue from the checkpoint before it"
         _check_files(folder, advice)
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             done = reader.submit(self._manager.restore, step, args=arguments)

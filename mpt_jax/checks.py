@@ -44,7 +44,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def check_folder(name: str, value: str) -> None:
     """Raises UserError for a folder that was not given."""
     if not value:
-        raise UserError(f"{name} is empty; give --gin.{name}=\"'folder'\".")
+        raise UserError(f"{name} is empty; type --{name.lower()} FOLDER")
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:

@@ -19,7 +19,7 @@ STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
 MIXINGS = ("stochastic", "proportional", "equal")  # data/sampler.py
 # EvalSettings.method: how a task's rows are answered
 ANSWERS = {
-    "decode": "greedily, token by token; an answer that is no label is wrong",
+    "decode": "greedily, token by token; an answer that is not a label is wrong",
     "rank": "the label that greedy decoding gives if it may only write labels: what 'decode' gives wherever it writes a label",
     "rank_probability": "the label of the highest total log-probability, which can be another one",
 }
@@ -366,7 +366,7 @@ class CompileSettings:
     def __post_init__(self):
         checks.check_types(self)
         if not self.topology:
-            raise UserError("CompileSettings.topology (TOPOLOGY) is empty; give --gin.TOPOLOGY=\"'v5e:4x4'\".")
+            raise UserError("CompileSettings.topology (TOPOLOGY) is empty; type --topology v5e:4x4")
 
 
 class Settings(NamedTuple):

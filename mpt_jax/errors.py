@@ -1,4 +1,6 @@
-"""Errors that a user can cause and mend; the command prints them without a traceback."""
+"""Errors that a user can cause and correct; the command prints them without a traceback. Exit codes of the command."""
+
+EXIT_USER_ERROR = 2
 
 # exit code of a command that was asked to end (SIGTERM) and saved: the same command continues; launchers start it again
 EXIT_PREEMPTED = 83
@@ -10,6 +12,15 @@ EXIT_PEER_LOST_ABORTED = 134
 
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells show it
 EXIT_PIPE_CLOSED = 141  # who reads the output has closed it (`mpt-jax tasks | head`), as shells show SIGPIPE
+
+EXIT_CODES: dict[int, str] = {  # as `--help` lists them
+    0: "done",
+    EXIT_USER_ERROR: "wrong input; one line says what, what was expected and what to type",
+    EXIT_PREEMPTED: "ended by SIGTERM after saving; the same command continues",
+    EXIT_PEER_LOST: f"another process of the run is gone ({EXIT_PEER_LOST_ABORTED} where JAX aborts); start all again",
+    EXIT_INTERRUPTED: "interrupted by Ctrl-C; the same command continues from the last checkpoint",
+    EXIT_PIPE_CLOSED: "nobody reads the output any more",
+}
 
 
 class Preempted(BaseException):

@@ -35,7 +35,7 @@ def check_regular(path: str | os.PathLike) -> int:
     try:
         found = os.stat(path)
     except FileNotFoundError as error:
-        linked = " (a link to a file that is not there)" if os.path.islink(path) else ""
+        linked = " (a link to a missing file)" if os.path.islink(path) else ""
         raise UserError(f"{path} is missing{linked}.") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise UserError(f"{path} cannot be read: {_reason(error)}.") from error

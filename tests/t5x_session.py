@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gin
-from mpt_jax.main import GIN_FOLDER
+from mpt_jax.macros import GIN_FOLDER
 
 FUNCTIONS = {"train": "train", "eval": "evaluate", "infer": "infer"}
 

@@ -1,8 +1,8 @@
-"""Values of bindings as one types them, and what stays ambiguous."""
+"""Values of settings as one types them, and what can mean several things or nothing."""
 
 import pytest
 
-from mpt_jax.bindings import as_gin
+from mpt_jax.bindings import Binding, as_gin
 from mpt_jax.errors import UserError
 
 LIST, NUMBERS = list | tuple, float | list | tuple
@@ -32,14 +32,17 @@ LIST, NUMBERS = list | tuple, float | list | tuple
         ("1", int | list | tuple, "1"),
         ("0.1,3e-2", NUMBERS, "[0.1, 0.03]"),
         ("fast", NUMBERS, "['fast']"),
-        ("many", int, "'many'"),
         ("300", int, "300"),
+        ("1", float, "1"),
         ("true", bool, "True"),
         ("FALSE", bool, "False"),
-        ("maybe", bool, "'maybe'"),
         ("{inputs: 32, targets: 8}", dict, "{'inputs': 32, 'targets': 8}"),
         ("inputs=32,targets=8", dict, "{'inputs': 32, 'targets': 8}"),
         ("{'inputs': 32}", dict, "{'inputs': 32}"),
+        ("is it good, or bad?", str | dict, "'is it good, or bad?'"),
+        ("{rte: true or false}", str | dict, "{'rte': 'true or false'}"),
+        ("sst2", str | list | tuple | dict, "'sst2'"),
+        ("sst2,mnli", str | list | tuple | dict, "['sst2', 'mnli']"),
         ("text", None, "'text'"),
         ("a,b", None, "'a,b'"),
         ("1,2", None, "[1, 2]"),
@@ -48,27 +51,35 @@ LIST, NUMBERS = list | tuple, float | list | tuple
     ],
 )
 def test_what_one_types_becomes_what_gin_reads(text, hint, value):
-    assert as_gin("NAME", text, hint) == value
+    assert as_gin("--name", text, hint) == value
 
 
 @pytest.mark.parametrize(
-    "text, hint, example",
+    "text, hint, said",
     [
-        ("'runs/a", str, "--gin.NAME=text or --gin.NAME=\"'text'\""),
-        ("['a', b", LIST, "--gin.NAME=a,b"),
-        ("[[1, b]]", LIST, "--gin.NAME=a,b"),
-        ("32", dict, ""),
-        ("32,8", dict, "{'inputs': 256, 'targets': 128}"),
-        ("{inputs}", dict, "{'inputs': 256, 'targets': 128}"),
-        ("", int, "--gin.NAME=1"),
-        ("", bool, "--gin.NAME=True"),
-        ("[" * 100_000, LIST, "--gin.NAME=a,b"),
+        ("'runs/a", str, "a text with matching quotes is expected; type --name=text"),
+        ("['a', b", LIST, "a list with matching quotes and brackets is expected; type --name=a,b"),
+        ("[[1, b]]", LIST, "type --name=a,b"),
+        ("32", dict, "type --name=inputs=256,targets=128"),
+        ("32,8", dict, "type --name=inputs=256,targets=128"),
+        ("{inputs}", dict, "type --name=inputs=256,targets=128"),
+        ("", int, "a whole number is expected; type --name=1"),
+        ("many", int, "a whole number is expected; type --name=1"),
+        ("1.5", int, "a whole number is expected; type --name=1"),
+        ("True", int, "a whole number is expected; type --name=1"),
+        ("1,2", int, "a whole number is expected; type --name=1"),
+        ("fast", float, "a number is expected; type --name=0.1"),
+        ("", bool, "True or False is expected; type --name=True"),
+        ("maybe", bool, "True or False is expected; type --name=True"),
+        ("[" * 100_000, LIST, "type --name=a,b"),
     ],
 )
-def test_what_can_mean_several_things_is_named_with_what_to_type(text, hint, example):
-    if not example:  # read, and refused by the type of the setting
-        assert as_gin("NAME", text, hint) == text
-        return
-    with pytest.raises(UserError, match="--gin.NAME=.*the value cannot be read") as raised:
-        as_gin("NAME", text, hint)
-    assert example in str(raised.value) and len(str(raised.value)) < 300
+def test_what_means_nothing_is_named_with_what_to_type(text, hint, said):
+    with pytest.raises(UserError) as raised:
+        as_gin("--name", text, hint)
+    message = str(raised.value)
+    assert message.startswith(f"--name={text[:80]}") and said in message and len(message) < 300
+
+
+def test_gins_own_way_of_writing_is_a_setting_too():
+    assert Binding.of("TASKS = ['a', 'b=c']") == ("TASKS", "['a', 'b=c']", "--gin.TASKS")

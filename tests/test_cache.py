@@ -219,7 +219,7 @@ def test_a_missing_source_is_an_error_and_its_cache_is_used_only_when_asked(file
     name, source = file_task
     first = open_cache(name, "train", vocabulary, tmp_path / "cache")
     source.unlink()
-    with pytest.raises(tasks.TaskError, match=r"rows.jsonl: there is no such file.*it was cached before: --gin.TRUST_CACHES=True"):
+    with pytest.raises(tasks.TaskError, match=r"rows.jsonl: there is no such file.*it was cached before: --trust_caches"):
         open_cache(name, "train", vocabulary, tmp_path / "cache")
     with caplog.at_level("WARNING"):
         again = open_cache(name, "train", vocabulary, tmp_path / "cache", trust=True)
@@ -353,7 +353,7 @@ def test_what_a_killed_process_left_beside_a_cache_is_cleared_when_that_is_opene
 def test_a_place_that_cannot_be_written_is_named_with_the_setting(file_task, vocabulary, tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", "/proc/no/such"):
-        with pytest.raises(UserError, match=r"the cache folder .* cannot be written .*--gin.CACHE_DIR or the variable MPT_CACHE_DIR"):
+        with pytest.raises(UserError, match=r"the cache folder .* cannot be written .*--cache_dir or the variable MPT_CACHE_DIR"):
             open_cache(file_task[0], "train", vocabulary, place)
 
 

@@ -258,5 +258,5 @@ def test_a_slice_that_is_too_small_gets_another_mesh(tmp_path):
     report = compile_report(make_stage(settings, wide, ["a"], make_mesh(MeshSettings(), where.devices), 4), where)
     assert not report["fits"] and report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
     other = report["would_fit"]
-    assert other["live_bytes"] < 16 * GIB and "MESH_DATA=4 --gin.MESH_FSDP=1 --gin.MESH_TENSOR=1" not in other["settings"]
+    assert other["live_bytes"] < 16 * GIB and "--mesh_data 4 --mesh_fsdp 1 --mesh_tensor 1" not in other["settings"]
     assert "DOES NOT FIT in 16 GiB" in render(report) and other["settings"] in render(report)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_world import start
 from mpt_jax.checkpoint import load_trainable
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
-SMALL = ["--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=4", "--gin.PROMPT_LENGTH=3", "--gin.TrainSettings.eval_rows=8"]
+SMALL = ["--train_steps=2", "--batch_size=4", "--prompt_length=3", "--gin.TrainSettings.eval_rows=8"]
 
 
 def example(file: str) -> str:
@@ -23,7 +24,7 @@ def commands(file: str) -> list[list[str]]:
     """Arguments of the page's commands that name a file."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if file in line]
-    return [re.sub(r'"(\'[^"]*\'|\[[^"]*\])"', r"\1", line).split()[1:] for line in lines]
+    return [shlex.split(line)[1:] for line in lines]
 
 
 def run(folder: Path, arguments: list[str]) -> None:

@@ -8,12 +8,14 @@ from mpt_jax.tasks.paper import location, reading
 from paper_files import write_published
 from tiny_model import CONFIG, weights
 
-from mpt_jax import main, tasks
+from mpt_jax import commands, gin_settings, main, tasks
+from mpt_jax.bindings import Binding
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, TaskSettings, TrainSettings
 from mpt_jax.errors import UserError
+from mpt_jax.macros import GIN_FOLDER
 from mpt_jax.model import formats
 
-FOLDER = main.GIN_FOLDER / "paper"
+FOLDER = GIN_FOLDER / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin"))
 WANTED = {
     *("sources", "teachers", "glue", "superglue", "mrqa", "others", "fewshot", "nlg", "multi_target"),
@@ -24,7 +26,7 @@ WANTED = {
 @pytest.fixture(autouse=True)
 def clean_gin():
     yield
-    main.gin.clear_config()
+    gin_settings.gin.clear_config()
 
 
 def test_a_file_for_each_table():
@@ -34,10 +36,10 @@ def test_a_file_for_each_table():
 @pytest.mark.parametrize("name", FILES)
 def test_files_build_settings(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # found by name from any folder
-    main.parse_gin([f"paper/{name}.gin"], ["MODEL_DIR = 'x'"], [])
+    gin_settings.parse_gin([f"paper/{name}.gin"], [Binding.of("MODEL_DIR = 'x'")])
     classes = (TrainSettings, PromptSettings, DistillationSettings, OptimizerSettings, DataSettings)
-    train, prompt, distillation, _, data = (main.configured(cls) for cls in classes)
-    chosen = tasks.expand(main.configured(TaskSettings).chosen)
+    train, prompt, distillation, _, data = (gin_settings.configured(cls) for cls in classes)
+    chosen = tasks.expand(gin_settings.configured(TaskSettings).chosen)
     assert set(chosen) <= set(tasks.paper.SETS)
     expected = {
         "teachers": train.stage == "teacher" and prompt.rank == 0 and len(chosen) == 6,
@@ -57,25 +59,25 @@ def test_files_build_settings(name, monkeypatch, tmp_path):
 def test_files_say_what_to_run_and_to_expect(name):
     text = (FOLDER / f"{name}.gin").read_text()
     head = text.partition("include 'base.gin'")[0]
-    assert f"mpt-jax train --gin_file=paper/{name}.gin" in head
+    assert f"mpt-jax train paper/{name} " in head
     assert all(part in head for part in ("# Hardware:", "time: not measured", "# To expect:"))
     assert text.count("include") == 1
 
 
 def test_settings_choose_variants_and_the_data_folder(monkeypatch, tmp_path):
     monkeypatch.setenv(location.DATA_FOLDER, "")
-    bindings = ["MODEL_DIR = 'x'", f"TASK_DATA_DIR = {str(tmp_path)!r}"]
-    main.parse_gin(["paper/glue.gin"], [*bindings, "TaskSettings.label_targets = 'indices'"], [])
-    assert main.task_names()[3:5] == ("sst2:index", "stsb")
+    bindings = list(map(Binding.of, ["MODEL_DIR = 'x'", f"TASK_DATA_DIR = {str(tmp_path)!r}"]))
+    gin_settings.parse_gin(["paper/glue.gin"], [*bindings, Binding.of("TaskSettings.label_targets = 'indices'")])
+    assert commands.task_names()[3:5] == ("sst2:index", "stsb")
     with pytest.raises(tasks.TaskError, match=f"no SST-2/train.tsv and no SST-2/dev.tsv in {tmp_path}"):
         next(tasks.rows("sst2:index", "train"))
-    main.parse_gin(["paper/mrqa.gin"], [*bindings, "TaskSettings.as_published = True"], [])
-    assert main.task_names() == tuple(f"{name}:published" for name in tasks.paper.MIXTURES["mrqa"])
+    gin_settings.parse_gin(["paper/mrqa.gin"], [*bindings, Binding.of("TaskSettings.as_published = True")])
+    assert commands.task_names() == tuple(f"{name}:published" for name in tasks.paper.MIXTURES["mrqa"])
 
 
 def test_an_unknown_file_is_told_with_the_known_ones():
     with pytest.raises(UserError, match=r"paper/glew\.gin: no such file.*paper/glue\.gin"):
-        main.parse_gin(["paper/glew.gin"], [], [])
+        gin_settings.parse_gin(["paper/glew.gin"], [])
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_some_steps_of_each_file_end_in_a_report(name, world, monkeypatch, capfd
     assert run(world, ["eval"], name, SPLIT="test", EvalSettings__method="rank") == 0
     assert main.main(["report", folder]) == 0
     table = (Path(folder) / "table.md").read_text()
-    assert "beside published numbers" in table and f"ours: {name}" in table
+    assert "next to published numbers" in table and f"ours: {name}" in table
     if name == "fewshot":
         draws = [row["few_shot"] for row in json.loads((Path(folder) / "run.json").read_text())["runs"]]
         assert len(draws) == 3 and all(len(draw) == 4 for draw in draws)

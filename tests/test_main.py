@@ -1,6 +1,6 @@
 """The command: bad input, each with its message (errors.py, gin_messages.py), and every command over what the one before left.
 
-Covers infer/commands.py."""
+Covers commands.py, gin_settings.py, infer/commands.py."""
 
 import dataclasses
 import json
@@ -32,11 +32,12 @@ from mpt_jax.config import (
     TaskSettings,
     TrainSettings,
 )  # fmt: skip
-from mpt_jax.main import configured, main, parse_gin
+from mpt_jax.gin_settings import configured, parse_gin
+from mpt_jax.main import main
 from mpt_jax.model import formats
 
 PACKAGE = Path(mpt_jax.__file__).parent
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,9 @@ def teachers(folder, world, chain):
 
 
 def test_from_the_command_to_the_gradient_there_are_three_jumps(teachers, chain):
-    """And README names them; `main` only reads the command line and chooses the command."""
+    """And CONTRIBUTING.md names them; `main` only reads the command line and chooses the command."""
     assert chain == ["main", "command_train", "run_train", "__call__", "_accumulate_fn"]
-    assert "to the gradient: command_train → run_train → TrainStep → accumulate, which calls jax.grad\n" in README.read_text()
+    assert "to the gradient: command_train → run_train → TrainStep → accumulate, which calls jax.grad\n" in PAGE.read_text()
 
 
 def fails(capsys, argv, *messages):
@@ -99,7 +100,7 @@ def test_unknown_task_gives_the_nearest_names(capsys, world, folder):
 
 
 def test_no_task(capsys, world, folder):
-    fails(capsys, train(world, folder, TASKS=[]), "no task is named", "--gin.TASKS")
+    fails(capsys, train(world, folder, TASKS=[]), "no task is named", "--tasks NAME")
 
 
 def test_unknown_gin_names(capsys, world, folder):
@@ -111,8 +112,8 @@ def test_unknown_gin_names(capsys, world, folder):
 
 
 def test_a_stage_is_asked_for_before_anything_else(capsys):
-    fails(capsys, ["train", "--gin.MODEL_DIR='x'"], "train needs a stage: --gin_file=teacher.gin | source.gin | target.gin")
-    fails(capsys, ["compile", "--gin.TOPOLOGY=cpu:2"], "compile needs a stage: --gin_file=teacher.gin")
+    fails(capsys, ["train", "--gin.MODEL_DIR='x'"], "train needs a stage: mpt-jax train teacher | source | target")
+    fails(capsys, ["compile", "--gin.TOPOLOGY=cpu:2"], "compile needs a stage: mpt-jax compile teacher")
 
 
 @pytest.mark.parametrize(
@@ -136,8 +137,8 @@ def test_a_gin_file_is_named_with_its_line(capsys, tmp_path, text, messages):
 @pytest.mark.parametrize(
     "binding, messages",
     [
-        ("MODEL_DIR='runs/a", ("--gin.MODEL_DIR='runs/a: the value cannot be read", "--gin.MODEL_DIR=text")),
-        ("TASK_FEATURE_LENGTHS=32,8", ("--gin.TASK_FEATURE_LENGTHS=32,8:", "'targets': 128")),
+        ("MODEL_DIR='runs/a", ("--gin.MODEL_DIR='runs/a: a text with matching quotes is expected", "type --gin.MODEL_DIR=text")),
+        ("TASK_FEATURE_LENGTHS=32,8", ("--gin.TASK_FEATURE_LENGTHS=32,8:", "inputs=256,targets=128")),
         ("SEED=1-3", ("SEED", "'1-3' is not a whole number")),
         ("MODEL_DIR=gs://bucket/run", ("gs://… cannot be used",)),
         ("MODEL_DIR=seeds[1,2]", ("seeds[1,2]' holds [ ], a pattern for Orbax",)),
@@ -172,13 +173,13 @@ def test_an_output_that_nobody_takes(monkeypatch, capfd):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"TRAIN_STEPS": "many"}, "TrainSettings.train_steps = 'many' is of type str"),
-        ({"TRAIN_STEPS": 0}, "TrainSettings.train_steps = 0 is outside 1"),
+        ({"TRAIN_STEPS": "many"}, "--gin.TRAIN_STEPS='many': a whole number is expected; type --gin.TRAIN_STEPS=1"),
+        ({"TRAIN_STEPS": 0}, "TrainSettings.train_steps = 0 is outside 1 .. 100000000. Type --train_steps 1000"),
         ({"LEARNING_RATE": "fast"}, "learning_rate"),
         ({"LEARNING_RATE": [0.1, -1]}, "a learning rate is a number in 0 .. 100"),
         ({"TASK_FEATURE_LENGTHS": {"inputs": 16}}, "it takes {'inputs': tokens, 'targets': tokens}"),
         ({"DataSettings__mixing": "random"}, "'random' is not one of 'stochastic', 'proportional', 'equal'"),
-        ({"MODEL_DIR": ""}, "MODEL_DIR is empty; give --gin.MODEL_DIR"),
+        ({"MODEL_DIR": ""}, "MODEL_DIR is empty; type --model_dir FOLDER"),
     ],
 )
 def test_gin_values(capsys, world, folder, changes, message):
@@ -193,7 +194,7 @@ def test_defaults_of_the_gin_files_are_those_of_the_settings(cls):
     """Each default is told twice, for `--help` and for code: the same."""
     fixed = {"stage": "target"} if cls is TrainSettings else {}
     try:
-        parse_gin(["base.gin"], [], [])
+        parse_gin(["base.gin"], [])
         found = dataclasses.asdict(configured(cls, **fixed))
     finally:
         gin.clear_config()
@@ -207,7 +208,7 @@ def test_backbone_that_is_not_there(capsys, world, folder):
 
 def test_vocabulary_of_another_backbone(capsys, world, folder):
     vocabulary = shared_vocabulary_file()
-    fails(capsys, train(world, folder, VOCABULARY=vocabulary), "has 32,100 ids", "embeds 384", "--gin.VOCABULARY")
+    fails(capsys, train(world, folder, VOCABULARY=vocabulary), "has 32,100 ids", "embeds 384", "--vocabulary")
 
 
 def test_backbone_folder_that_is_incomplete(capsys, world, folder, tmp_path):
@@ -258,13 +259,13 @@ def test_model_dir_of_a_run_on_other_rows_or_weights(capsys, world, folder, teac
 
 
 def test_missing_teacher(capsys, world, folder, teachers):
-    fails(capsys, train(world, folder, "source.gin", TASKS=["vowel", "digit"]), "give --gin.TEACHER_DIR")
+    fails(capsys, train(world, folder, "source.gin", TASKS=["vowel", "digit"]), "type --teacher_dir")
     argv = train(world, folder, "source.gin", TASKS=["vowel", "digit"], TEACHER_DIR=str(teachers))
-    fails(capsys, argv, "no teacher for source task digit", "teacher.gin")
+    fails(capsys, argv, "no teacher for source task digit", "mpt-jax train teacher --tasks digit")
 
 
 def test_missing_source(capsys, world, folder):
-    fails(capsys, train(world, folder, "target.gin", TASKS=["digit"]), "give --gin.SOURCE_DIR")
+    fails(capsys, train(world, folder, "target.gin", TASKS=["digit"]), "type --source_dir")
     fails(capsys, train(world, folder, "target.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "is not a run folder")
 
 

@@ -9,10 +9,11 @@ import pytest
 from mutations import Reader, hunt, report
 
 import gin
+from mpt_jax.bindings import Binding
 from mpt_jax.checkpoint import Best, Checkpoints, load, load_trainable
 from mpt_jax.config import EvalSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.gin_settings import configured, parse_gin
 from mpt_jax.infer import report as reports
-from mpt_jax.main import configured, parse_gin
 from mpt_jax.methods.prompt import bank_alone
 from mpt_jax.train import plan
 
@@ -88,7 +89,7 @@ def read_checkpoint(folder: Path) -> None:
 
 def read_gin(folder: Path) -> None:
     try:
-        parse_gin([str(folder / "own.gin")], ["TRAIN_STEPS=5", "BACKBONE=nano"], [])
+        parse_gin([str(folder / "own.gin")], [Binding.of("TRAIN_STEPS=5"), Binding.of("BACKBONE=nano")])
         for cls in (TrainSettings, PromptSettings, OptimizerSettings, EvalSettings):
             configured(cls)
     finally:

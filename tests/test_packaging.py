@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def test_every_package_is_listed():
     assert all(settings["package-data"][package] == ["*.gin"] for package in gin)
     assert {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "gin").rglob("*.gin")} == set(gin.values())
     assert not list((ROOT / "gin").rglob("__init__.py"))  # it would hide the gin-config package
+
+
+def test_the_project_says_its_licence_its_changes_and_no_address():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "Apache-2.0" and "Apache License" in (ROOT / project["license-files"][0]).read_text()[:200]
+    assert project["authors"] and "urls" not in project and not any("License ::" in line for line in project["classifiers"])
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[([\d.]+)\] - \d{4}-\d\d-\d\d$", changes, re.M)
+    assert versions[0] == project["version"] and versions == sorted(versions, reverse=True) and "## [Unreleased]" in changes
+    assert set(re.findall(r"^### (\w+)", changes, re.M)) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_a_users_tasks_and_launch_are_not_in_the_way(tmp_path):

@@ -76,7 +76,7 @@ def test_targets_read_the_arrays_of_their_source(tmp_path):
         np.testing.assert_array_equal(arrays[path], array)
     assert read_source(settings("teacher", source_dir=folder), tiny_backbone()) is None
     assert read_source(settings(prompt=PromptSettings(transfer="none")), tiny_backbone()) is None
-    with pytest.raises(UserError, match=r"give --gin.SOURCE_DIR=.*or train prompts from scratch with .*transfer"):
+    with pytest.raises(UserError, match=r"type --source_dir.*or train prompts from scratch with .*transfer"):
         read_source(settings(), tiny_backbone())
 
 
@@ -104,7 +104,7 @@ def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
         teacher_prompts(plan, aligned._replace(prompt=PromptSettings(length=5)), tiny_backbone())
     with pytest.raises(UserError, match="no teacher for source task c .it has a, b."):
         teacher_prompts(plan_runs(aligned, ("a", "c")), aligned, tiny_backbone())
-    with pytest.raises(UserError, match="the source stage distils from teachers: give --gin.TEACHER_DIR"):
+    with pytest.raises(UserError, match="the source stage distils from teachers: type --teacher_dir"):
         teacher_prompts(plan, settings("source"), tiny_backbone())
     assert teacher_prompts(plan, aligned._replace(distillation=DistillationSettings(weight=0.0)), tiny_backbone()) is None
     assert teacher_prompts(plan, settings("target"), tiny_backbone()) is None
@@ -117,7 +117,7 @@ def test_a_run_that_is_not_finished_is_refused_as_source_and_as_teacher(tmp_path
         ("SOURCE_DIR", lambda **allowed: read_source(settings(source_dir=folder, **allowed), tiny_backbone())),
         ("TEACHER_DIR", lambda **allowed: teacher_prompts(plan, settings("source", teacher_dir=folder, **allowed), tiny_backbone())),
     ):
-        with pytest.raises(UserError, match=f"{setting} = .*run' is not finished: step 120 of 300.*--gin.ALLOW_UNFINISHED=True"):
+        with pytest.raises(UserError, match=f"{setting} = .*run' is not finished: step 120 of 300.*--allow_unfinished"):
             read()
         assert read(allow_unfinished=True) is not None
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import real_small
-from mpt_jax import main
+from mpt_jax import command_line, gin_settings
 from mpt_jax.config import DataSettings, OptimizerSettings, PromptSettings, TrainSettings
 
 
@@ -40,11 +40,11 @@ def test_every_command_is_one_that_the_program_takes():
     commands = list(real_small.commands())
     assert len(commands) == 2 + 2 * (2 + len(real_small.TARGETS) * len(real_small.SEEDS))
     for run, arguments in commands:
-        parsed = main.parse_arguments(arguments)
-        main.parse_gin(parsed.gin_file, parsed.gin_bindings, [])
-        train = main.configured(TrainSettings)
+        parsed = command_line.parse_arguments(arguments)
+        gin_settings.parse_gin(parsed.gin_file, parsed.gin_bindings)
+        train = gin_settings.configured(TrainSettings)
         assert train.model_dir == str(real_small.FOLDER / run)
-        plain = main.configured(PromptSettings).rank == 0
+        plain = gin_settings.configured(PromptSettings).rank == 0
         assert plain == (run.startswith("plain") or run == "teachers")
-        assert main.configured(DataSettings).k_shot == (real_small.SHOTS if "_few" in run else 0)
-        assert main.configured(OptimizerSettings).learning_rate == (3e-4 if "finetune" in run else 0.3)
+        assert gin_settings.configured(DataSettings).k_shot == (real_small.SHOTS if "_few" in run else 0)
+        assert gin_settings.configured(OptimizerSettings).learning_rate == (3e-4 if "finetune" in run else 0.3)

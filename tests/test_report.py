@@ -221,7 +221,7 @@ def test_published_numbers_stand_beside_ours(tmp_path):
         (folder / "eval" / f"{task.replace(':', '_')}.json").write_text(json.dumps(found))
     (found,) = report.comparisons(report.read_runs([folder]))
     header, ours = found.rows[:2]
-    assert header == ["method", "trained a task", "mnli", "qqp", "qnli", "sst2", "stsb", "mrpc", "rte", "cola", "average", "from"]
+    assert header == ["method", "trained params / task", "mnli", "qqp", "qnli", "sst2", "stsb", "mrpc", "rte", "cola", "average", "from"]
     empty, mrpc, rte = "–", "79.0 ± 0.5 (3)", "71.0 ± 0.5 (3)"
     assert ours[2:] == [empty] * 5 + [mrpc, rte, empty, empty, "teacher, nano (6.7 M)"]
     lines = {row[0]: row[2:] for row in found.rows[2:]}
@@ -229,7 +229,7 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert {"fine-tuning", "PT", "PT trained long", "SPoT", "ATTEMPT", "DePT", "ACCEPT"} <= set(lines)
     assert "glue has no score of mnli, qqp, qnli, sst2, stsb, cola" in found.note
     table = report.report([folder], tmp_path / "out")[0].read_text()
-    assert "GLUE beside published numbers" in table and "| MPT | 77.6K | 85.9 |" in table
+    assert "GLUE next to published numbers" in table and "| MPT | 77.6K | 85.9 |" in table
 
 
 def scored(folder, task, scores, k_shot=0):
@@ -262,7 +262,7 @@ def test_numbers_that_are_only_recalled_are_marked(tmp_path):
         marked = [cell for row in table.rows for cell in row if "†" in cell]
         assert bool(marked) == ("recalled, not verified" in table.note) == (title not in ("SuperGLUE", "Few-shot, 7 rows,"))
     text = report.report(folders, tmp_path / "out")[0].read_text()
-    assert "Few-shot, 4 rows, beside published numbers" in text and "| MPT, T5-Large | 103.5K | 32.1† |" in text
+    assert "Few-shot, 4 rows, next to published numbers" in text and "| MPT, T5-Large | 103.5K | 32.1† |" in text
 
 
 def test_published_tables_name_tasks_that_there_are():

@@ -85,7 +85,7 @@ def test_settings_that_do_not_go_together_are_named():
         check_together(few)
     check_together(few._replace(data=DataSettings(k_shot=4)))
     check_together(settings(model_dir="x"))
-    with pytest.raises(UserError, match="MODEL_DIR is empty; give --gin.MODEL_DIR"):
+    with pytest.raises(UserError, match="MODEL_DIR is empty; type --model_dir FOLDER"):
         check_together(settings())
     with pytest.raises(UserError, match="ATTENTION = 'fused' gives the position bias no gradient"):
         check_together(settings("finetune", model_dir="x")._replace(backbone=BackboneSettings(attention="fused")))

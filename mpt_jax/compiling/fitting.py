@@ -29,8 +29,8 @@ class Arrangement(NamedTuple):
 
     def bindings(self) -> str:
         """As one would type it."""
-        mesh = f"--gin.MESH_DATA={self.data} --gin.MESH_FSDP={self.fsdp} --gin.MESH_TENSOR={self.tensor}"
-        return f"{mesh} --gin.REMAT=\"'{self.remat}'\""
+        mesh = f"--mesh_data {self.data} --mesh_fsdp {self.fsdp} --mesh_tensor {self.tensor}"
+        return f"{mesh} --remat {self.remat}"
 
 
 def estimate(stage: Stage, arrangement: Arrangement) -> float:

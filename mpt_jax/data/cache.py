@@ -124,7 +124,7 @@ def open_cache(
     try:
         there = folder is not None and folder.exists()
     except OSError as error:
-        raise UserError(f"the cache {str(folder)!r} cannot be read ({error.strerror}): name another by --gin.CACHE_DIR") from error
+        raise UserError(f"the cache {str(folder)!r} cannot be read ({error.strerror}): name another by --cache_dir") from error
     if there and not overwrite:
         clear_left_overs(folder.parent)
         cache = read_cache(folder)
@@ -249,7 +249,7 @@ def _current(name: str, split: str, vocabulary: Vocabulary, cache_dir: Path) -> 
     except tasks.TaskError as error:
         if _latest(name, split, vocabulary, cache_dir) is None:
             raise
-        hint = "it was cached before: --gin.TRUST_CACHES=True takes the cache as it is"
+        hint = "it was cached before: --trust_caches takes the cache as it is"
         raise tasks.TaskError(f"{error}; {hint}") from error
 
 

@@ -34,7 +34,7 @@ def cache_folder(setting: str = "") -> Path:
     try:
         return Path(given).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry of the user
-        raise UserError("there is no home folder for token caches: name a folder by --gin.CACHE_DIR or MPT_CACHE_DIR") from error
+        raise UserError("there is no home folder for token caches: name a folder by --cache_dir or the variable MPT_CACHE_DIR") from error
 
 
 def key_name(key: dict) -> str:
@@ -138,7 +138,7 @@ def whole_or_not_at_all(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"the cache folder {str(folder.parent)!r} cannot be written ({error.strerror or error}): free space there, or name another "
-            "by --gin.CACHE_DIR or the variable MPT_CACHE_DIR"
+            "by --cache_dir or the variable MPT_CACHE_DIR"
         ) from error
 
 

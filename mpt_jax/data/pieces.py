@@ -52,7 +52,7 @@ def from_gguf(path: str):
     if kind != "gpt2" or not isinstance(pre, str) or pre not in PRE:
         known = ", ".join(f"'gpt2' with {name!r}" for name in PRE)
         message = f"{path} holds a tokenizer of the kind {shown(kind)} with {shown(pre)}; known: {known}"
-        raise UserError(f"{message}. Give the model's tokenizer.json: --gin.VOCABULARY=\"'…/tokenizer.json'\".")
+        raise UserError(f"{message}. Give the model's tokenizer.json: --vocabulary …/tokenizer.json.")
     tokens, merges, types = (fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type"))
     if not isinstance(tokens, list) or not isinstance(merges, list) or getattr(types, "shape", None) != (len(tokens),):
         raise UserError(f"{path} lacks tokens, merges or token types of its tokenizer, or has them for other tokens.")

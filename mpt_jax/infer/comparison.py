@@ -1,4 +1,4 @@
-"""Our scores beside published ones: a table for each benchmark that a run has a task of."""
+"""Our scores next to published ones: a table for each benchmark that a run has a task of."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -52,7 +52,7 @@ def _base(task: str) -> str:
 
 
 def _comparison(benchmark: str, names: Sequence[str], records: Sequence[Scored], lines: Sequence[published.Row]) -> Comparison:
-    rows = [["method", "trained a task", *(name.removeprefix("superglue_") for name in names), "average", "from"]]
+    rows = [["method", "trained params / task", *(name.removeprefix("superglue_") for name in names), "average", "from"]]
     missing = []
     for record in records:
         found = {_base(task): score for task, score in record.scores.items() if _base(task) in names}
@@ -70,7 +70,7 @@ def _comparison(benchmark: str, names: Sequence[str], records: Sequence[Scored],
     for method, parameters, source, averages in published.AVERAGES:
         if benchmark in averages:
             rows.append([method, parameters, *["–"] * len(names), f"{averages[benchmark]:.1f}", source])
-    return Comparison(f"{benchmark} beside published numbers", rows, _note(benchmark, missing, rows[ours:]))
+    return Comparison(f"{benchmark} next to published numbers", rows, _note(benchmark, missing, rows[ours:]))
 
 
 def _published(line: published.Row, benchmark: str, names: Sequence[str]) -> list[str]:
@@ -84,7 +84,7 @@ def _published(line: published.Row, benchmark: str, names: Sequence[str]) -> lis
 def _note(benchmark: str, missing: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     text = f"Missing: {'; '.join(missing)}. " if missing else "No row of ours is missing. "
     if not lines:
-        text += f"No published line of {benchmark.rstrip(',')} is at hand. "
+        text += f"No published line of {benchmark.rstrip(',')} is known here. "
     text += "Ours: mean ± standard deviation, number of seeds in brackets; the split where it is not test. " + published.NOTE
     text += f" {published.FEW_SHOT_NOTE}" if benchmark.startswith("Few-shot") else ""
     return f"{text} {published.MARK_NOTE}" if any(line[-1] == published.RECALLED for line in lines) else text

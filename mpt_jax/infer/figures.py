@@ -211,7 +211,7 @@ def draw_quickstart(summary: dict, path: str | Path) -> Path:
         bars = _bars_of(source, SOURCE_METHODS, None)
         draw_bars(bottom, [*source, "mean"], bars, "Source tasks", apart=1)
         backbone_text = f"frozen backbone {backbone['name']}: {backbone['parameters'] / 1e6:.1f} M parameters"
-        task_text = f"{parameters['per_task']:,} trained a task ({fraction:.3g} %)"
+        task_text = f"{parameters['per_task']:,} trained per task ({fraction:.3g} %)"
         figure.suptitle("Multitask prompt tuning, quickstart", x=0.012, ha="left", fontsize=14, fontweight="bold")
         note = f"{backbone_text}; {task_text}; {summary['seconds']:.0f} s in all. Whiskers: one standard deviation over seeds."
         figure.supxlabel(note, x=0.012, ha="left", fontsize=8.5, color="#555555")

@@ -150,8 +150,8 @@ AVERAGES = (
 NOTE = (
     "Published numbers hold for T5-Base v1.0 on the test splits of the same benchmark. ATTEMPT's WinoGrande never shows option 2, its "
     "SearchQA number does not fit its average; WSC's 67.3 is the majority's score; the original paper's plain PT rows on MRQA and "
-    "Others are not at hand."
+    "Others are not known here."
 )
 FEW_SHOT_NOTE = "Whether the paper's few-shot numbers count their rows in all or of each class is not known."
 MARK = "†"
-MARK_NOTE = f"{MARK} recalled, not verified: no copy of the paper's table was at hand to check the number against."
+MARK_NOTE = f"{MARK} recalled, not verified: no copy of the paper's table was available to check the number against."

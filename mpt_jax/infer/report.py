@@ -156,7 +156,7 @@ def notes(records: Sequence[RunRecord]) -> str:
 
 def run_rows(records: Sequence[RunRecord]) -> list[list[str]]:
     """Cells of the table of run folders, header first."""
-    rows = [["run", "stage", "tasks", "seeds", "steps", "trained a task", "of the backbone", "backbone"]]
+    rows = [["run", "stage", "tasks", "seeds", "steps", "trained params / task", "of the backbone", "backbone"]]
     for record in records:
         run = record.run
         numbers, train = run["parameters"], run["settings"]["train"]
@@ -248,7 +248,7 @@ def quickstart_table(summary: dict) -> str:
         sources.append([task, *(_mean_cell(found[key]) for key, _ in figures.SOURCE_METHODS)])
     numbers, backbone = summary["parameters"], summary["backbone"]
     share = f"{100 * numbers['fraction_of_backbone']:.3g} %"
-    about = f"{numbers['per_task']:,} parameters trained a task, {share} of the backbone {backbone['name']} "
+    about = f"{numbers['per_task']:,} trained parameters per task, {share} of the backbone {backbone['name']} "
     about += f"({backbone['parameters']:,}); {summary['seconds']:.0f} s in all."
     return f"{markdown(rows, 1)}\nScores in percent, ± one standard deviation over seeds. {about}\n\n{markdown(sources, 1)}"
 

@@ -75,7 +75,7 @@ def task_of_row(predictor: Predictor, row: dict, task: str | None, where: str) -
     if not predictor.model.own:
         return None
     message = f"{where}: the run holds several tasks ({', '.join(predictor.tasks)})"
-    raise UserError(f"{message}; give --gin.MIXTURE_OR_TASK_NAME=\"'task'\", or a field 'task' in each row.")
+    raise UserError(f"{message}; type --tasks NAME, or a field 'task' in each row.")
 
 
 def text_of_row(given: Given, task: str | None) -> str:

@@ -43,7 +43,7 @@ class Backbone:
         loaded = framed(load_vocabulary(self.vocabulary_path).within(self.config.vocab_size), self.config, cue)
         if loaded.size > self.config.vocab_size:
             message = f"vocabulary {self.vocabulary_path!r} has {loaded.size:,} ids, backbone {self.name!r} embeds"
-            advice = "name the vocabulary it was trained with: --gin.VOCABULARY=\"'…/spiece.model'\""
+            advice = "name the vocabulary it was trained with: --vocabulary …/spiece.model"
             raise UserError(f"{message} {self.config.vocab_size:,}; {advice}.")
         return loaded
 
@@ -100,7 +100,7 @@ def vocabulary_path(settings: BackboneSettings, own: str | None) -> str:
     """VOCABULARY, or what the backbone brings. Raises UserError if there is neither."""
     if not (settings.vocabulary or own):
         message = f"BACKBONE = {settings.path!r} brings no vocabulary; name its tokenizer.json or SentencePiece model"
-        raise UserError(f"{message}: --gin.VOCABULARY=\"'…/tokenizer.json'\" (or 'bytes').")
+        raise UserError(f"{message}: --vocabulary …/tokenizer.json (or 'bytes').")
     return settings.vocabulary or own
 
 

@@ -10,7 +10,7 @@ NEEDED = ("t5x", "airio", "jestimator", "fiddle", "cached_property")
 _missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if _missing:
     raise ImportError(
-        f"T5X cannot be used: {', '.join(_missing)} cannot be imported. It is on no package index; install it beside mpt_jax with "
+        f"T5X cannot be used: {', '.join(_missing)} cannot be imported. It is on no package index; install it with "
         "`pip install fiddle cached_property tensorboard` and `pip install --no-deps git+https://github.com/google-research/t5x@cc342d4 "
         "git+https://github.com/google/airio git+https://github.com/google-research/jestimator` (docs/t5x.md). Everything else "
         "of mpt_jax works without it.",

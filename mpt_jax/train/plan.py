@@ -131,8 +131,8 @@ def read_source(settings: Settings, backbone: Backbone) -> tuple[dict[str, np.nd
     if train.stage not in ("target", "fewshot") or prompt.transfer == "none":
         return None
     if not train.source_dir:
-        message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: give --gin.SOURCE_DIR=\"'folder'\""
-        raise UserError(f"{message}, or train prompts from scratch with --gin.PromptSettings.transfer=\"'none'\".")
+        message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: type --source_dir FOLDER"
+        raise UserError(f"{message}, or train prompts from scratch with --gin.PromptSettings.transfer=none.")
     return read_prompts(source_folder(train.source_dir), "SOURCE_DIR", backbone, train.allow_unfinished)
 
 
@@ -160,7 +160,7 @@ def read_prompts(
     if not allow_unfinished and not is_finished(loaded):
         total = run["settings"]["train"]["train_steps"]
         message = f"{setting} = {run_dir!r} is not finished: step {loaded.step} of {total}"
-        raise UserError(f"{message}. Let its training go on to the end, or give --gin.ALLOW_UNFINISHED=True.")
+        raise UserError(f"{message}. Let its training go on to the end, or type --allow_unfinished.")
     width = backbone.config.d_model if bank is None else bank.shared_GPD.shape[2]
     if width != backbone.config.d_model:
         message = f"{setting} = {run_dir!r} holds prompts of width {width}, the backbone {backbone.name!r} has width"
@@ -200,7 +200,7 @@ def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.nd
         return None
     teacher_dir = train.teacher_dir
     if not teacher_dir:
-        message = "the source stage distils from teachers: give --gin.TEACHER_DIR=\"'folder'\""
+        message = "the source stage distils from teachers: type --teacher_dir FOLDER"
         raise UserError(f"{message}, or train without them with --gin.DistillationSettings.weight=0.0.")
     trained, description = read_prompts(teacher_dir, "TEACHER_DIR", backbone, train.allow_unfinished)
     rows = description["runs"]
@@ -208,7 +208,7 @@ def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.nd
     if missing:
         there = ", ".join(sorted({row["task"] for row in rows}))
         message = f"TEACHER_DIR = {teacher_dir!r} has no teacher for source task {', '.join(missing)} (it has {there})"
-        raise UserError(f"{message}; train it: mpt-jax train --gin_file=teacher.gin --gin.TASKS=\"{missing}\".")
+        raise UserError(f"{message}; train it: mpt-jax train teacher --tasks {','.join(missing)}.")
     bank = bank_of(trained, np.array([row["group"] for row in rows], np.int32))
     if bank is None:
         raise UserError(f"TEACHER_DIR = {teacher_dir!r} holds no prompts; train teachers with METHOD = 'prompt'.")

@@ -69,7 +69,8 @@ def assemble(
     Raises UserError for settings that contradict one another, the backbone or the folders they name.
     """
     method = method_of(settings.train)
-    plan = draw_few_shot(plan_runs(settings, tasks), caches or {}, settings.data)
+    plan = plan_runs(settings, tasks)
+    plan = plan if shapes_only else draw_few_shot(plan, caches or {}, settings.data)
     network = Network(backbone.config, settings.computation(), method.adaptation)
     teachers_NPD, source = None, None
     if not shapes_only:

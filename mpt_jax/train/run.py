@@ -54,11 +54,7 @@ def run_train(
     """
     check_together(settings)
     with locked(paths.writable_run("MODEL_DIR", settings.train.model_dir)):
-        mesh = sharding.mesh_or_none(settings.mesh)
-        if backbone is None:
-            backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
-        caches = open_caches(settings, tasks, backbone)
-        program = assemble(settings, tasks, backbone, mesh, caches.train)
+        program, caches = prepare(settings, tasks, backbone)
         run_folder = open_folder(program, caches, config_gin)
 
         step_fn, checkpoints = program.step(), Checkpoints(run_folder, runs=program.plan.described())
@@ -73,7 +69,7 @@ def run_train(
                 state, metrics = step_fn(state, program.frozen, batch)
                 loop.after(step, batch, state, metrics)
         if program.method.trains_backbone:
-            write_backbone(run_folder, backbone, loop.best.trainable if loop.best else state.trainable)
+            write_backbone(run_folder, program.backbone, loop.best.trainable if loop.best else state.trainable)
         return run_folder
 
 
@@ -82,7 +78,7 @@ def check_together(settings: Settings) -> None:
     check_folder("MODEL_DIR", settings.train.model_dir)
     settings.computation()
     if settings.train.stage == "fewshot" and not settings.data.k_shot:
-        raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; --gin_file=target.gin trains on all.")
+        raise UserError("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more; `mpt-jax train target` trains on all.")
 
 
 def open_folder(program: Program, caches: Caches, config_gin: str) -> Path:
@@ -100,6 +96,15 @@ def streams_of(program: Program, caches: Caches, preempted: Callable[[int], bool
     if program.teachers_NPD is None or program.settings.distillation.teacher_mode != "cached":
         return streams
     return teachers.teach_streams(teachers.of_program(program, caches.folder), streams, preempted)
+
+
+def prepare(settings: Settings, tasks: tuple[str, ...], backbone: Backbone | None = None) -> tuple[Program, Caches]:
+    """A stage ready to train, and its token caches; the run folder is not touched. ``backbone``: as in ``run_train``."""
+    mesh = sharding.mesh_or_none(settings.mesh)
+    if backbone is None:
+        backbone = load_backbone(settings.backbone, lambda config: places_for(mesh, method_of(settings.train), config).of_backbone())
+    caches = open_caches(settings, tasks, backbone)
+    return assemble(settings, tasks, backbone, mesh, caches.train), caches
 
 
 def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) -> Caches:

@@ -108,7 +108,7 @@ def _download(name: str) -> Path:
 
 def _missing(row: PaperSet, folder: str | None, found: dict) -> str:
     wanted = [f"{row.files[split][0][0]}" for split in ROLES[row.carving] if split not in found]
-    where = f"in {folder}" if folder else f"(the folder is not set: --gin.TASK_DATA_DIR or the variable {DATA_FOLDER})"
+    where = f"in {folder}" if folder else f"(the folder is not set: --task_data_dir or the variable {DATA_FOLDER})"
     there = f"; found there: {', '.join(str(path) for path, _ in found.values())}" if found else ""
     return (
         f"task {row.name!r}: no {' and no '.join(wanted)} {where}{there}, and no prepared TFDS {row.tfds!r} in "

@@ -355,7 +355,7 @@ def _read_t5x_bank(arrays: Mapping[str, LazyArray], path: str) -> PromptFile:
         return PromptFile(shared_GPD, cols_NPR, rows_NRD, np.array(group_N, np.int32), task_labels(metadata["runs"]), metadata)
     num_groups, num_tasks = len(shared_GPD), len(shared_GPD if cols_NPR is None else cols_NPR)
     if not num_groups or num_tasks % num_groups:
-        raise UserError(f"{path} holds {num_tasks} tasks over {num_groups} shared prompts, and no run.json beside it says which share one.")
+        raise UserError(f"{path} holds {num_tasks} tasks over {num_groups} shared prompts; a run.json next to it must say which share one.")
     group_N = np.repeat(np.arange(num_groups, dtype=np.int32), num_tasks // num_groups)
     return PromptFile(shared_GPD, cols_NPR, rows_NRD, group_N, tuple(f"task_{n + 1}" for n in range(num_tasks)), {"source": path})
 
