@@ -21,7 +21,14 @@ def _say(text: str) -> None:
 
 
 def _prepare() -> None:
-    """Process-wide settings, before JAX starts: compiled programs are kept on disk; TensorFlow stays quiet where tasks need it."""
+    """Process-wide settings, before JAX starts: compiled programs are kept on disk; TensorFlow stays quiet where tasks need it.
+
+    Raises UserError in a folder that is gone: every relative path would fail, each in its own words.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder is gone ({error.strerror}): cd into one that exists, then type the command again.") from error
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 

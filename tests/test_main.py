@@ -170,6 +170,13 @@ def test_an_output_that_nobody_takes(monkeypatch, capfd):
     assert said.splitlines() == ["mpt-jax: the output cannot be written: No space left on device."]
 
 
+def test_a_current_folder_that_is_gone(capsys, monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    fails(capsys, ["report", "x"], "the current folder is gone (No such file or directory): cd into one that exists")
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
