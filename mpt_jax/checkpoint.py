@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -28,10 +27,9 @@ from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.paths import Opened, readable_run
 from mpt_jax.regular_files import check_regular
-from mpt_jax.run_folder import read_run_json
+from mpt_jax.run_folder import CHECKPOINTS, checkpoint_steps, read_run_json
 from mpt_jax.sharding import put_array
 
-FOLDER = "checkpoints"
 ASIDE = "damaged_checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
@@ -76,7 +74,7 @@ class Checkpoints:
     def __init__(self, run_dir: str | Path, keep: int = 2, runs: list | None = None):
         _quiet()
         self._runs = {} if runs is None else {"runs": digests.of_json(runs)}
-        self.folder = Path(run_dir).absolute() / FOLDER
+        self.folder = Path(run_dir).absolute() / CHECKPOINTS
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{str(self.folder)!r} is not a folder, and a run keeps its checkpoints there; move it away.")
         self.cleared = _unfinished(self.folder)  # names of what the manager clears
@@ -180,7 +178,7 @@ class Checkpoints:
             now = ", and what is there now was made since" if self.folder.exists() else ""
             advice = "Put the run's folder back there and run the same command again, or give another MODEL_DIR"
             return UserError(f"{message}: the folder is gone (moved or deleted{now}). {advice}.")
-        whole = _steps(self.folder)
+        whole = checkpoint_steps(self.folder.parent)
         last = f"the checkpoint of step {whole[-1]} is whole" if whole else "no earlier checkpoint exists"
         advice = "Free space there, or give another MODEL_DIR, and run the same command again"
         return UserError(f"{message} ({_reason(error)}); {last}. {advice}.")
@@ -214,12 +212,6 @@ class Checkpoints:
         except (ValueError, LookupError, TypeError) as error:
             raise _damaged(folder, error, advice) from error
         return found, best, restored["meta"]
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints in a folder, ascending; empty where there is no such folder."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name) and (folder / name).is_dir())
 
 
 def _unfinished(folder: Path) -> list[str]:
@@ -299,15 +291,15 @@ def load(run_dir: str | Path, which: str = "best") -> Loaded:
     """
     _quiet()
     run = read_run_json(run_dir)
-    folder = readable_run("run folder", run_dir) / FOLDER
+    folder = readable_run("run folder", run_dir) / CHECKPOINTS
     t5x_steps = t5x.steps(Folder(run_dir))
     if t5x_steps and not folder.is_dir():  # a run under T5X's trainer: it keeps no best bank
         kind, path = detect(f"{run_dir}/{t5x_steps[-1]}")
         arrays = {name: lazy.load(np.float32) for name, lazy in t5x.read(kind, path).items() if name.startswith(t5x.BANK)}
         return Loaded(arrays, run, int(t5x_steps[-1].rpartition("_")[2]), None)
-    steps = _steps(folder)
+    steps = checkpoint_steps(run_dir)
     if not steps:
-        raise UserError(f"run folder {str(run_dir)!r} has no finished checkpoint in {FOLDER}/; let its training go on first.")
+        raise UserError(f"run folder {str(run_dir)!r} has no finished checkpoint in {CHECKPOINTS}/; let its training go on first.")
     step_folder, advice = folder / str(steps[-1]), "Move that folder away to read the checkpoint before it"
     _check_files(step_folder, advice)
     try:

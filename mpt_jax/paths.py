@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpt_jax.errors import UserError
+from mpt_jax.regular_files import shown
 
 BUCKETS = ("gs://",)  # what some readers understand (model/formats)
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+MOST_BYTES, MOST_NAME, MOST_FOLDERS = 4095, 255, 200  # of a path and of a name in it, as Linux has it; folders in one another [ours]
 GLOB = "[]*?\\"  # Orbax looks for the parts of a checkpoint by a pattern made from the folder's own path
 
 
@@ -25,6 +27,10 @@ def expanded(setting: str, path: str) -> str:
     if found.startswith("~"):
         user = found.partition("/")[0]
         raise UserError(f"{setting} = {path!r}: there is no user {user[1:]!r}; for a folder of that name write './{path}'.")
+    names = found.encode().split(b"/")
+    if len(found.encode()) > MOST_BYTES or max(map(len, names)) > MOST_NAME or len(names) > MOST_FOLDERS:
+        limits = f"{MOST_BYTES:,} bytes, {MOST_NAME} in each name, {MOST_FOLDERS} folders in one another"
+        raise UserError(f"{setting} = {shown(path)} is longer than a path can be ({limits}); give a shorter one.")
     return found
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.output import replaceable
 from mpt_jax.regular_files import parse_json, read_regular, shown
 
+CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints, each named after its step
 VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # changing these does not change what a run computes, up to the order of sums
 FREE_TO_CHANGE = (
@@ -72,6 +74,13 @@ def read_run_json(run_dir: str | Path) -> dict:
         there = "it has no run.json" if folder.is_dir() else "it is a file" if folder.exists() else "it does not exist"
         raise UserError(f"{str(run_dir)!r} is not a run folder: {there}.")
     return parse_run(read_regular(path, MOST_RUN_BYTES), path)
+
+
+def checkpoint_steps(run_dir: str | Path) -> list[int]:
+    """Steps of the whole checkpoints in a run folder, ascending; empty where there is none."""
+    folder = Path(run_dir) / CHECKPOINTS
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name) and (folder / name).is_dir())
 
 
 def require(run: dict, run_dir: str | Path, *names: str) -> None:
@@ -221,7 +230,7 @@ def open_run_folder(model_dir: str, description: dict, config_gin: str) -> Path:
     folder = Path(model_dir).absolute()
     if os.path.lexists(folder / "run.json"):
         check_same_run(folder, read_run_json(folder), description)
-    elif (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+    elif (folder / CHECKPOINTS).is_dir() and any((folder / CHECKPOINTS).iterdir()):
         message = f"MODEL_DIR = {str(folder)!r} holds checkpoints but no run.json, which says what they are of"
         raise UserError(f"{message}. Put it back, or give another MODEL_DIR.")
     with writes(folder, "MODEL_DIR"):

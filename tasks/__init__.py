@@ -3,7 +3,7 @@
 from mpt_jax.tasks import embedded, paper  # add the quickstart's and the paper's tasks to the table
 from mpt_jax.tasks.description import describe
 from mpt_jax.tasks.files import csv, jsonl, tsv
-from mpt_jax.tasks.outline import outline, stand_in
+from mpt_jax.tasks.outline import outline, scored_by, stand_in
 from mpt_jax.tasks.registration import check_one_meaning, examples, expand, fields_as_json, import_module, register
 from mpt_jax.tasks.rendering import inputs_text, ready_text
 from mpt_jax.tasks.scores import Score, add_score
@@ -42,6 +42,7 @@ __all__ = [
     "register",
     "row_of_example",
     "rows",
+    "scored_by",
     "scorer",
     "stand_in",
     "tsv",

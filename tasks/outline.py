@@ -21,6 +21,16 @@ def outline(name: str) -> dict:
     return {"score": TEXT_SCORE, "description": f"SeqIO task; its own scores: {metrics or 'none'}"}
 
 
+def scored_by(name: str) -> str:
+    """What judges the answers to a task, in a line: another one where the same answers would get other scores."""
+    task = TABLE.get(name)
+    if task is None:
+        return outline(name).get("description", TEXT_SCORE)
+    labels = [f"labels {', '.join(task.labels)}"] if task.labels else []
+    references = [f"right answers in {task.references!r}"] if task.references else []
+    return "; ".join([", ".join(task.scores), *labels, *references])
+
+
 def stand_in(name: str, split: str, outlined: object) -> Task:
     """The task that a token cache's outline describes, without rows. Raises TaskError for an outline that is not one."""
     given = {key: outlined[key] for key in KEPT if key in outlined} if isinstance(outlined, dict) else {}

@@ -151,9 +151,10 @@ def test_files_of_results(model, cache, tmp_path, table):
     runs = [EvalRun(cache, index, scorer=Witness()) for index in (0, 1)]
     results = evaluate_runs(model, runs, SPEC)
     run = {"runs": [{"task": "letters", "seed": 7}, {"task": "letters", "seed": 8}]}
-    (path,) = evaluate.write_results(tmp_path, results, run, "best")
+    (path,) = evaluate.write_results(tmp_path, results, run, {"checkpoint": "best", "step": 5})
     written = json.loads(path.read_text())
     assert path == tmp_path / "eval" / "letters.json"
+    assert written["checkpoint"] == "best" and written["step"] == 5
     assert written["rows"] == 23 and written["main_score"] == "accuracy"
     assert [row["seed"] for row in written["runs"]] == [7, 8]
     values = [result.scores["accuracy"] for result in results]
@@ -247,7 +248,7 @@ def test_right_texts_that_the_vocabulary_writes_otherwise_can_be_reached(table, 
 def test_results_of_tasks_whose_names_no_file_holds_are_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "main_score", lambda name: "accuracy")
     results = [evaluate.EvalResult(name, "test", 0, {"accuracy": 1.0}, ["x"], np.arange(1), 0) for name in ("a:b", "a_b", "a.b", "a#b")]
-    paths = evaluate.write_results(tmp_path, results, {}, "best")
+    paths = evaluate.write_results(tmp_path, results, {}, {"checkpoint": "best"})
     assert [json.loads(path.read_text())["task"] for path in paths] == ["a:b", "a_b", "a.b", "a#b"] and len(set(paths)) == 4
 
 
@@ -256,11 +257,11 @@ def test_a_link_in_the_place_of_results_stays(tmp_path, monkeypatch):
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "a.json").symlink_to(tmp_path / "elsewhere.json")
     result = evaluate.EvalResult("a", "test", 0, {"accuracy": 1.0}, ["x"], np.arange(1), 0)
-    evaluate.write_results(tmp_path, [result], {}, "best")
+    evaluate.write_results(tmp_path, [result], {}, {"checkpoint": "best"})
     assert (tmp_path / "eval" / "a.json").is_symlink() and json.loads((tmp_path / "elsewhere.json").read_text())["task"] == "a"
     (tmp_path / "eval" / "b.json").symlink_to("/dev/null")
     with pytest.raises(UserError, match="b.json' is a device or pipe, and would be replaced"):
-        evaluate.write_results(tmp_path, [dataclasses.replace(result, task="b")], {}, "best")
+        evaluate.write_results(tmp_path, [dataclasses.replace(result, task="b")], {}, {"checkpoint": "best"})
 
 
 def test_scores_that_not_every_run_has_are_left_to_the_runs():

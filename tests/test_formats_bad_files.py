@@ -288,3 +288,5 @@ def test_folders_without_a_checkpoint(content, tmp_path):
 def test_a_bucket_without_network_or_name():
     with pytest.raises(UserError, match="names no bucket"):
         formats.read_backbone("gs://")
+    with pytest.raises(UserError, match="Invalid GCS bucket name.*Write gs://BUCKET/FOLDER"):
+        formats.read_backbone("gs://b/x")

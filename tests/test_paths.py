@@ -24,6 +24,15 @@ def test_the_home_folder_is_expanded_in_every_setting_that_is_a_path():
     assert TrainSettings("teacher", "x").teacher_dir == "" and BackboneSettings("nano").path == "nano"
 
 
+@pytest.mark.parametrize("path", ["x" * 256, "é" * 128, "y/" * 1000, "z" * 250 + "/" + "x/" * 2000, "~/" + "x" * 256])
+def test_what_no_file_system_holds_is_too_long(path):
+    for make in (lambda: TrainSettings("teacher", path), lambda: BackboneSettings(path), lambda: DataSettings(cache_dir=path)):
+        with pytest.raises(UserError, match="is longer than a path can be .4,095 bytes") as caught:
+            make()
+        assert len(str(caught.value)) < 250
+    assert paths.expanded("X", "x" * 255 + "/y" * 100)
+
+
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs://host/run", "file:///run", "gs:/bucket/run", "GS://b"])
 def test_an_address_is_refused_where_a_folder_is_needed(address):
     for make in (

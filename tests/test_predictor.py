@@ -75,6 +75,20 @@ def test_prompts_by_task_seed_and_checkpoint(run_dir, prompts):
     assert best.prompt("sst2").dtype == np.float32
 
 
+def test_learning_rates_that_no_dev_score_decides_are_told(run_dir, tmp_path, capsys):
+    """Without metrics.jsonl, or where nothing was scored, nothing says which rate did best."""
+    mpt_jax.load(run_dir)
+    assert capsys.readouterr().err == ""
+    copied = tmp_path / "run"
+    shutil.copytree(run_dir, copied)
+    described = json.loads((copied / "run.json").read_text())
+    described["runs"][2]["learning_rate"] = 5.0
+    loaded = mpt_jax.load(run_dir)
+    loaded.run["runs"] = described["runs"]
+    (line,) = loaded.undecided()
+    assert line.startswith("no dev scores tell which of 2 learning rates is best for task 'sst2': answers are those of 0.3")
+
+
 def test_scores_are_log_probabilities_of_the_forward_pass(run_dir, prompts):
     predictor = mpt_jax.load(run_dir)
     inputs, targets = ["a film", "good"], ["no", "yes!"]

@@ -93,6 +93,21 @@ def test_evaluations_replace_scores_of_training(tmp_path):
     assert rows[3] == ["mean of 2", "", f"{(64.7 + 81.25) / 2:.1f}"]
 
 
+def test_an_evaluation_that_training_has_gone_on_from_is_marked(tmp_path):
+    folder = write_run(tmp_path / "a")
+    write_eval(folder, "mrpc", 81.25, 1.5)
+    path = folder / "eval" / "mrpc.json"
+    for step, marked in ((None, False), (20, True), (30, False)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": step}))
+        (folder / "checkpoints" / "30").mkdir(parents=True, exist_ok=True)
+        (record,) = report.read_runs([folder])
+        assert report.score_rows([record])[2][2] == "81.2 ± 1.5" + " ‡" * marked
+        assert ("‡ evaluated before training went on" in report.notes([record])) == marked
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": "30"}))
+    with pytest.raises(UserError, match="step is '30'"):
+        report.read_runs([folder])
+
+
 def test_learning_rates_are_chosen_on_the_dev_split(tmp_path):
     folder = write_run(tmp_path / "a", tasks=("sst2",), rates=(5.0, 0.3, 9.0))
     (record,) = report.read_runs([folder])

@@ -96,7 +96,7 @@ def test_a_run_is_made_from_its_first_prompts_its_teachers_and_its_rows(tmp_path
     program = assemble(settings(), ("a", "b"), tiny_backbone())
     teachers_NPD = np.ones((2, LENGTH, CONFIG.d_model), np.float32)
     found = made_from(program._replace(teachers_NPD=teachers_NPD), [cache])
-    assert found.keys() == {"parameters at the start", "prompts of the teachers", "rows of toy, train"}
+    assert found.keys() == {"parameters at the start", "prompts of the teachers", "rows of toy, train", "scores of a", "scores of b"}
     assert found["rows of toy, train"] == cache.fingerprint
     changed = {**program.trainable, "bank/cols": -program.trainable["bank/cols"]}
     other = made_from(program._replace(trainable=changed, teachers_NPD=teachers_NPD + 1))
@@ -104,7 +104,16 @@ def test_a_run_is_made_from_its_first_prompts_its_teachers_and_its_rows(tmp_path
     assert other["prompts of the teachers"] != found["prompts of the teachers"]
     assert describe_run(program, [cache])["made_from"] == made_from(program, [cache])
     # trained weights start as the backbone's, which has its fingerprint
-    assert made_from(assemble(settings("finetune"), ("a",), tiny_backbone())) == {}
+    assert made_from(assemble(settings("finetune", score_tasks=False), ("a",), tiny_backbone())) == {}
+
+
+def test_a_run_is_another_one_where_its_tasks_are_scored_otherwise(monkeypatch):
+    """Its best step so far was chosen by the scores of before."""
+    found, two = [], ("no", "yes")
+    for given in ({"labels": two}, {"labels": (*two, "so")}, {"labels": two, "score": "macro_f1"}, {"target": "{t}"}):
+        monkeypatch.setitem(tasks.TABLE, "a", tasks.Task("a", "file", ("train",), "{x}", format="jsonl", **given))
+        found.append(made_from(assemble(settings(), ("a",), tiny_backbone()))["scores of a"])
+    assert found == ["accuracy; labels no, yes", "accuracy; labels no, yes, so", "macro_f1; labels no, yes", "accuracy"]
 
 
 def test_a_run_of_any_method_is_made_from_all_arrays_that_the_method_brings(monkeypatch):

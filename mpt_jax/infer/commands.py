@@ -13,7 +13,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, rows
 from mpt_jax.infer.evaluate import EvalRun
 from mpt_jax.infer.predictor import Predictor, load
-from mpt_jax.infer.search import search_of
+from mpt_jax.infer.search import GREEDY, search_of
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import backbone_folder, framed, vocabulary_path
@@ -53,7 +53,9 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
 
         search = search_of(settings)
         results = evaluate.evaluate_runs(predictor.model, runs, spec, count, settings.method, search)
-    paths = evaluate.write_results(settings.model_dir, results, predictor.run, settings.checkpoint, settings.method, search)
+    how = {"checkpoint": settings.checkpoint, "step": predictor.step, "method": settings.method}
+    how |= {} if search == GREEDY else {"search": search.describe()}
+    paths = evaluate.write_results(settings.model_dir, results, predictor.run, how)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
     for feature in ("inputs", "targets"):

@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -174,20 +175,19 @@ def _remembered(vocabulary: Vocabulary) -> Callable[[np.ndarray], str]:
     return text_of
 
 
-def write_results(
-    run_dir: str | Path, results: Sequence[EvalResult], run: dict, checkpoint: str, method: str = "decode", search: Search = GREEDY
-) -> list[Path]:
+def write_results(run_dir: str | Path, results: Sequence[EvalResult], run: dict, how: Mapping[str, Any]) -> list[Path]:
     """Writes ``eval/<task>.json`` for each task: mean and standard deviation (population) of each score over the task's runs, and each run.
 
-    ``run`` is the content of run.json. A file of the same task is replaced; names as output.file_name makes them.
+    ``run`` is the content of run.json; ``how``: which checkpoint, of which step, and how it answered. A file of the same task is
+    replaced; names as output.file_name makes them.
     """
     folder = results_folder(run_dir)
-    paths, how = [], {"checkpoint": checkpoint, "method": method} | ({"search": search.describe()} if search != GREEDY else {})
+    paths = []
     for task in dict.fromkeys(result.task for result in results):
         found = [result for result in results if result.task == task]
         path = folder / f"{file_name(task)}.json"
         try:
-            write_json(path, summary_of(found, run) | how | {"time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+            write_json(path, summary_of(found, run) | dict(how) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S")})
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written ({error.strerror or error}): free space there.") from error
         paths.append(path)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mpt_jax import tasks
-from mpt_jax.checkpoint import load_trainable
+from mpt_jax import distributed, tasks
+from mpt_jax.checkpoint import load as load_checkpoint
 from mpt_jax.config import MOST_TOKENS, BackboneSettings, DataSettings
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.spelling import check_labels, spelling
@@ -44,8 +44,9 @@ class Predictor:
     ``seed`` names another.
     """
 
-    def __init__(self, model: Model, run: dict, spec: BatchSpec, best: Mapping[int, float] | None = None):
+    def __init__(self, model: Model, run: dict, spec: BatchSpec, best: Mapping[int, float] | None = None, step: int | None = None):
         self.model, self.vocabulary, self.run, self.spec = model, model.vocabulary, run, spec
+        self.step = step  # that training had come to
         self.tasks: tuple[str, ...] = tuple(run["tasks"])
         self._best = dict(best or {})
 
@@ -65,6 +66,17 @@ class Predictor:
             near = difflib.get_close_matches(task, self.tasks, 3, 0.4) or self.tasks
             raise UserError(f"this run holds no prompt of task {task!r}; nearest: {', '.join(near)}.")
         return chosen_settings(rows, numbers, self._best)
+
+    def undecided(self) -> list[str]:
+        """A line for each task that has several learning rates, and no dev scores to tell which did best."""
+        lines = []
+        for task in self.tasks if self.model.own else ():
+            rows = {n: row for n, row in enumerate(self.run["runs"]) if row["task"] == task}
+            rates = list(dict.fromkeys((row.get("learning_rate"), row.get("factor_learning_rate")) for row in rows.values()))
+            if len(rates) > 1 and not all(n in self._best for n in rows):
+                does = f"answers are those of {rates[0][0]}, eval averages over all"
+                lines.append(f"no dev scores tell which of {len(rates)} learning rates is best for task {task!r}: {does}")
+        return lines
 
     def bank_row(self, task: str | None = None, seed: int | None = None) -> int:
         """The bank row that answers for a task. Raises UserError for an unknown task or seed."""
@@ -213,7 +225,7 @@ def load(
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")
-    trained, run = load_trainable(run_dir, checkpoint)
+    trained, run, step, _ = load_checkpoint(run_dir, checkpoint)
     require(run, run_dir, *NEEDED)
     method, own = method_named(run["method"]), own_of(trained)
     group_N = np.array([row["group"] for row in run["runs"]], np.int32)
@@ -233,4 +245,7 @@ def load(
     spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     network = Network(loaded.config, given.computation, method.adaptation)
     model = Model(network, params, loaded.vocabulary(run["settings"]["data"].get("cue") or ""), own, method.parts, group_N, mesh)
-    return Predictor(model, run, spec, best_dev(run_dir))
+    predictor = Predictor(model, run, spec, best_dev(run_dir), step)
+    for line in predictor.undecided():
+        distributed.say(f"{str(run_dir)!r}: {line}")
+    return predictor

@@ -17,7 +17,7 @@ from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
 from mpt_jax.metrics import read_metrics
 from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
-from mpt_jax.run_folder import is_number, read_run_json, require, writes
+from mpt_jax.run_folder import checkpoint_steps, is_number, read_run_json, require, writes
 
 IN_TRAINING = "dev, best in training"
 
@@ -32,6 +32,8 @@ class Score:
     runs: int
     split: str  # of the evaluation, or IN_TRAINING where there was none
     all: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict, compare=False)  # every score: (mean, std)
+    step: int | None = None  # that training had come to when it was evaluated, where that is known
+    outdated: bool = False  # training has gone on since
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +63,10 @@ def read_run(folder: str | Path, name: str = "") -> RunRecord:
     folder = Path(folder)
     run, lines = read_run_json(folder), read_metrics(folder)
     require(run, folder, *NEEDED, *(["settings.data.k_shot"] if run.get("stage") == "fewshot" else []))
-    scores = _scores_in_training(folder, run, lines)
+    scores, steps = _scores_in_training(folder, run, lines), checkpoint_steps(folder)
     for path in sorted((folder / evaluate.FOLDER).glob("*.json")):
         task, score = read_score(path)
-        scores[task] = score
+        scores[task] = dataclasses.replace(score, outdated=score.step is not None and score.step < max(steps, default=0))
     return RunRecord(name or folder.resolve().name, folder, run, lines, scores)
 
 
@@ -75,7 +77,7 @@ def read_score(path: Path) -> tuple[str, Score]:
     if wrong:
         raise UserError(f"{str(path)!r} is damaged ({wrong}); write it again with `mpt-jax eval`.")
     key, every = found["main_score"], {name: (mean, found["std"][name]) for name, mean in found["scores"].items() if name in found["std"]}
-    return found["task"], Score(key, found["scores"][key], found["std"][key], len(found["runs"]), found["split"], every)
+    return found["task"], Score(key, found["scores"][key], found["std"][key], len(found["runs"]), found["split"], every, found.get("step"))
 
 
 def _wrong_scores(found: object) -> str:
@@ -85,6 +87,8 @@ def _wrong_scores(found: object) -> str:
     for name, kind in {"task": str, "split": str, "main_score": str, "scores": dict, "std": dict, "runs": list}.items():
         if not isinstance(found.get(name), kind):
             return f"{name} is {shown(found.get(name))}"
+    if found.get("step") is not None and type(found["step"]) is not int:
+        return f"step is {shown(found['step'])}"
     for name in ("scores", "std"):
         wrong = [key for key, value in found[name].items() if not is_number(value)]
         if wrong or found["main_score"] not in found[name]:
@@ -140,7 +144,7 @@ def _cell(score: Score | None) -> str:
     if score is None:
         return "–"
     spread = f" ± {score.std:.1f}" if score.runs > 1 else ""
-    return f"{score.mean:.1f}{spread}" + (" †" if score.split == IN_TRAINING else "")
+    return f"{score.mean:.1f}{spread}" + (" †" if score.split == IN_TRAINING else "") + (" ‡" if score.outdated else "")
 
 
 def notes(records: Sequence[RunRecord]) -> str:
@@ -151,6 +155,8 @@ def notes(records: Sequence[RunRecord]) -> str:
         text += f" Split: {', '.join(splits)}."
     if any(score.split == IN_TRAINING for record in records for score in record.scores.values()):
         text += " † best score on the dev split in training, by which the checkpoint was chosen: `mpt-jax eval` gives the others."
+    if any(score.outdated for record in records for score in record.scores.values()):
+        text += " ‡ evaluated before training went on: `mpt-jax eval` again gives the scores of now."
     return text
 
 

@@ -24,6 +24,7 @@ from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.formats.prompts import peft_facts
 from mpt_jax.run_folder import devices, open_run_folder, versions, writes
+from mpt_jax.tasks import scored_by
 from mpt_jax.train import teachers
 from mpt_jax.train.loop import Loop
 from mpt_jax.train.plan import make_streams
@@ -148,12 +149,17 @@ def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = Fal
 
 
 def made_from(program: Program, caches: Sequence[TokenCache] = ()) -> dict[str, str]:
-    """Digests of what a run starts from, besides its backbone: its method's arrays, its teachers' prompts, its tasks' rows by split."""
+    """What a run starts from, besides its backbone: digests of its method's arrays, its teachers' prompts, its tasks' rows by split.
+
+    And what scores its tasks, where the best step is chosen by their scores.
+    """
     own = {path: sharding.to_host(array) for path, array in own_of({**program.frozen, **program.trainable}).items()}
     found = {"parameters at the start": digests.of_json(digests.digests(own))[:16]} if own else {}
     if program.teachers_NPD is not None:
         found["prompts of the teachers"] = digests.of_json(digests.digests([program.teachers_NPD]))[:16]
-    return found | {f"rows of {cache.name}, {cache.split}": cache.fingerprint for cache in caches}
+    found |= {f"rows of {cache.name}, {cache.split}": cache.fingerprint for cache in caches}
+    scored = [run.task for run in program.plan.runs] if program.settings.train.score_tasks else []
+    return found | {f"scores of {task}": scored_by(task) for task in scored}
 
 
 def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
