@@ -11,6 +11,8 @@ from mpt_jax import paths
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import shown
 
+MOST_FLOAT = 3.4e38  # of float32, in which numbers are used
+
 
 def check_types(settings) -> None:
     """Raises UserError for a field whose value is of another type than its annotation (gin checks none), or not finite."""
@@ -28,6 +30,8 @@ def check_types(settings) -> None:
             raise UserError(f"{name} = {shown(value)} is of type {kind}; it takes {_named(hint)}. Change the gin binding.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{type(settings).__name__}.{field.name} = {value!r} is not a finite number.")
+        if float in allowed and isinstance(value, int | float) and abs(value) > MOST_FLOAT:
+            raise UserError(f"{type(settings).__name__}.{field.name} = {shown(value)} is more than float32 holds, {MOST_FLOAT:.2g}.")
 
 
 def _named(hint) -> str:
@@ -62,11 +66,18 @@ def check_whole_numbers(name: str, values: Sequence, low: int, high: int) -> Non
 
 
 def check_texts(name: str, value: Any, lists: bool = False) -> None:
-    """Raises UserError unless value is a text, or {name: text}; with ``lists`` a list of texts may stand for a text."""
+    """Raises UserError unless value is a text, or {name: text}; with ``lists`` a list of texts may stand for a text.
+
+    Bytes of a command line that are not UTF-8 come as halves of surrogate pairs, which no vocabulary can read.
+    """
     for one in value.values() if isinstance(value, dict) else (value,):
         for text in one if lists and isinstance(one, list | tuple) else (one,):
             if not isinstance(text, str):
                 raise UserError(f"{name} = {shown(value)} holds {shown(text)}, which is not a text.")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"{name} = {shown(value)} is not UTF-8 text; type it again.") from error
 
 
 def check_different(name: str, values: Sequence) -> None:

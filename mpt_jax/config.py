@@ -191,6 +191,7 @@ class DataSettings:
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
         checks.set_paths(self, {"cache_dir": "CACHE_DIR"})
+        checks.check_texts("DataSettings.cue (CUE)", self.cue)
         limits = {"batch_size": (1, MOST_ROWS), "micro_batch_size": (1, MOST_ROWS), "prefetch": (1, MOST_AHEAD)}
         for name, (low, high) in {**limits, "mixing_cap": (1, math.inf), "k_shot": (0, 1_000_000)}.items():
             checks.check_range(f"DataSettings.{name}", getattr(self, name), low, high)

@@ -76,10 +76,16 @@ def _hints(config: str) -> dict[str, object]:
 
 def _check_macros(flags: dict[str, str]) -> None:
     """Raises UserError for a macro that nothing reads: it would be a silently ignored setting. flags: how macros were typed."""
-    defined = set(re.findall(r"^([A-Za-z_]\w*) = ", gin.config_str(), re.M))
-    used = set(re.findall(r"%([A-Za-z_]\w*)", gin.config_str()))
+    config = gin.config_str()
+    defined = set(re.findall(r"^([A-Za-z_]\w*) = ", config, re.M))
+    used = set(re.findall(r"%([A-Za-z_]\w*)", config))
+    bound = {macro.name: field for field, macro in macro_of().items() if re.search(rf"^{re.escape(field)} = ", config, re.M)}
     for name in sorted(defined - used):
         flag = flags.get(name, "")
+        if name in bound and not flag:  # the field has a value of its own instead of the shipped macro's
+            continue
+        if name in bound:
+            raise UserError(f"{flag} is not read, because {bound[name]} is given as well; keep one of them.")
         if flag and not flag.startswith("--gin."):
             raise UserError(f"{flag}: the given gin files do not read {name}; add include 'base.gin' to them.")
         near = difflib.get_close_matches(name, sorted(used), 1, 0.5)

@@ -27,6 +27,7 @@ WRONG = [
     (["train", "--model_dir", "x"], ("train needs a stage", "mpt-jax train teacher | source | target")),
     (["train", "techer", "--model_dir", "x"], ("'techer' is not a stage", "did you mean teacher?", "stages: teacher, source")),
     ([*GOOD, "--trian_steps", "5"], ("--trian_steps: train has no such flag", "did you mean --train_steps?")),
+    ([*GOOD, "--train_steps=5", "--gin.TrainSettings.train_steps=6"], ("--train_steps is not read", "TrainSettings.train_steps is given")),
     ([*GOOD, "--gin.TRAIN_STEP=5"], ("unknown gin name 'TRAIN_STEP'", "did you mean 'TRAIN_STEPS'?")),
     ([*GOOD, "--gin.PromptSettings.lenth=5"], ("PromptSettings has no field 'lenth'", "did you mean 'length'?")),
     ([*GOOD, "--gin.PromptSetting.length=5"], ("unknown gin name 'PromptSetting'", "did you mean 'PromptSettings'?")),
@@ -91,6 +92,14 @@ def test_what_is_typed_last_counts_and_files_come_after_the_stage(tmp_path):
     (tmp_path / "own.gin").write_text("TRAIN_STEPS = 7\nK_SHOT = 3\n")
     train, data, *_ = settings_of("train", "fewshot", "--gin.K_SHOT=4", f"--gin_file={tmp_path / 'own.gin'}", "--k_shot=5", "--model_dir=a")
     assert (train.train_steps, data.k_shot) == (7, 5)
+
+
+def test_a_field_may_be_bound_instead_of_the_macro_that_fills_it(tmp_path):
+    train, *_ = settings_of(*GOOD, "--gin.TrainSettings.train_steps=6")
+    assert train.train_steps == 6
+    (tmp_path / "mine.gin").write_text("include 'teacher.gin'\nDataSettings.batch_size = 7\n")
+    _, data, *_ = settings_of("train", f"--gin_file={tmp_path}/mine.gin", *GOOD[2:])
+    assert data.batch_size == 7
 
 
 @pytest.mark.parametrize("command", [name for name, row in COMMANDS.items() if row.gin is not None])
