@@ -23,7 +23,7 @@ from mpt_jax.infer.predictor import load
 from mpt_jax.infer.report import quickstart_table
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.paths import expanded, writable_run
-from mpt_jax.run_folder import write_json, writes
+from mpt_jax.run_folder import write_json, write_text, writes
 from mpt_jax.train.run import run_train
 
 BACKBONE = "nano"
@@ -141,6 +141,6 @@ def _quickstart(folder: Path, backbone: str) -> str:
     table = quickstart_table(summary)
     with writes(folder, "--model_dir"):
         write_json(folder / "summary.json", summary)
-        (folder / "table.md").write_text(table, encoding="utf-8")
+        write_text(folder / "table.md", table)
         draw_quickstart(summary, folder / "report.png")
     return f"{table}\nwritten: {folder}/summary.json, table.md, report.png"

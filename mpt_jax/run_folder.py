@@ -149,12 +149,21 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file from the first process, by way of a temporary one, so that a kill leaves the old file or the new one."""
+    """Writes UTF-8 text as ``write_bytes`` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file from the first process, by way of a temporary one, so that a kill leaves the old file or the new one.
+
+    A pipe or a device of that name raises UserError: it would be waited for.
+    """
     if not is_first():
         return
     path = replaceable(path, "the output")
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
@@ -236,6 +245,5 @@ def open_run_folder(model_dir: str, description: dict, config_gin: str) -> Path:
     with writes(folder, "MODEL_DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", description)
-        if is_first():
-            (folder / "config.gin").write_text(config_gin)
+        write_text(folder / "config.gin", config_gin)
     return folder

@@ -18,7 +18,7 @@ from tiny_model import CONFIG, tiny, weights
 from benchmarks import slices
 from mpt_jax.compiling import fitting, hlo
 from mpt_jax.compiling.chips import CHIPS, GIB, chip_of, prepare, topology
-from mpt_jax.compiling.command import compile_report, roofline, shape_of
+from mpt_jax.compiling.command import compile_report, roofline, run_compile, shape_of
 from mpt_jax.compiling.programs import DoesNotFit, Stage, make_mesh, make_stage
 from mpt_jax.compiling.report import render
 from mpt_jax.config import (
@@ -190,6 +190,15 @@ def test_names():
     for name in ("v9:2x2", "v5e:large", "cpu:many", "cpu:4096"):
         with pytest.raises(UserError, match="TOPOLOGY"):
             topology(name)
+
+
+def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpt_jax.compiling.command.compile_report", None)
+    formats.write_backbone("own", str(tmp_path / "backbone"), CONFIG, weights(CONFIG), "bytes")
+    settings = Settings(TrainSettings("teacher", "x"), BackboneSettings(str(tmp_path / "backbone")), PromptSettings(length=PROMPT))
+    for path, message in ((str(tmp_path), "is a folder"), ("/proc/x", "cannot be written")):
+        with pytest.raises(UserError, match=f"--json '.*' {message}"):
+            run_compile(settings, "here", ["a"], 2, path)
 
 
 def compiled(folder, topology_name, config, *more):

@@ -3,6 +3,7 @@ are averaged right."""
 
 import html.parser
 import json
+import os
 
 import numpy as np
 import pytest
@@ -189,14 +190,21 @@ def test_names_numbers_and_bytes_that_no_picture_expects(tmp_path):
     assert "a/b<c>" in table.read_text() and picture.stat().st_size > 10_000 and "A = &#x27;\ufffd" in page.read_text()
 
 
-@pytest.mark.parametrize("place", ["/dev/null", "/dev/null/x", "/proc/x", "file", "full"])
+@pytest.mark.parametrize("name", ["table.md", "report.png", "report.html"])
+def test_a_pipe_or_a_device_where_the_report_goes_is_named(tmp_path, name):
+    """It would be waited for, or replaced."""
+    folder, output = write_run(tmp_path / "a"), tmp_path / "out"
+    output.mkdir()
+    (os.mkfifo if name != "report.html" else lambda path: path.symlink_to("/dev/full"))(output / name)
+    with pytest.raises(UserError, match=f"{name}' is a device or pipe, and would be replaced"):
+        report.report([folder], output)
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/null/x", "/proc/x", "file"])
 def test_places_that_take_no_report_are_named(tmp_path, place):
     folder, output = write_run(tmp_path / "a"), tmp_path / place
     if place == "file":
         output.write_text("")
-    elif place == "full":
-        output.mkdir()
-        (output / "report.html").symlink_to("/dev/full")
     with pytest.raises(UserError, match=f"--output = '{output}' cannot be written"):
         report.report([folder], output)
 

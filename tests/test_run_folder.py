@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import pytest
@@ -64,6 +65,18 @@ def test_a_run_that_is_made_from_something_else_is_refused_and_nothing_is_writte
         open_run_folder(str(tmp_path), RUN | change, "TRAIN_STEPS = 6\n")
     assert json.loads((tmp_path / "run.json").read_text()) == RUN
     assert (tmp_path / "config.gin").read_text() == "TRAIN_STEPS = 5\n"
+
+
+def test_pipes_and_devices_in_the_place_of_a_runs_files_are_named(tmp_path):
+    for number, there in enumerate((os.mkfifo, lambda path: path.symlink_to("/dev/full"), lambda path: path.mkdir())):
+        run = tmp_path / str(number)
+        run.mkdir()
+        there(run / "config.gin")
+        with pytest.raises(UserError, match="config.gin' is a .*, and would be replaced"):
+            open_run_folder(str(run), RUN, "")
+    os.mkfifo(tmp_path / "run.json.tmp")  # of a name that writing needs: nobody reads it
+    open_run_folder(str(tmp_path), RUN, "SEED = 'é'\n")
+    assert (tmp_path / "config.gin").read_bytes() == "SEED = 'é'\n".encode()
 
 
 def test_a_run_of_an_earlier_version_goes_on():

@@ -1,9 +1,9 @@
 """``mpt-jax compile``: compiles a stage for a topology and reports memory, operations, collectives and a time estimate for a device."""
 
+import contextlib
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from mpt_jax import sharding
@@ -19,6 +19,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.attention import kernel_for
 from mpt_jax.model.backbone import backbone_folder
 from mpt_jax.model.families import FAMILIES, family_of
+from mpt_jax.output import kept_in_part
 from mpt_jax.sharding import whole_rows
 
 TRIES = 3  # other meshes compiled where the one that was asked for does not fit
@@ -57,12 +58,11 @@ def run_compile(
         raise UserError(f"--measure {updates}: the devices of TOPOLOGY = {where.name!r} are not there; TOPOLOGY = 'here' are.")
     named = list(tasks) or [f"task_{n}" for n in range(SOURCES if settings.train.stage in ("teacher", "source") else 1)]
     stage = make_stage(settings, shape_of(settings.backbone.path), named, make_mesh(settings.mesh, where.devices), decode_rows)
-    report = compile_report(stage, where, updates, decode)
-    if json_path:
-        try:
-            Path(json_path).write_text(json.dumps(report, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {json_path}: {error.strerror}; give another file.") from error
+    # opened before the work, which would be lost
+    with kept_in_part(json_path, "--json") if json_path else contextlib.nullcontext() as file:
+        report = compile_report(stage, where, updates, decode)
+        if file:
+            file.write(f"{json.dumps(report, indent=2)}\n".encode())
     return render(report)
 
 

@@ -1,5 +1,6 @@
 """Pictures of runs: curves, bars of scores, and the quickstart's page of bars. Colours can be told apart by the colour-blind."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,10 @@ matplotlib.use("Agg")  # files only; never asks for a display
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from mpt_jax.run_folder import write_bytes  # noqa: E402
 
 # Okabe and Ito, "Color Universal Design" (2008), without the yellow that vanishes on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
@@ -169,9 +173,15 @@ def draw_report(path: str | Path, losses: Sequence[Line], dev: Sequence[Line], t
             left.get_legend().remove()  # the right one serves both
         title = "Scores by task" + ("  (whisker: one standard deviation over seeds)" if _any_std(groups) else "")
         draw_bars(below.subplots(), tasks, groups, title)
-        figure.savefig(path)
+        _save(figure, path)
         plt.close(figure)
     return Path(path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content)
+    write_bytes(Path(path), content.getvalue())
 
 
 def _any_std(groups: Sequence[Bars]) -> bool:
@@ -215,6 +225,6 @@ def draw_quickstart(summary: dict, path: str | Path) -> Path:
         figure.suptitle("Multitask prompt tuning, quickstart", x=0.012, ha="left", fontsize=14, fontweight="bold")
         note = f"{backbone_text}; {task_text}; {summary['seconds']:.0f} s in all. Whiskers: one standard deviation over seeds."
         figure.supxlabel(note, x=0.012, ha="left", fontsize=8.5, color="#555555")
-        figure.savefig(path)
+        _save(figure, path)
         plt.close(figure)
     return Path(path)

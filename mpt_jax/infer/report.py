@@ -17,7 +17,7 @@ from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
 from mpt_jax.metrics import read_metrics
 from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
-from mpt_jax.run_folder import checkpoint_steps, is_number, read_run_json, require, writes
+from mpt_jax.run_folder import checkpoint_steps, is_number, read_run_json, require, write_text, writes
 
 IN_TRAINING = "dev, best in training"
 
@@ -236,9 +236,9 @@ def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]
     published_text = "".join(f"\n{found.title}\n\n{markdown(found.rows, 2)}\n{found.note}\n" for found in beside)
     with writes(output_dir, "--output"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        table.write_text(f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}", encoding="utf-8")
+        write_text(table, f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}")
         figures.draw_report(picture, loss_lines(records), dev_lines(records), *bars(records))
-        page.write_text(_page(records, scores, runs, picture, beside), encoding="utf-8")
+        write_text(page, _page(records, scores, runs, picture, beside))
     return [table, picture, page]
 
 
