@@ -24,7 +24,7 @@ RATES = {"prompt_tuning": ((0.03, 0.1, 0.3, 1.0), (0.0,)), "mpt": ((0.1, 0.3), (
 def search(method: str, model_dir: Path, steps: int, evaluations: int, tasks: tuple[str, ...]) -> str:
     """Trains all pairs of rates; a Markdown table: a line for each pair, a column for each scored step and one for best steps."""
     rates, factor_rates = RATES[method]
-    stage = next(stage for stage in quickstart.STAGES if stage.folder == method)
+    stage = next(stage for stage in quickstart.NANO.stages if stage.folder == method)
     changes = {"folder": f"search_{method}", "steps": steps, "rate": rates, "factor_rate": factor_rates, "evaluations": evaluations}
     stage = dataclasses.replace(stage, tasks=tasks or stage.tasks, **changes)
     folder = run_train(quickstart.settings_of(stage, model_dir, quickstart.BACKBONE), stage.tasks)

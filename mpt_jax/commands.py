@@ -115,7 +115,7 @@ def command_quickstart(arguments: argparse.Namespace) -> None:
     """Runs the whole method on embedded data."""
     from mpt_jax.quickstart import quickstart
 
-    print(quickstart(arguments.model_dir))
+    print(quickstart(arguments.model_dir, arguments.backbone))
 
 
 RUN = {

@@ -1,6 +1,7 @@
-"""The whole method on embedded data and a shipped backbone: teachers, source stage, 16-shot targets, and plain prompt tuning beside.
+"""The method on embedded data: 16-shot targets from P*, and plain prompt tuning of the same targets to compare with.
 
-The same stages and settings as the commands; STAGES holds what differs from their defaults, chosen on dev splits (README.md).
+A row of RECIPES for each backbone. The shipped nano runs every stage, teachers and source stage included; SmolLM2 starts from the source
+bank that ships. Both use the same stages and settings as the commands; a recipe holds what differs from their defaults.
 """
 
 import dataclasses
@@ -26,17 +27,22 @@ from mpt_jax.paths import expanded, writable_run
 from mpt_jax.run_folder import write_json, write_text, writes
 from mpt_jax.train.run import run_train
 
-BACKBONE = "nano"
-SOURCES = ("word_valence", "science_topic", "name_kind", "journey_check", "journey_question", "past_tense")
-TARGETS = ("definition_valence", "module_topic", "turned_words", "purchase_check", "purchase_question", "plural")
+NANO_SOURCES = ("word_valence", "science_topic", "name_kind", "journey_check", "journey_question", "past_tense")
+NANO_TARGETS = ("definition_valence", "module_topic", "turned_words", "purchase_check", "purchase_question", "plural")
 SEEDS = (1, 2, 3)
 SHOTS = 16
-LENGTH = 10  # prompt vectors
 
-PROMPT = PromptSettings(length=LENGTH)
-PLAIN = PromptSettings(length=LENGTH, rank=0, transfer="none")
+PROMPT = PromptSettings(length=10)
+PLAIN = PromptSettings(length=10, rank=0, transfer="none")
 DATA = DataSettings(feature_lengths={"inputs": 48, "targets": 8}, micro_batch_size=16, input_buckets=(16,), target_buckets=(8,))
 SHOT_DATA = dataclasses.replace(DATA, batch_size=8, micro_batch_size=24, k_shot=SHOTS)
+# what the source bank of SmolLM2 was trained with (mpt_jax/banks/smollm2/README.md)
+BANK_PROMPT = PromptSettings(length=20)
+BANK_PLAIN = PromptSettings(length=20, rank=0, transfer="none")
+BANK_DATA = DataSettings(
+    feature_lengths={"inputs": 96, "targets": 4}, micro_batch_size=8, input_buckets=(24, 32, 48, 64), target_buckets=(4,), cue="\nAnswer:",
+    batch_size=8, k_shot=SHOTS,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,32 +62,64 @@ class Stage:
     eval_rows: int = 64
 
 
-STAGES = (
-    Stage("teacher", "teachers", SOURCES, 60, (0,), PLAIN, dataclasses.replace(DATA, batch_size=8), 0.3),
-    Stage("source", "source", SOURCES, 100, (0,), PROMPT, dataclasses.replace(DATA, batch_size=32), 0.1, 0.1),
-    Stage("fewshot", "mpt", TARGETS, 40, SEEDS, PROMPT, SHOT_DATA, 0.3, 0.1),
-    Stage("fewshot", "prompt_tuning", TARGETS, 40, SEEDS, PLAIN, SHOT_DATA, 0.3),
-)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the quickstart runs on a backbone: its stages in order.
+
+    bank: the shipped source bank that targets start from ('' = the recipe's own source stage). method: how rows are answered, of
+    config.ANSWERS. test_rows: of each task; 0 = all.
+    """
+
+    stages: tuple[Stage, ...]
+    bank: str = ""
+    method: str = "decode"
+    test_rows: int = 0
+
+    def tasks(self, *folders: str) -> tuple[str, ...]:
+        """Tasks of the first stage that writes one of these folders; none where no stage does."""
+        return next((stage.tasks for stage in self.stages if stage.folder in folders), ())
+
+
+NANO = Recipe((
+    Stage("teacher", "teachers", NANO_SOURCES, 60, (0,), PLAIN, dataclasses.replace(DATA, batch_size=8), 0.3),
+    Stage("source", "source", NANO_SOURCES, 100, (0,), PROMPT, dataclasses.replace(DATA, batch_size=32), 0.1, 0.1),
+    Stage("fewshot", "mpt", NANO_TARGETS, 40, SEEDS, PROMPT, SHOT_DATA, 0.3, 0.1),
+    Stage("fewshot", "prompt_tuning", NANO_TARGETS, 40, SEEDS, PLAIN, SHOT_DATA, 0.3),
+))  # fmt: skip
+SMOLLM2_TARGETS = ("definition_valence", "purchase_check")
+SMOLLM2 = Recipe((
+    Stage("fewshot", "mpt", SMOLLM2_TARGETS, 24, (1, 2), BANK_PROMPT, BANK_DATA, 0.01, 0.03, evaluations=2, eval_rows=48),
+    Stage("fewshot", "prompt_tuning", SMOLLM2_TARGETS, 24, (1, 2), BANK_PLAIN, BANK_DATA, 0.01, evaluations=2, eval_rows=48),
+), bank="smollm2", method="rank", test_rows=128)  # fmt: skip
+BACKBONE = "nano"
+RECIPES = {BACKBONE: NANO, "smollm2": SMOLLM2}
+
+
+def recipe_of(backbone: str) -> Recipe:
+    """The recipe of a backbone; the nano's for any other name or folder."""
+    return RECIPES.get(backbone, NANO)
 
 
 def settings_of(stage: Stage, model_dir: Path, backbone: str) -> Settings:
     """Settings of a stage, in the folder of the quickstart."""
+    recipe = recipe_of(backbone)
     every = max(stage.steps // stage.evaluations, 1)
     train = TrainSettings(
         stage.stage, str(model_dir / stage.folder), train_steps=stage.steps, seeds=stage.seeds, eval_steps=every,
-        teacher_dir=str(model_dir / "teachers"), source_dir=str(model_dir / "source"), eval_rows=stage.eval_rows,
+        teacher_dir=str(model_dir / "teachers"), source_dir=recipe.bank or str(model_dir / "source"), eval_rows=stage.eval_rows,
+        eval_method=recipe.method,
     )  # fmt: skip
     optimizer = OptimizerSettings(learning_rate=stage.rate, factor_learning_rate=stage.factor_rate)
     return Settings(train, BackboneSettings(backbone), prompt=stage.prompt, optimizer=optimizer, data=stage.data)
 
 
-def test_scores(run_dir: Path, split: str) -> dict[str, list[float]]:
+def test_scores(run_dir: Path, split: str, recipe: Recipe) -> dict[str, list[float]]:
     """Selecting score of each task on a split with the run's best prompts, a number for each seed."""
     predictor = load(run_dir)
     caches = {name: open_cache(name, split, predictor.vocabulary, cache_folder()) for name in predictor.tasks}
-    runs = [EvalRun(caches[row["task"]], n) for n, row in enumerate(predictor.run["runs"])]
+    runs = [EvalRun(caches[row["task"]], n, limit_rows=recipe.test_rows) for n, row in enumerate(predictor.run["runs"])]
     scores: dict[str, list[float]] = {}
-    for result in evaluate_runs(predictor.model, runs, predictor.spec):
+    for result in evaluate_runs(predictor.model, runs, predictor.spec, method=recipe.method):
         scores.setdefault(result.task, []).append(result.scores[tasks.main_score(result.task)])
     return scores
 
@@ -104,17 +142,18 @@ def summarise(model_dir: Path, seconds: float, backbone_name: str) -> dict:
     """The content of summary.json: scores on the test splits, in percent."""
     backbone = load_backbone(BackboneSettings(backbone_name))
     vocabulary = backbone.vocabulary()
-    teachers, source = (test_scores(model_dir / folder, "test") for folder in ("teachers", "source"))
-    plain, mpt = (test_scores(model_dir / folder, "test") for folder in ("prompt_tuning", "mpt"))
-    least = majority_scores(SOURCES, "test", vocabulary) | majority_scores(TARGETS, "test", vocabulary)
+    recipe = recipe_of(backbone_name)
+    scores = {stage.folder: test_scores(model_dir / stage.folder, "test", recipe) for stage in recipe.stages}
+    sources, targets = recipe.tasks("source"), recipe.tasks("mpt")
+    least = majority_scores(sources + targets, "test", vocabulary)
     run = load(model_dir / "mpt").run
-    target = {t: {"majority": least[t], "prompt_tuning": spread(plain[t]), "mpt": spread(mpt[t])} for t in TARGETS}
+    target = {t: {"majority": least[t]} | {name: spread(scores[name][t]) for name in ("prompt_tuning", "mpt")} for t in targets}
     means = [{key: value["mean"] if isinstance(value, dict) else value for key, value in row.items()} for row in target.values()]
     return {
         "seconds": seconds,
         "backbone": {"name": backbone_name, "parameters": backbone.num_parameters, "fingerprint": backbone.fingerprint},
         "parameters": {key: run["parameters"][key] for key in ("per_task", "fraction_of_backbone")},
-        "source": {t: {"majority": least[t], "teacher": teachers[t][0], "mpt": source[t][0]} for t in SOURCES},
+        "source": {t: {"majority": least[t], "teacher": scores["teachers"][t][0], "mpt": scores["source"][t][0]} for t in sources},
         "target": target,
         "target_mean": {key: float(np.mean([row[key] for row in means])) for key in ("majority", "prompt_tuning", "mpt")},
     }
@@ -130,10 +169,10 @@ def quickstart(model_dir: str, backbone: str = BACKBONE) -> str:
 
 
 def _quickstart(folder: Path, backbone: str) -> str:
-    began = time.monotonic()
-    for number, stage in enumerate(STAGES, 1):
+    began, stages = time.monotonic(), recipe_of(backbone).stages
+    for number, stage in enumerate(stages, 1):
         title = {"mpt": "16-shot targets from P*", "prompt_tuning": "16-shot targets, plain prompt tuning"}.get(stage.folder, stage.folder)
-        say(f"[{number}/{len(STAGES)}] {title}: {', '.join(stage.tasks)}")
+        say(f"[{number}/{len(stages)}] {title}: {', '.join(stage.tasks)}")
         run_train(settings_of(stage, folder, backbone), stage.tasks)
     say("scoring the test splits")
     summary = summarise(folder, 0.0, backbone)

@@ -208,18 +208,19 @@ def _bars_of(rows: dict, methods, means: dict | None) -> list[Bars]:
 
 
 def draw_quickstart(summary: dict, path: str | Path) -> Path:
-    """Bars of the quickstart's summary.json: target tasks above with whiskers over seeds, source tasks below, each with its mean."""
+    """Bars of the quickstart's summary.json: target tasks with whiskers over seeds, source tasks below where there are any, and means."""
     target, source = summary["target"], summary["source"]
     parameters, backbone = summary["parameters"], summary["backbone"]
     fraction = 100 * parameters["fraction_of_backbone"]
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(max(9.0, 1.25 * (max(len(target), len(source)) + 2)), 8.2), layout="constrained")
+        height = 8.2 if source else 4.4
+        figure = plt.figure(figsize=(max(9.0, 1.25 * (max(len(target), len(source)) + 2)), height), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.14, w_pad=0.1)
-        top, bottom = figure.subplots(2, 1)
+        top, *bottom = figure.subplots(2 if source else 1, 1, squeeze=False)[:, 0]
         bars = _bars_of(target, METHODS, summary["target_mean"])
         draw_bars(top, [*target, "mean"], bars, "New tasks from few examples", apart=1)
-        bars = _bars_of(source, SOURCE_METHODS, None)
-        draw_bars(bottom, [*source, "mean"], bars, "Source tasks", apart=1)
+        for axes in bottom:
+            draw_bars(axes, [*source, "mean"], _bars_of(source, SOURCE_METHODS, None), "Source tasks", apart=1)
         backbone_text = f"frozen backbone {backbone['name']}: {backbone['parameters'] / 1e6:.1f} M parameters"
         task_text = f"{parameters['per_task']:,} trained per task ({fraction:.3g} %)"
         figure.suptitle("Multitask prompt tuning, quickstart", x=0.012, ha="left", fontsize=14, fontweight="bold")

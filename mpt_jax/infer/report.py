@@ -243,7 +243,7 @@ def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]
 
 
 def quickstart_table(summary: dict) -> str:
-    """Markdown tables of the quickstart's summary.json: target tasks with their mean, then source tasks."""
+    """Markdown tables of the quickstart's summary.json: target tasks with their mean, then source tasks where it trained them."""
     methods = [key for key, _ in figures.METHODS]
     rows = [["new task", *(label for _, label in figures.METHODS)]]
     for task, found in summary["target"].items():
@@ -256,7 +256,8 @@ def quickstart_table(summary: dict) -> str:
     share = f"{100 * numbers['fraction_of_backbone']:.3g} %"
     about = f"{numbers['per_task']:,} trained parameters per task, {share} of the backbone {backbone['name']} "
     about += f"({backbone['parameters']:,}); {summary['seconds']:.0f} s in all."
-    return f"{markdown(rows, 1)}\nScores in percent, ± one standard deviation over seeds. {about}\n\n{markdown(sources, 1)}"
+    below = f"\n\n{markdown(sources, 1)}" if summary["source"] else "\n"
+    return f"{markdown(rows, 1)}\nScores in percent, ± one standard deviation over seeds. {about}{below}"
 
 
 def _mean_cell(value: float | dict) -> str:
