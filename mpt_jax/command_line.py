@@ -51,7 +51,8 @@ COMMANDS = {
 }  # fmt: skip
 PATHS: dict[str, tuple[str, tuple[str, ...]]] = {  # arguments that are paths: flag, and the addresses that it takes as well
     "source": ("--from", paths.BUCKETS), "backbone": ("--backbone", paths.BUCKETS), "input": ("--input", ()), "output": ("--output", ()),
-    "json": ("--json", ()), "run_dirs": ("run folder", ()), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),
+    "json": ("--json", ()), "nearest": ("--nearest", ()),
+    "run_dirs": ("run folder", ()), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),
 }  # fmt: skip
 
 
@@ -94,6 +95,9 @@ OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {  # flags that are no settin
     "tasks": [
         ("name", {"nargs": "?", "help": "task to show"}),
         ("--rows", {"type": _whole, "default": 3, "metavar": "N", "help": "rows to show (default: %(default)s)"}),
+        ("--nearest", {
+            "action": "append", "metavar": "MODEL_DIR", "help": "which tasks a run's tasks are like, among its own and further runs'",
+        }),
     ],
     "compile": [
         ("--json", {"default": "", "help": "file for everything as JSON"}),
@@ -101,12 +105,16 @@ OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {  # flags that are no settin
         ("--measure", {"type": _whole, "default": 0, "metavar": "N", "help": "also run N updates with random weights (--topology here)"}),
     ],
     "convert": [
-        ("--from", {"dest": "source", "help": "run folder, checkpoint folder of any format, or a backbone's name"}),
-        ("--model_dir", {"dest": "source", "help": "the same as --from, for a run folder"}),
-        ("--to", {"required": True, "help": "t5x | t5x_scanned | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank"}),
+        ("--from", {
+            "dest": "source", "action": "append",
+            "help": "run folder, checkpoint folder of any format, or a backbone's name; several for --to tokens and --combine",
+        }),
+        ("--model_dir", {"dest": "source", "action": "append", "help": "the same as --from, for a run folder"}),
+        ("--to", {"required": True, "help": "t5x | t5x_scanned | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank | tokens"}),
         ("--output", {"required": True, "help": "folder or file to write"}),
         ("--task", {"help": "one task of a bank (default: all)"}),
         ("--backbone", {"help": "backbone of the prompts, where the source does not name it"}),
+        ("--combine", {"help": "one prompt made of several: --combine 'mine = 0.5*sst2 + 0.5*mrpc'"}),
     ],
     "report": [
         ("run_dirs", {"nargs": "*", "metavar": "MODEL_DIR", "help": "run folders"}),

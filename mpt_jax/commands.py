@@ -74,7 +74,11 @@ def command_cache(arguments: argparse.Namespace) -> None:
 def command_tasks(arguments: argparse.Namespace) -> None:
     """Lists tasks, or shows one."""
     from mpt_jax.infer.commands import list_tasks, show_task
+    from mpt_jax.infer.similarity import nearest
 
+    if arguments.nearest:
+        print(nearest(arguments.nearest, arguments.name), end="")
+        return
     task_names(required=False)
     if arguments.name:
         print(show_task(arguments.name, configured(BackboneSettings), configured(DataSettings), arguments.rows))
@@ -99,7 +103,7 @@ def command_convert(arguments: argparse.Namespace) -> None:
     """Converts backbones and prompts."""
     from mpt_jax.convert import convert
 
-    written = convert(arguments.source, arguments.to, arguments.output, arguments.task, arguments.backbone)
+    written = convert(arguments.source, arguments.to, arguments.output, arguments.task, arguments.backbone, arguments.combine)
     print("\n".join(written) if len(written) <= 8 else f"{arguments.output}: {len(written)} files")
 
 

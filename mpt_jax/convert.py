@@ -8,9 +8,11 @@ prompts are taken.
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
+from mpt_jax.convert_prompts import combined, write_tokens
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import BANK
 from mpt_jax.model import formats
@@ -22,15 +24,19 @@ from mpt_jax.regular_files import shown
 from mpt_jax.run_folder import write_json
 
 BACKBONE_FORMATS = ("t5x", "t5x_scanned", "orbax", "hf", "own")
-BANK_FORMAT = "t5x_bank"
-FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS, BANK_FORMAT)
+BANK_FORMAT, TOKENS = "t5x_bank", "tokens"
+FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS, BANK_FORMAT, TOKENS)
 
 
-def convert(source: str, to: str, output: str, task: str | None = None, backbone: str | None = None) -> list[str]:
+def convert(
+    source: str | Sequence[str], to: str, output: str, task: str | None = None, backbone: str | None = None, combine: str | None = None
+) -> list[str]:
     """Writes SOURCE in the format `to` to `output`; returns the files written.
 
     to: 't5x' (native), 't5x_scanned' (as scalable_t5), 'orbax' (T5X on Orbax), 'hf', 'own' for backbones; 'peft' (multitask adapter),
-    'peft_single', 'npz', 'npy' for prompts; 't5x_bank' for both together, as T5X's trainer restores them. task: only
+    'peft_single', 'npz', 'npy' for prompts; 't5x_bank' for both together, as T5X's trainer restores them;
+    'tokens' for a Hugging Face folder whose vocabulary has them. Several sources: for 'tokens' and `combine`, an expression over their
+    prompts (convert_prompts.py) whose one result is written. task: only
     this task's prompt; where a run trained it several times, `TASK#ROW`. backbone: the one that the prompts were trained on,
     where the source does not tell: 't5x_bank' holds it, and PEFT's adapters depend on its family. Raises UserError saying
     what is wrong; output is written whole or not at all.
@@ -41,13 +47,22 @@ def convert(source: str, to: str, output: str, task: str | None = None, backbone
         raise UserError("--output is empty; give a folder or file to write.")
     if to == "orbax":
         writable_run("--output", output)
-    source = _resolve(source, "--from")
+    sources = [_resolve(each, "--from") for each in ([source] if isinstance(source, str) else source)]
+    if len(sources) > 1 and (to in BACKBONE_FORMATS or not (to == TOKENS or combine)):
+        raise UserError(f"--to {to} takes one --from, {len(sources)} are given; --to tokens and --combine take several.")
+    source = sources[0]
     if to in BACKBONE_FORMATS:
-        if task:
-            raise UserError(f"--task {task!r} chooses a prompt; --to {to} writes a backbone.")
+        if task or combine:
+            given = f"--task {task!r} chooses a prompt" if task else f"--combine {combine!r} makes a prompt"
+            raise UserError(f"{given}; --to {to} writes a backbone.")
         config, arrays, vocabulary = formats.read_backbone(source)
         return formats.write_backbone(to, output, config, arrays, vocabulary)
-    held = read_prompts(source, backbone)
+    named = [(_name(each), read_prompts(each, backbone)) for each in sources]
+    if combine:
+        named = [("combined", combined(combine, named))]
+    if to == TOKENS:
+        return write_tokens(output, named, task, backbone)
+    (_, held) = named[0]
     if task:
         held = held.select([_row(held, label) for label in task.split(",")])
     if to == BANK_FORMAT:
@@ -89,6 +104,11 @@ def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None)
         write_json(pathlib.Path(folder) / "run.json", run)
 
     return write_folder(output, write)
+
+
+def _name(source: str) -> str:
+    """What a source is called among several: its last folder or file."""
+    return os.path.basename(source.rstrip("/")).removesuffix(".npz").removesuffix(".npy") or source
 
 
 def _resolve(source: str, given_as: str) -> str:

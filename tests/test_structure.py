@@ -26,7 +26,7 @@ LAYERS = (
     ("mpt_jax.checkpoint",),
     ("mpt_jax.infer",),
     ("mpt_jax.train",),
-    ("mpt_jax.compiling", "mpt_jax.convert", "mpt_jax.quickstart"),
+    ("mpt_jax.compiling", "mpt_jax.convert", "mpt_jax.convert_prompts", "mpt_jax.quickstart"),
     ("mpt_jax.gin_settings", "mpt_jax.commands", "mpt_jax.main", "mpt_jax"),
     ("mpt_jax.__main__", "mpt_jax.t5x_bridge"),
 )
@@ -183,7 +183,7 @@ def test_lengths_say_what_is_real_and_not_ids():
     assert found == {
         ("t5x_bridge/model.py", "inputs_BL != SEQIO_PAD"),
         ("t5x_bridge/model.py", "targets_BT != SEQIO_PAD"),
-        ("infer/predictor.py", "0 <= max_tokens <= MOST_TOKENS"),
+        ("infer/queries.py", "0 <= query.max_tokens <= MOST_TOKENS"),
     }
 
 

@@ -39,7 +39,8 @@ class BatchSpec:
     Rows longer than input_length or target_length are cut, keeping the tokens that end them (Frame: input_end, target_end). Each pair
     of buckets in use is one compiled program: fewer buckets compile less and pad more. () = the defaults of this file.
     local_rows: rows of a micro-batch that this process needs, of several; the others' stay zeros. None = all.
-    by_task: rows of a task come together (sorted by length within it), and a micro-batch names its different tasks.
+    by_task: rows of a task come together (sorted by length within it), and a micro-batch names its different tasks, filled up to one of
+    task_slots (ascending), or to a power of two.
     """
 
     input_length: int
@@ -49,6 +50,7 @@ class BatchSpec:
     target_buckets: tuple[int, ...] = ()
     local_rows: tuple[int, ...] | None = None
     by_task: bool = False
+    task_slots: tuple[int, ...] = ()
     input_end: tuple[int, ...] = (EOS_ID,)
     target_end: tuple[int, ...] = (EOS_ID,)
 
@@ -276,7 +278,7 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     micro = {"inputs_BL": inputs_BL, "input_length_B": input_length_B, "targets_BT": targets_BT, "target_length_B": target_length_B}
     micro["task_id_B"] = task_id_B
     if spec.by_task:
-        micro |= _different_tasks(task_id_B, len(chosen))
+        micro |= _different_tasks(task_id_B, len(chosen), spec.task_slots)
     widths = {cache.embedding.shape[1] for cache in rows.caches if cache.embedding is not None}
     if len(widths) > 1:
         raise UserError(f"tasks trained together have embeddings of widths {sorted(widths)}: use one encoder")
@@ -299,13 +301,14 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
     return micro
 
 
-def _different_tasks(task_id_B: np.ndarray, count: int) -> MicroBatch:
+def _different_tasks(task_id_B: np.ndarray, count: int, slots: tuple[int, ...]) -> MicroBatch:
     """The different tasks of the first ``count`` rows, ascending, and each row's slot among them: task_U, slot_B (filler rows: 0).
 
-    The last one is repeated until there is a power of two: so few programs serve any number.
+    The last one is repeated until there is one of `slots`, or a power of two: so few programs serve any number.
     """
     task_U, slot_B = np.unique(task_id_B[:count], return_inverse=True)
-    room = (1 << (len(task_U) - 1).bit_length()) - len(task_U)
+    number = len(task_U)
+    room = next((size for size in slots if size >= number), 1 << (number - 1).bit_length()) - number
     slot_B = np.pad(slot_B, (0, len(task_id_B) - count)).astype(np.int32)
     return {"task_U": np.pad(task_U, (0, room), mode="edge").astype(np.int32), "slot_B": slot_B}
 
@@ -322,9 +325,15 @@ def _bucket(length_B: np.ndarray, sizes: tuple[int, ...]) -> int:
     return sizes[int(np.searchsorted(sizes, length_B.max()))]
 
 
-def _fill(line: np.ndarray, tokens: np.ndarray, limit: int, end: tuple[int, ...]) -> None:
-    """Writes a row's tokens, cut to `limit`; a cut row that ended with the tokens `end` still does."""
+def cut(tokens: np.ndarray, limit: int, end: tuple[int, ...]) -> np.ndarray:
+    """At most `limit` tokens of a row; a cut row that ended with the tokens `end` still does."""
     kept = tokens[:limit]
-    line[: len(kept)] = kept
     if end and len(tokens) > limit >= len(end) and tuple(tokens[-len(end) :]) == end:
-        line[limit - len(end) : limit] = end
+        kept = np.append(tokens[: limit - len(end)], np.array(end, tokens.dtype))
+    return kept
+
+
+def _fill(line: np.ndarray, tokens: np.ndarray, limit: int, end: tuple[int, ...]) -> None:
+    """Writes a row's tokens, cut to `limit`."""
+    kept = cut(tokens, limit, end)
+    line[: len(kept)] = kept

@@ -81,7 +81,7 @@ def from_gguf(path: str):
     ends = tuple(dict.fromkeys(ids[role] for role in ("eos", "eot") if ids[role] is not None))
     if start:
         settings["post_processor"] = _starting(tokens[start[0]], start[0])
-    return _made(json.dumps(settings), path), _ids(start, ends, ids["pad"])
+    return made(json.dumps(settings), path), _ids(start, ends, ids["pad"])
 
 
 def _starting(token: str, number: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def from_json(path: str):
         content = read_regular(path, tokenizer_json.MOST_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"vocabulary {path!r} is not UTF-8 ({error.reason} at byte {error.start:,}).") from error
-    tokenizer, folder = _made(content, path), Path(path).parent
+    tokenizer, folder = made(content, path), Path(path).parent
     settings = _object(folder / tokenizer_files.CONFIG)
     settings |= {key: value for key, value in _object(folder / tokenizer_files.SPECIAL).items() if value is not None}
     _check_options(settings, folder / tokenizer_files.CONFIG)
@@ -175,7 +175,7 @@ def without(tokenizer: Any, size: int, path: str):
     """The tokenizer without the added tokens from an id on, for a model that has no embeddings of them."""
     settings = json.loads(tokenizer.to_str())
     settings["added_tokens"] = [row for row in settings["added_tokens"] if row["id"] < size]
-    return _made(json.dumps(settings), path)
+    return made(json.dumps(settings), path)
 
 
 def _object(path: Path) -> dict:
@@ -202,7 +202,7 @@ def library(path: str) -> Iterator[None]:
         raise UserError(f"vocabulary {path!r} cannot be read by the library tokenizers ({reason}).") from error
 
 
-def _made(content: str, path: str):
+def made(content: str, path: str):
     """The tokenizer of a JSON text, which neither cuts nor pads."""
     import tokenizers
 

@@ -175,6 +175,12 @@ class SentencePieceVocabulary(Vocabulary):
                 raise UserError(f"{file} cannot be written ({error.strerror}): set MPT_CACHE_DIR to a folder that can.") from error
         return str(file)
 
+    def model_proto(self):
+        """The model's protocol buffer, with all its sentinels."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self._pieces.serialized_model_proto())  # type: ignore[attr-defined]
+
     def encode(self, text: str) -> list[int]:
         return self._pieces.EncodeAsIds(text)
 

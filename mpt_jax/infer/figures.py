@@ -1,7 +1,7 @@
 """Pictures of runs: curves, bars of scores, and the quickstart's page of bars. Colours can be told apart by the colour-blind."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -226,6 +226,26 @@ def draw_quickstart(summary: dict, path: str | Path) -> Path:
         figure.suptitle("Multitask prompt tuning, quickstart", x=0.012, ha="left", fontsize=14, fontweight="bold")
         note = f"{backbone_text}; {task_text}; {summary['seconds']:.0f} s in all. Whiskers: one standard deviation over seeds."
         figure.supxlabel(note, x=0.012, ha="left", fontsize=8.5, color="#555555")
+        _save(figure, path)
+        plt.close(figure)
+    return Path(path)
+
+
+def draw_similarity(path: str | Path, labels: Sequence[str], maps: Mapping[str, np.ndarray]) -> Path:
+    """A map (tasks x tasks) for each title, cosines from -1 to 1; a PNG."""
+    size = max(3.5, 0.32 * len(labels) + 2.2)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(1, len(maps), figsize=(size * len(maps) + 1.2, size), layout="constrained", squeeze=False)
+        for place, (title, table) in zip(axes[0], maps.items(), strict=True):
+            shown = place.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
+            place.set_title(title)
+            place.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
+            place.set_yticks(range(len(labels)), labels, fontsize=8)
+            for (row, column), value in np.ndenumerate(table) if len(labels) <= 12 else ():
+                if np.isfinite(value):
+                    ink = "white" if abs(value) > 0.6 else INK
+                    place.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+        figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.8)
         _save(figure, path)
         plt.close(figure)
     return Path(path)

@@ -1,12 +1,11 @@
-"""A trained run for notebooks and scripts: ``mpt_jax.load(run_dir).predict(["…"], task="trec")``.
+"""Trained runs for notebooks and scripts: ``mpt_jax.load(run_dir).predict(["…"], task="trec")``, ``mpt_jax.load([a, b]).answer([Query…])``.
 
 B examples, P prompt positions, D model width, C labels.
 """
 
 import dataclasses
-import difflib
 import functools
-import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,77 +15,59 @@ from jax.sharding import Mesh
 
 from mpt_jax import distributed, tasks
 from mpt_jax.checkpoint import load as load_checkpoint
-from mpt_jax.config import MOST_TOKENS, BackboneSettings, DataSettings
+from mpt_jax.config import BackboneSettings, DataSettings
 from mpt_jax.data.batches import BatchSpec
-from mpt_jax.data.spelling import check_labels, spelling
+from mpt_jax.data.spelling import spelling
+from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.infer import requests
-from mpt_jax.infer.history import best_dev, chosen_settings
-from mpt_jax.infer.requests import BATCH_SIZE, Model, Progress, Requests
+from mpt_jax.infer import queries, requests
+from mpt_jax.infer.history import best_dev
+from mpt_jax.infer.live_bank import LiveBank
+from mpt_jax.infer.queries import Answer, Query
+from mpt_jax.infer.requests import BATCH_SIZE, Model, Progress
 from mpt_jax.infer.search import GREEDY, Search
-from mpt_jax.methods.bank import compose
+from mpt_jax.infer.sources import Source, Sources
+from mpt_jax.methods.bank import compose, compose_all
 from mpt_jax.methods.method import backbone_of, check_counts, own_of, places_for
-from mpt_jax.methods.prompt import bank_of
+from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of
 from mpt_jax.methods.table import method_named
-from mpt_jax.model.backbone import load_backbone
+from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.families.family import Network
-from mpt_jax.run_folder import require
+from mpt_jax.run_folder import read_run_json, require
 
-log = logging.getLogger(__name__)
 LENGTHS = tuple(f"settings.data.feature_lengths.{name}" for name in ("inputs", "targets"))
 NEEDED = ("tasks", "runs", "settings.backbone.path", *LENGTHS, "backbone.name", "backbone.fingerprint")
+COMMON = ("dtype", "vocabulary")  # of the backbone's settings: the same in all runs that are answered together
 
 
 class Predictor:
-    """Answers, probabilities and prompts of a run's tasks. Texts are what the model reads; ``format`` applies a task's template.
+    """Answers, probabilities and prompts of the tasks of one run, or of several on one backbone.
 
-    A task trained under several learning rates and seeds answers with the best rates on the dev split and the first seed, unless
-    ``seed`` names another.
+    Texts are what the model reads; ``format`` applies a task's template. A task trained under several learning rates and seeds answers
+    with the best rates on the dev split and the first seed, unless ``seed`` names another. A task that several runs have is RUN/TASK.
+    ``model``, ``vocabulary``, ``run`` and ``step``, that its training had come to, are the first run's.
     """
 
-    def __init__(self, model: Model, run: dict, spec: BatchSpec, best: Mapping[int, float] | None = None, step: int | None = None):
-        self.model, self.vocabulary, self.run, self.spec = model, model.vocabulary, run, spec
-        self.step = step  # that training had come to
-        self.tasks: tuple[str, ...] = tuple(run["tasks"])
-        self._best = dict(best or {})
+    def __init__(self, sources: Sequence[Source], batch_size: int = BATCH_SIZE, step: int | None = None):
+        self.sources = Sources()
+        for source in sources:
+            self.sources.add(source)
+        first, self.step = sources[0], step
+        self.model, self.vocabulary, self.run = first.model, first.vocabulary, first.run
+        lengths = (max(getattr(source, name) for source in sources) for name in ("input_length", "target_length"))
+        self.spec: BatchSpec = requests.inference_spec(*lengths, batch_size)
 
-    def bank_rows(self, task: str | None = None) -> list[int]:
-        """Bank rows of a task, those with the best learning rates; one row for a run that trained a backbone.
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Its tasks by the names that ask for them."""
+        return self.sources.tasks()
 
-        Raises UserError for a task that the run does not hold, or where none is named and it holds several.
+    def answer(self, asked: Sequence[Query], progress: Progress | None = None, search: Search = GREEDY) -> list[Answer]:
+        """An answer to each query, in their order; queries of any tasks share batches. ``search`` finds the texts.
+
+        Raises UserError naming the query that cannot be answered: an unknown task or seed, an empty text, a target that is too long.
         """
-        if not self.model.own:
-            return [n for n, row in enumerate(self.run["runs"]) if row["task"] == task][:1] or [0]
-        if task is None and len(self.tasks) > 1:
-            raise UserError(f"this run holds several tasks: name one of {', '.join(self.tasks)} as `task`.")
-        task = self.tasks[0] if task is None else task
-        rows = self.run["runs"]
-        numbers = [n for n, row in enumerate(rows) if row["task"] == task]
-        if not numbers:
-            near = difflib.get_close_matches(task, self.tasks, 3, 0.4) or self.tasks
-            raise UserError(f"this run holds no prompt of task {task!r}; nearest: {', '.join(near)}.")
-        return chosen_settings(rows, numbers, self._best)
-
-    def undecided(self) -> list[str]:
-        """A line for each task that has several learning rates, and no dev scores to tell which did best."""
-        lines = []
-        for task in self.tasks if self.model.own else ():
-            rows = {n: row for n, row in enumerate(self.run["runs"]) if row["task"] == task}
-            rates = list(dict.fromkeys((row.get("learning_rate"), row.get("factor_learning_rate")) for row in rows.values()))
-            if len(rates) > 1 and not all(n in self._best for n in rows):
-                does = f"answers are those of {rates[0][0]}, eval averages over all"
-                lines.append(f"no dev scores tell which of {len(rates)} learning rates is best for task {task!r}: {does}")
-        return lines
-
-    def bank_row(self, task: str | None = None, seed: int | None = None) -> int:
-        """The bank row that answers for a task. Raises UserError for an unknown task or seed."""
-        numbers = self.bank_rows(task)
-        if seed is None or not self.model.own:
-            return numbers[0]
-        seeds = [self.run["runs"][n]["seed"] for n in numbers]
-        if seed not in seeds:
-            raise UserError(f"seed = {seed}: the run holds seeds {', '.join(map(str, seeds))} of task {task!r}.")
-        return numbers[seeds.index(seed)]
+        return queries.answer(queries.asked(asked, self.sources), self.spec, progress, search)
 
     def predict(
         self,
@@ -101,26 +82,15 @@ class Predictor:
 
         At most ``max_tokens`` (0: the run's target length).
         """
-        if not 0 <= max_tokens <= MOST_TOKENS:
-            raise UserError(f"max_tokens = {max_tokens}: must be 0 .. {MOST_TOKENS:,}.")
-        limit = max_tokens or self.spec.target_length
-        spelled = spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
-        given = self._requests(texts, self.bank_row(task, seed), limit)
-        answers = requests.decode(self.model, given, self._spec(len(given.task_id)), progress, search)
-        return [spelled.get(text, text) for text in map(self.vocabulary.text_of, answers)]
+        asked = [Query(text, task, seed, max_tokens) for text in _list_of("texts", texts)]
+        return [str(answer.text) for answer in self.answer(asked, progress, search)]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], task: str | None = None, seed: int | None = None) -> np.ndarray:
         """Log-probability of each target (natural logarithm, summed over its tokens, EOS included): (B,) float32."""
         if isinstance(targets, str) or len(inputs) != len(targets):
             raise UserError(f"score takes a target for each input: {len(inputs)} inputs, {len(targets)} targets.")
-        _check_texts("target", targets)
-        tokens = [np.array(self.vocabulary.target_tokens(text), np.int32) for text in targets]
-        longest = max(map(len, tokens), default=0)
-        if longest > self.spec.target_length:
-            limit = self.spec.target_length
-            raise UserError(f"a target has {longest} tokens, the limit is {limit}: raise TASK_FEATURE_LENGTHS['targets'].")
-        given = self._requests(inputs, self.bank_row(task, seed), 0, tokens)
-        return requests.score_given(self.model, given, self._spec(given.rows))
+        asked = [Query(text, task, seed, target=target) for text, target in zip(_list_of("texts", inputs), targets, strict=True)]
+        return np.array([answer.score for answer in self.answer(asked)], np.float32)
 
     def score_labels(
         self,
@@ -134,12 +104,22 @@ class Predictor:
 
         Raises UserError for labels that the vocabulary cannot tell apart.
         """
-        labels = labels or self.labels(task)
-        _check_texts("label", labels)
-        check_labels(self._one_task(task), labels, self.vocabulary)
-        tokens = requests.label_tokens(labels, self.vocabulary)
-        given = self._requests(texts, self.bank_row(task, seed), 0)
-        return requests.score_each_label(self.model, given, tokens, self._spec(given.rows), progress)
+        labels = tuple(labels or self.labels(task))
+        answers = self.answer([Query(text, task, seed, labels=labels) for text in _list_of("texts", texts)], progress)
+        return np.array([list((answer.scores or {}).values()) for answer in answers], np.float32).reshape(len(texts), len(labels))
+
+    def bank_rows(self, task: str | None = None) -> list[int]:
+        """Bank rows of a task, those with the best learning rates; one row for a run that trained a backbone.
+
+        Raises UserError for a task that the run does not hold, or where none is named and it holds several.
+        """
+        source, own = self.sources.find(task)
+        return source.bank_rows(own)
+
+    def bank_row(self, task: str | None = None, seed: int | None = None) -> int:
+        """The bank row that answers for a task. Raises UserError for an unknown task or seed."""
+        source, own = self.sources.find(task)
+        return source.bank_row(own, seed)
 
     def labels(self, task: str | None = None) -> tuple[str, ...]:
         """Labels of a task of the table. Raises UserError where it has none."""
@@ -153,20 +133,24 @@ class Predictor:
 
     def check_task(self, task: str | None, needs_labels: bool = False) -> None:
         """Raises UserError for labels that cannot be answered (too long, the same to the vocabulary), or none where they are needed."""
-        spelling(self._one_task(task), self.vocabulary, self.spec.target_length)
+        source, own = self.sources.find(task)
+        spelling(own, source.vocabulary, source.target_length)
         if needs_labels:
             self.labels(task)
 
     def _one_task(self, task: str | None) -> str | None:
-        """The task named, or the run's only one."""
-        return self.tasks[0] if task is None and len(self.tasks) == 1 else task
+        """The name that a task is registered by: the one that is asked for, or the run's only one."""
+        if task in tasks.TABLE or (task is None and len(self.tasks) > 1):
+            return task
+        return self.sources.find(task)[1] if task is None or task in self.tasks else task
 
     def prompt(self, task: str | None = None, seed: int | None = None) -> np.ndarray:
         """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained something else."""
-        bank = bank_of(self.model.own, self.model.group_N)
+        source, own = self.sources.find(task)
+        bank = bank_of(source.model.own, source.model.group_N)
         if bank is None:
             raise UserError("this run trained a backbone, or another method's parameters, and holds no prompt.")
-        return np.asarray(compose(bank, np.array([self.bank_row(task, seed)]))[0], np.float32)
+        return np.asarray(compose(bank, np.array([source.bank_row(own, seed)]))[0], np.float32)
 
     def format(self, row: Mapping, task: str | None = None) -> str:
         """The text that the model reads for a row of fields. Raises tasks.TaskError for a missing field, UserError for the task."""
@@ -175,49 +159,22 @@ class Predictor:
             raise UserError(f"task {name!r} is not registered here: import its module (MIXTURE_OR_TASK_MODULE), or give texts.")
         return tasks.inputs_text(tasks.TABLE[name], row, "the given row")
 
-    def _spec(self, rows: int) -> BatchSpec:
-        """Batches no larger than needed: a call with one text is not padded to a full batch."""
-        size = min(self.spec.micro_batch_size, 1 << max(rows - 1, 0).bit_length())
-        return dataclasses.replace(self.spec, micro_batch_size=size)
 
-    def _requests(self, texts: Sequence[str], bank_row: int, limit: int, targets=None) -> Requests:
-        if isinstance(texts, str):
-            raise UserError(f"texts must be a list of texts, not the text {texts!r:.60}.")
-        _check_texts("text", texts)
-        empty = [number for number, text in enumerate(texts) if not text.strip()]
-        if empty:
-            raise UserError(f"zero-length input: text {empty[0]} of {len(texts)} is {texts[empty[0]]!r}.")
-        tokens = [np.array(self.vocabulary.input_tokens(text), np.int32) for text in texts]
-        around = len(self.vocabulary.input_tokens(""))
-        empty = [number for number, row in enumerate(tokens) if len(row) == around]
-        if empty:
-            text = f"text {empty[0]} of {len(texts)} is {texts[empty[0]]!r:.60}"
-            raise UserError(f"zero-length input: {text}, of which vocabulary {self.vocabulary.path!r} can write nothing.")
-        longest = self.spec.input_length
-        cut = sum(len(row) > longest for row in tokens)
-        if cut and (limit or targets is not None):  # label scores come with answers to the same texts
-            message = "%d of %d inputs are longer than %d tokens and were cut; raise TASK_FEATURE_LENGTHS['inputs']"
-            log.warning(message, cut, len(tokens), longest)
-        return Requests(tokens, [bank_row] * len(tokens), [limit] * len(tokens), targets)
-
-
-def _check_texts(what: str, texts: Sequence[str]) -> None:
-    try:
-        for number, text in enumerate(texts):
-            tasks.check_text(f"{what} {number} of {len(texts)}", text)
-    except tasks.TaskError as error:
-        raise UserError(str(error)) from error
+def _list_of(what: str, texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str):
+        raise UserError(f"{what} must be a list of texts, not the text {texts!r:.60}.")
+    return texts
 
 
 def load(
-    run_dir: str | Path,
+    run_dir: str | Path | Sequence[str | Path],
     checkpoint: str = "best",
     backbone: str = "",
     feature_lengths: Mapping[str, int] | None = None,
     batch_size: int = BATCH_SIZE,
     mesh: Mesh | None = None,
 ) -> Predictor:
-    """A run folder ready to answer. checkpoint: 'best' on the dev split | 'last'.
+    """A run folder ready to answer, or several that tuned prompts on the same weights. checkpoint: 'best' on the dev split | 'last'.
 
     ``backbone`` replaces a folder that has moved since training; its weights must be the same. ``feature_lengths`` (tokens) default
     to those of training; ``batch_size`` rows are answered together, split over ``mesh`` if there is one. Raises UserError for a folder
@@ -225,15 +182,17 @@ def load(
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")
+    if not isinstance(run_dir, str | Path):
+        if not run_dir:
+            raise UserError("no run folder is given.")
+        bank = Banks(run_dir[0], backbone, mesh)
+        return Predictor([bank.source(folder, checkpoint, feature_lengths) for folder in run_dir], batch_size)
     trained, run, step, _ = load_checkpoint(run_dir, checkpoint)
     require(run, run_dir, *NEEDED)
     method, own = method_named(run["method"]), own_of(trained)
     group_N = np.array([row["group"] for row in run["runs"]], np.int32)
     check_counts(own, method.parts, group_N)
-    given = BackboneSettings(**run["settings"]["backbone"])
-    # not 'fused', which the machine that trained may have had and this one lacks
-    attention = "einsum" if given.attention == "einsum" else "auto"
-    given = dataclasses.replace(given, path=backbone or given.path, attention=attention)
+    given = _backbone_settings(run, backbone)
     places = functools.partial(places_for, mesh, method)
     loaded = load_backbone(given, lambda config: places(config).of_backbone())
     loaded.check_same(run, f"run {str(run_dir)!r}", "give the folder of the same weights as `backbone`")
@@ -241,11 +200,86 @@ def load(
     # trained weights replace the frozen ones; what else was trained for them (teaching heads) answers nothing
     weights = {path: jnp.asarray(array, flat[path].dtype) for path, array in trained.items() if path in flat}
     params = backbone_of(flat | places(loaded.config).put(weights))
-    lengths = DataSettings(feature_lengths=dict(feature_lengths or run["settings"]["data"]["feature_lengths"])).feature_lengths
-    spec = requests.inference_spec(lengths["inputs"], lengths["targets"], batch_size)
     network = Network(loaded.config, given.computation, method.adaptation)
-    model = Model(network, params, loaded.vocabulary(run["settings"]["data"].get("cue") or ""), own, method.parts, group_N, mesh)
-    predictor = Predictor(model, run, spec, best_dev(run_dir), step)
-    for line in predictor.undecided():
+    model = Model(network, params, loaded.vocabulary(_cue(run)), own, method.parts, group_N, mesh)
+    source = _source(Path(run_dir).name, run, model.vocabulary, model, range(len(group_N)), run_dir, feature_lengths)
+    return Predictor([source], batch_size, step)
+
+
+def _backbone_settings(run: Mapping, backbone: str) -> BackboneSettings:
+    """What a run says of its backbone, as it is loaded to answer."""
+    given = BackboneSettings(**run["settings"]["backbone"])
+    # not 'fused', which the machine that trained may have had and this one lacks
+    attention = "einsum" if given.attention == "einsum" else "auto"
+    return dataclasses.replace(given, path=backbone or given.path, attention=attention)
+
+
+def _cue(run: Mapping) -> str:
+    return run["settings"]["data"].get("cue") or ""
+
+
+def _source(name: str, run: Mapping, vocabulary, model: Model, rows, run_dir, feature_lengths: Mapping[str, int] | None) -> Source:
+    lengths = DataSettings(feature_lengths=dict(feature_lengths or run["settings"]["data"]["feature_lengths"])).feature_lengths
+    source = Source(name, run, vocabulary, lengths["inputs"], lengths["targets"], best_dev(run_dir), model, tuple(rows))
+    for line in source.undecided():
         distributed.say(f"{str(run_dir)!r}: {line}")
-    return predictor
+    return source
+
+
+class Banks:
+    """Prompts of any number of runs on one backbone, in a bank for each prompt length. The first run names the backbone."""
+
+    def __init__(self, run_dir: str | Path, backbone: str = "", mesh: Mesh | None = None):
+        run = read_run_json(run_dir)
+        require(run, run_dir, *NEEDED)
+        self.settings = _backbone_settings(run, backbone)
+        self._mesh, self._first = mesh, str(run_dir)
+        self.backbone: Backbone = load_backbone(self.settings, lambda config: places_for(mesh, METHOD, config).of_backbone())
+        self.params = backbone_of(self.backbone.flat())
+        self.banks: dict[int, LiveBank] = {}
+        self._names: set[str] = set()
+        self._vocabularies: dict[str, Vocabulary] = {}
+
+    def bank(self, length: int) -> LiveBank:
+        """The bank of prompts of a length, made when it is first asked for."""
+        if length not in self.banks:
+            config = self.backbone.config
+            network = Network(config, self.settings.computation, METHOD.adaptation)
+            self.banks[length] = LiveBank(network, self.params, self.vocabulary(), length, config.d_model, self._mesh)
+        return self.banks[length]
+
+    def read(self, run_dir: str | Path, checkpoint: str = "best") -> tuple[dict, np.ndarray]:
+        """(run.json, prompts (N, P, D) float32) of a run. Raises UserError unless it tuned prompts, on these weights, in this way."""
+        trained, run, *_ = load_checkpoint(run_dir, checkpoint)
+        require(run, run_dir, *NEEDED)
+        self.backbone.check_same(run, f"run {str(run_dir)!r}", "give runs of one backbone, or answer for this one alone")
+        bank = bank_alone(trained, run, str(run_dir)) if run["method"] == METHOD.name else None
+        if bank is None:
+            raise UserError(f"run {str(run_dir)!r} trained {run['method']!r}, and only prompts share batches: load it alone.")
+        for name in COMMON:
+            there, here = run["settings"]["backbone"].get(name), getattr(self.settings, name)
+            if there is not None and there != here:
+                message = f"run {str(run_dir)!r} was trained with {name} {there!r}, run {self._first!r} with {here!r}"
+                raise UserError(f"{message}: answer for them apart.")
+        return run, np.asarray(compose_all(bank), np.float32)
+
+    def source(self, run_dir: str | Path, checkpoint: str = "best", feature_lengths: Mapping[str, int] | None = None) -> Source:
+        """A run, its prompts in the bank. It is called by its folder's name, or its whole path where that is taken."""
+        run, prompts_NPD = self.read(run_dir, checkpoint)
+        name = Path(run_dir).name if Path(run_dir).name not in self._names else str(run_dir)
+        if name in self._names or os.path.realpath(run_dir) in self._names:
+            raise UserError(f"run {str(run_dir)!r} is given twice; give it once.")
+        self._names |= {name, os.path.realpath(run_dir)}
+        bank = self.bank(prompts_NPD.shape[1])
+        source = self.described(name, run, run_dir, bank.model, feature_lengths)
+        return source._replace(rows=bank.add(prompts_NPD))
+
+    def vocabulary(self, cue: str = "") -> Vocabulary:
+        """The backbone's vocabulary with a cue, read once."""
+        if cue not in self._vocabularies:
+            self._vocabularies[cue] = self.backbone.vocabulary(cue)
+        return self._vocabularies[cue]
+
+    def described(self, name: str, run: Mapping, run_dir, model: Model, feature_lengths: Mapping[str, int] | None = None) -> Source:
+        """A run as a source that has no bank rows yet."""
+        return _source(name, run, self.vocabulary(_cue(run)), model, (), run_dir, feature_lengths)

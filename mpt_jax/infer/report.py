@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mpt_jax.errors import UserError
-from mpt_jax.infer import evaluate, figures
+from mpt_jax.infer import evaluate, figures, similarity
 from mpt_jax.infer.comparison import Comparison, comparisons
 from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
@@ -224,7 +224,7 @@ def bars(records: Sequence[RunRecord]) -> tuple[list[str], list[Bars]]:
 
 
 def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]:
-    """Writes table.md, report.png and report.html (self-contained) to ``output_dir``. Returns their paths.
+    """Writes table.md, report.png, report.html (self-contained) and, for prompts of several tasks, similarity.png. Returns their paths.
 
     Raises UserError for a folder that is not a run folder, and where the output cannot be written.
     """
@@ -233,13 +233,27 @@ def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]
     scores, runs = score_rows(records), run_rows(records)
     table, picture, page = (output_dir / name for name in ("table.md", "report.png", "report.html"))
     beside = comparisons(records)
+    alike, no_map = _alike(records)
     published_text = "".join(f"\n{found.title}\n\n{markdown(found.rows, 2)}\n{found.note}\n" for found in beside)
     with writes(output_dir, "--output"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        write_text(table, f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}")
+        write_text(table, f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}{no_map}")
         figures.draw_report(picture, loss_lines(records), dev_lines(records), *bars(records))
-        write_text(page, _page(records, scores, runs, picture, beside))
-    return [table, picture, page]
+        pictures = [figures.draw_similarity(output_dir / "similarity.png", *alike)] if alike else []
+        write_text(page, _page(records, scores, runs, picture, beside, pictures))
+    return [table, picture, page, *pictures]
+
+
+def _alike(records: Sequence[RunRecord]) -> tuple[tuple[list[str], dict[str, np.ndarray]] | None, str]:
+    """((labels, maps) of the tasks whose prompts the runs hold, or None where there are not several; why there is no map)."""
+    held = [record for record in records if similarity.has_prompts(record.folder)]
+    if not 2 <= sum(len(record.tasks) for record in held) <= similarity.MOST_TASKS:
+        return None, ""
+    try:
+        found = similarity.tasks_of_runs([record.folder for record in held], [record.name for record in held])
+    except UserError as error:  # a run that goes on, or runs of several backbones: the rest of the report stands
+        return None, f"\nNo map of tasks: {error}\n"
+    return ([task.label for task in found], similarity.maps(found)), ""
 
 
 def quickstart_table(summary: dict) -> str:
@@ -291,7 +305,7 @@ summary {{ cursor: pointer; font-weight: 600; margin: .6rem 0; }}
 """
 
 
-def _page(records: Sequence[RunRecord], scores, runs, picture: Path, beside: Sequence[Comparison]) -> str:
+def _page(records: Sequence[RunRecord], scores, runs, picture: Path, beside: Sequence[Comparison], pictures: Sequence[Path]) -> str:
     names = ", ".join(record.name for record in records)
     return PAGE.format(
         title=html.escape(f"Report: {names}"),
@@ -299,10 +313,15 @@ def _page(records: Sequence[RunRecord], scores, runs, picture: Path, beside: Seq
         scores=_html_table(scores),
         notes=html.escape(notes(records)),
         picture=base64.b64encode(picture.read_bytes()).decode(),
-        published="".join(map(_section, beside)),
+        published="".join([*map(_section, beside), *map(_map, pictures)]),
         runs=_html_table(runs),
         details="".join(_details(records)),
     )
+
+
+def _map(picture: Path) -> str:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f'<h2>Which tasks are alike</h2><img alt="Cosines between tasks" src="data:image/png;base64,{data}">\n'
 
 
 def _section(found: Comparison) -> str:

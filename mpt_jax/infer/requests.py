@@ -31,11 +31,12 @@ SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so tha
 INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024, *LONG)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Model:
     """What answers: a network, its frozen weights, its vocabulary, and what a method trained.
 
     own: the method's arrays by path, none for a fine-tuned or bare backbone; parts: the method's rows, group_N: the group of each run.
+    Both are replaced where prompts come and go (live_bank.py).
     ``mesh``: the devices that the weights are on and batches are split over; None on one device.
     """
 

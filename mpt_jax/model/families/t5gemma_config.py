@@ -30,7 +30,7 @@ class T5GemmaConfig:
                 object.__setattr__(self, side, CausalConfig(**getattr(self, side)))
         check_types(self)
         encoder, decoder = self.encoder, self.decoder
-        if encoder.vocab_size != decoder.vocab_size:
+        if encoder.vocab_size < decoder.vocab_size or (self.one_embedding and encoder.vocab_size != decoder.vocab_size):
             sizes = f"{encoder.vocab_size:,} tokens, the decoder {decoder.vocab_size:,}"
             raise UserError(f"T5GemmaConfig: the encoder has {sizes}; they share a vocabulary.")
         if (self.merged_attention or self.one_embedding) and encoder.d_model != decoder.d_model:
