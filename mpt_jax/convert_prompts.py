@@ -14,7 +14,7 @@ from mpt_jax.config import BackboneSettings
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.model import formats
-from mpt_jax.model.backbone import backbone_folder, fingerprint_of, framed, vocabulary_path
+from mpt_jax.model.backbone import backbone_folder, check_weights, fingerprint_of, framed, vocabulary_path
 from mpt_jax.model.formats import prompt_tokens, prompts
 from mpt_jax.model.formats.arrays import listed
 from mpt_jax.model.formats.folder_writer import write_folder
@@ -73,9 +73,8 @@ def write_tokens(output: str, named: Named, task: str | None = None, backbone: s
     config, arrays, own = formats.read_backbone(backbone_folder(name, "--backbone"))
     if config.d_model != named[0][1].width:
         raise UserError(f"--backbone {name!r} has width {config.d_model}, the prompts have width {named[0][1].width}.")
-    if facts.get("fingerprint", "") not in ("", found_print := fingerprint_of(arrays)):
-        message = f"--backbone {name!r} ({found_print}) is not the one the prompts were trained on"
-        raise UserError(f"{message} ({facts['fingerprint']}).")
+    if facts.get("fingerprint"):
+        check_weights(facts, str(name), fingerprint_of(arrays), "these prompts were", "give the folder of the same weights as --backbone")
     path = vocabulary_path(BackboneSettings(name, vocabulary=_setting(named[0][1], "backbone", "vocabulary")), own)
     plain = load_vocabulary(path).within(config.vocab_size)
     if plain.size > config.vocab_size:

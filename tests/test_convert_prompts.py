@@ -101,7 +101,7 @@ def test_sources_that_do_not_go_together(bank, tmp_path):
         ([a, a], "tokens", {}, "two sources have a prompt called 'a.sst2'"),
         ([a, a], "npz", {}, "--to npz takes one --from, 2 are given"),
         ([a], "tokens", {"task": "cola"}, "--task 'cola' is not among the prompts of the sources"),
-        ([a], "tokens", {"backbone": str(tmp_path / "other")}, "is not the one the prompts were trained on"),
+        ([a], "tokens", {"backbone": str(tmp_path / "other")}, "these prompts were trained on backbone"),
         ([str(bank / "backbone")], "hf", {"combine": "a"}, "--combine 'a' makes a prompt; --to hf writes a backbone"),
     ):
         with pytest.raises(UserError) as error:

@@ -121,7 +121,7 @@ def _appended(lazy: LazyArray, added_ND: np.ndarray) -> LazyArray:
             lazy.fill(out[:old], (slice(rows.start, rows.start + old), columns))
         out[old:] = added_ND[max(rows.start - size, 0) : max(rows.stop - size, 0), columns]
 
-    return dataclasses.replace(lazy, shape=(size + len(added_ND), *lazy.shape[1:]), fill=fill, place=None)
+    return dataclasses.replace(lazy, shape=(size + len(added_ND), *lazy.shape[1:]), fill=fill, origin=None)
 
 
 def _scaled(lazy: LazyArray, scale: float) -> LazyArray:
@@ -130,7 +130,7 @@ def _scaled(lazy: LazyArray, scale: float) -> LazyArray:
     def fill(out: np.ndarray, index: Index) -> None:
         out[...] = lazy.read(np.float32, index) * np.float32(scale)
 
-    return dataclasses.replace(lazy, fill=fill, place=None)
+    return dataclasses.replace(lazy, fill=fill, origin=None)
 
 
 def _wider(config: Any, arrays: Mapping[str, LazyArray], added_ND: np.ndarray, vocabulary: Vocabulary) -> tuple[Any, dict[str, LazyArray]]:
