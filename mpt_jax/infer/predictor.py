@@ -116,6 +116,10 @@ class Predictor:
         source, own = self.sources.find(task)
         return source.bank_rows(own)
 
+    def undecided(self) -> list[str]:
+        """A line for each task that has several learning rates, and no dev scores to tell which did best."""
+        return [line for source in self.sources for line in source.undecided()]
+
     def bank_row(self, task: str | None = None, seed: int | None = None) -> int:
         """The bank row that answers for a task. Raises UserError for an unknown task or seed."""
         source, own = self.sources.find(task)
