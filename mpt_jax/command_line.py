@@ -16,7 +16,7 @@ from mpt_jax import paths
 from mpt_jax.bindings import Binding
 from mpt_jax.config import STAGES
 from mpt_jax.errors import EXIT_CODES, UserError
-from mpt_jax.macros import GIN_FOLDER, Macro, defaults, macros, stages
+from mpt_jax.macros import FIELD, GIN_FOLDER, Macro, defaults, macros, stages
 
 TRAIN = (
     "TrainSettings", "TaskSettings", "BackboneSettings", "PromptSettings", "DistillationSettings", "OptimizerSettings", "DataSettings",
@@ -179,12 +179,12 @@ def _stage_lines() -> list[str]:
 
 def macros_of(command: str) -> dict[str, Macro]:
     """The settings that a command reads, by flag."""
-    reads = COMMANDS[command].reads
-    return {
-        macro.flag: macro
-        for macro in macros().values()
-        if any(field == read or field.startswith(f"{read}.") for field in macro.fields for read in reads)
-    }
+    return {macro.flag: macro for macro in macros().values() if _reads(command, macro.fields)}
+
+
+def _reads(command: str, fields: Sequence[str]) -> bool:
+    """Whether a command reads one of the fields, 'TrainSettings.train_steps'."""
+    return any(field == read or field.startswith(f"{read}.") for field in fields for read in COMMANDS[command].reads)
 
 
 def _parser(command: str, stage: str) -> tuple[_Parser, dict[str, argparse.Action]]:
@@ -303,7 +303,11 @@ def _gin_binding(word: str, command: str) -> Binding:
     if not equals:
         macro = macros().get(name)
         raise UserError(f"{word}: a binding is --gin.NAME=VALUE" + (f", or {macro.example}." if macro else "."))
-    return Binding(name.strip(), text.strip(), f"--gin.{name.strip()}")
+    name = name.strip()
+    fields = macros()[name].fields if name in macros() else (name,) if FIELD.fullmatch(name) else ()
+    if fields and not _reads(command, fields):  # no error: bindings are often given to several commands alike
+        print(f"--gin.{name}: {command} does not read this setting, it changes nothing here", file=sys.stderr)
+    return Binding(name, text.strip(), f"--gin.{name}")
 
 
 def _flag(typed: str, command: str, options: dict[str, argparse.Action]) -> str:

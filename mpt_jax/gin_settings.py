@@ -26,7 +26,7 @@ from mpt_jax.config import (
 )
 from mpt_jax.errors import UserError
 from mpt_jax.gin_messages import gin_errors
-from mpt_jax.macros import GIN_FOLDER, macro_of, macros
+from mpt_jax.macros import FIELD, GIN_FOLDER, macro_of, macros
 
 SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
@@ -35,7 +35,6 @@ SETTINGS = {
         EvalSettings, CompileSettings,
     )  # fmt: skip
 }
-FIELD = re.compile(r"\b[A-Z]\w*Settings\.\w+")
 MACRO = re.compile(r"\b[A-Z][A-Z_]+\b")
 
 

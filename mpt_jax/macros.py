@@ -15,6 +15,7 @@ GIN_FOLDERS = (Path(__file__).parent.parent / "gin", Path(__file__).parent / "gi
 # in site-packages, the gin/ next to this package is gin-config
 GIN_FOLDER = next(folder for folder in GIN_FOLDERS if (folder / "base.gin").is_file())
 MACRO = re.compile(r"([A-Z][A-Z0-9_]*) = (.*?)(?:\s+#\s+(.*))?")
+FIELD = re.compile(r"\b[A-Z]\w*Settings\.\w+")
 FILLED = re.compile(r"(\w+\.\w+) = %(\w+)")
 HEADING = re.compile(r"# (\w[\w ]*)")
 EXAMPLES = {"TASKS": "sst2,mrpc", "TASK_FEATURE_LENGTHS": "inputs=256,targets=128", "TOPOLOGY": "v5e:4x4", "SEED": "1,2,3"}

@@ -94,6 +94,15 @@ def test_what_is_typed_last_counts_and_files_come_after_the_stage(tmp_path):
     assert (train.train_steps, data.k_shot) == (7, 5)
 
 
+@pytest.mark.parametrize("binding", ["BACKBONE=x", "PromptSettings.length=5", "DataSettings.batch_size=3"])
+def test_a_binding_that_a_command_does_not_read_is_told(binding, capsys):
+    parse_arguments(["train", "teacher", f"--gin.{binding}"])
+    assert capsys.readouterr().err == ""
+    parse_arguments(["eval", f"--gin.{binding}", "--gin.MODEL_DIR=x", "--gin.EvalSettings.split=test", "--gin.DataSettings.cache_dir=c"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"--gin.{binding.partition('=')[0]}: eval does not read this setting, it changes nothing here"
+
+
 def test_a_field_may_be_bound_instead_of_the_macro_that_fills_it(tmp_path):
     train, *_ = settings_of(*GOOD, "--gin.TrainSettings.train_steps=6")
     assert train.train_steps == 6

@@ -132,7 +132,7 @@ def test_wrong_calls(run_dir, tmp_path):
             call()
     other = tmp_path / "other"
     formats.write_backbone("own", str(other), CONFIG, weights(CONFIG, 1), "bytes")
-    with pytest.raises(UserError, match="was trained on backbone .* give the folder of the same weights"):
+    with pytest.raises(UserError, match="was trained on backbone .* put those weights back there, or give their folder"):
         mpt_jax.load(run_dir, backbone=str(other))
 
 

@@ -199,7 +199,8 @@ def load(
     given = _backbone_settings(run, backbone)
     places = functools.partial(places_for, mesh, method)
     loaded = load_backbone(given, lambda config: places(config).of_backbone())
-    loaded.check_same(run, f"run {str(run_dir)!r}", "give the folder of the same weights as `backbone`")
+    advice = "put those weights back there, or give their folder: mpt_jax.load(run, backbone=FOLDER)"
+    loaded.check_same(run, f"run {str(run_dir)!r}", advice)
     flat = loaded.flat()
     # trained weights replace the frozen ones; what else was trained for them (teaching heads) answers nothing
     weights = {path: jnp.asarray(array, flat[path].dtype) for path, array in trained.items() if path in flat}
