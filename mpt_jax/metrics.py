@@ -48,8 +48,8 @@ class MetricsWriter:
     def _events(self) -> Events:
         return Events(self._run_dir, self._start_step + 1)
 
-    def write(self, step: int, split: str, values: Mapping[str, float], task: str | None = None, run: int | None = None) -> None:
-        """Writes one line and its scalars."""
+    def write(self, step: int, split: str, values: Mapping[str, float | str], task: str | None = None, run: int | None = None) -> None:
+        """Writes one line and its scalars; a text, a digest for one, is in the line alone."""
         if not self._writes:
             return
         line = {"step": step, "split": split, "task": task, "run": run, **values}
@@ -57,7 +57,8 @@ class MetricsWriter:
         with self._errors():
             self._file.write(json.dumps(line) + "\n")
             for name, value in values.items():
-                self._events.add(f"{tag}/{name}", value, step)
+                if not isinstance(value, str):
+                    self._events.add(f"{tag}/{name}", value, step)
 
     def flush(self) -> None:
         """Hands everything to the operating system."""

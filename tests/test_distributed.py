@@ -5,13 +5,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_world import arguments, start, write_world
+from tiny_world import arguments, end_of, start_together, write_world
 
 from mpt_jax import distributed, tasks
 from mpt_jax.checkpoint import load_trainable
@@ -108,19 +107,7 @@ MESH = ["--gin.MESH_FSDP=2", "--gin.MESH_TENSOR=2"]
 
 def start_two(argv: list[str], cwd: Path) -> list:
     """The command in 2 processes of 4 pretend devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    variables = {"XLA_FLAGS": flags, "MPT_HEARTBEAT_S": "10", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-    logs = [(cwd / f"process{i}.log").open("w") for i in range(2)]
-    return [start([*argv, *MESH], cwd, {**variables, "JAX_PROCESS_ID": str(i)}, logs[i]) for i in range(2)]
-
-
-def end_of(processes, cwd: Path, seconds: float = 200.0) -> tuple[list[int], str]:
-    """(exit codes, what the processes said)."""
-    codes = [process.wait(seconds) for process in processes]
-    return codes, "\n".join((cwd / f"process{i}.log").read_text() for i in range(2))
+    return start_together([*argv, *MESH], cwd, 2, 4)
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_a_window_divides_sums_by_what_they_count():
         window = Window(terms(objective_of(new_bank(1, 2), settings)))
         for loss, finite in ((6.0, True), (2.0, False)):
             counts = {"target_tokens_N": np.array([2.0, 0.0]), "input_tokens_N": np.array([5.0, 0.0]), "examples_N": np.array([1.0, 0.0])}
-            batch = types.SimpleNamespace(**counts, examples=1, cut_inputs=1, cut_targets=0)
+            batch = types.SimpleNamespace(**counts, examples=1, cut_inputs=1, cut_targets=0, rows=1)
             sums = {"loss": np.array([loss, 0.0]), "correct": np.array([1.0, 0.0])}
             sums |= {"hidden_encoder": np.array([10.0, 0.0]), "hidden_decoder": np.array([1.0, 0.0])}
             window.add({**sums, "grad_norm": np.array([loss]), "finite": np.array([finite])}, batch)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,32 @@ def arguments(command: str, gin_file: str, world: dict, **changes) -> list[str]:
     return [command, *([f"--gin_file={gin_file}"] if gin_file else []), *(f"--gin.{name}={value!r}" for name, value in macros.items())]
 
 
-def start(argv: list[str], cwd: Path, variables: dict[str, str] | None = None, log=subprocess.PIPE) -> subprocess.Popen:
+def start(
+    argv: list[str], cwd: Path, variables: dict[str, str] | None = None, log=subprocess.PIPE, program: tuple[str, ...] = ("-m", "mpt_jax")
+) -> subprocess.Popen:
     """The command as a process of its own; compiled programs are shared by way of the folder. ``log``: where its errors go."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **(variables or {})}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen([sys.executable, "-m", "mpt_jax", *argv], cwd=cwd, env=environment, stderr=log, text=True)
+    return subprocess.Popen([sys.executable, *program, *argv], cwd=cwd, env=environment, stderr=log, text=True)
+
+
+def start_together(
+    argv: list[str], cwd: Path, processes: int, devices: int, program: tuple[str, ...] = ("-m", "mpt_jax")
+) -> list[subprocess.Popen]:
+    """The command in so many processes of so many pretend devices each; what they say is in process0.log, process1.log, …"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    variables = {"XLA_FLAGS": flags, "MPT_HEARTBEAT_S": "10"}
+    if processes > 1:
+        variables |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
+    logs = [(cwd / f"process{i}.log").open("w") for i in range(processes)]
+    numbers = [{"JAX_PROCESS_ID": str(i)} if processes > 1 else {} for i in range(processes)]
+    return [start(argv, cwd, {**variables, **number}, log, program) for number, log in zip(numbers, logs, strict=True)]
+
+
+def end_of(processes: list[subprocess.Popen], cwd: Path, seconds: float = 200.0) -> tuple[list[int], str]:
+    """(exit codes, what the processes said)."""
+    codes = [process.wait(seconds) for process in processes]
+    return codes, "\n".join((cwd / f"process{i}.log").read_text() for i in range(len(processes)))

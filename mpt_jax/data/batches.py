@@ -6,6 +6,7 @@ Letters: B examples, L input tokens, T target tokens, E embedding width, N rows 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,7 @@ class Batch:
     input_padding: float
     target_padding: float
     embedded_N: np.ndarray  # float32: rows with a sentence vector that is not all zeros
+    rows: int  # CRC-32 of which rows were drawn, in their order; the same on any mesh and number of processes
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_r
         input_padding=1.0 - rows.input_length_B.sum() / sum(part["inputs_BL"].size for part in micro),
         target_padding=1.0 - rows.target_length_B.sum() / sum(part["targets_BT"].size for part in micro),
         embedded_N=total(_embedded(rows)),
+        rows=zlib.crc32(rows.row_B.astype("<i8").tobytes(), zlib.crc32(rows.task_id_B.astype("<i4").tobytes())),
     )
 
 

@@ -1,9 +1,10 @@
-"""What metrics.jsonl tells of a run: curves, and each bank row's best score on the dev split."""
+"""What a run folder tells of a training: curves, each bank row's best score on the dev split, and what its time went to."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mpt_jax import tasks
+from mpt_jax.goodput import KINDS, spent
 from mpt_jax.metrics import read_metrics
 
 ABOUT = ("step", "split", "task", "run")  # what a line says besides numbers
@@ -57,3 +58,17 @@ def chosen_settings(rows: Sequence[dict], numbers: Sequence[int], best: dict[int
     if len(groups) == 1 or not all(n in best for n in numbers):
         return list(numbers)
     return max(groups, key=lambda group: sum(best[n] for n in group) / len(group))
+
+
+def time_rows(folders: Sequence[tuple[str, str | Path]]) -> list[list[str]]:
+    """Cells of the table of what the time of trainings went to, header first, from (name, run folder); empty where no run tells it."""
+    kinds = (*KINDS, "lost_to_restarts")
+    rows = [["run", "seconds", *(kind.replace("_", " ") for kind in kinds), "restarts", "seconds not running"]]
+    for name, folder in folders:
+        found = spent(folder)
+        if not found:
+            continue
+        total = sum(found[kind] for kind in kinds)
+        shares = [f"{100 * found[kind] / max(total, 1e-9):.1f} %" for kind in kinds]
+        rows.append([name, f"{total:,.0f}", *shares, str(found["restarts"]), f"{found['not_running']:,.0f}"])
+    return rows if len(rows) > 1 else []

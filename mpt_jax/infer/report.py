@@ -14,7 +14,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, figures, similarity
 from mpt_jax.infer.comparison import Comparison, comparisons
 from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
-from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score
+from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score, time_rows
 from mpt_jax.metrics import read_metrics
 from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
 from mpt_jax.run_folder import checkpoint_steps, is_number, read_run_json, require, write_text, writes
@@ -231,16 +231,18 @@ def report(run_dirs: Sequence[str | Path], output_dir: str | Path) -> list[Path]
     records = read_runs(run_dirs)
     output_dir = Path(output_dir)
     scores, runs = score_rows(records), run_rows(records)
+    times = time_rows([(record.name, record.folder) for record in records])
     table, picture, page = (output_dir / name for name in ("table.md", "report.png", "report.html"))
     beside = comparisons(records)
     alike, no_map = _alike(records)
     published_text = "".join(f"\n{found.title}\n\n{markdown(found.rows, 2)}\n{found.note}\n" for found in beside)
+    spent_text = f"\n{markdown(times, 1)}" if times else ""
     with writes(output_dir, "--output"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        write_text(table, f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{published_text}{no_map}")
+        write_text(table, f"{markdown(scores, 2)}\n{notes(records)}\n\n{markdown(runs, 2)}{spent_text}{published_text}{no_map}")
         figures.draw_report(picture, loss_lines(records), dev_lines(records), *bars(records))
         pictures = [figures.draw_similarity(output_dir / "similarity.png", *alike)] if alike else []
-        write_text(page, _page(records, scores, runs, picture, beside, pictures))
+        write_text(page, _page(records, scores, runs, times, picture, beside, pictures))
     return [table, picture, page, *pictures]
 
 
@@ -300,12 +302,14 @@ summary {{ cursor: pointer; font-weight: 600; margin: .6rem 0; }}
 <h2>Scores</h2><div class="wide">{scores}</div><p class="quiet">{notes}</p>
 <h2>Curves and bars</h2><img alt="Training loss, dev scores and scores by task" src="data:image/png;base64,{picture}">
 {published}<h2>Runs</h2><div class="wide">{runs}</div>
-<h2>How they were made</h2>{details}
+{times}<h2>How they were made</h2>{details}
 </body></html>
 """
 
 
-def _page(records: Sequence[RunRecord], scores, runs, picture: Path, beside: Sequence[Comparison], pictures: Sequence[Path]) -> str:
+def _page(
+    records: Sequence[RunRecord], scores, runs, times, picture: Path, beside: Sequence[Comparison], pictures: Sequence[Path]
+) -> str:
     names = ", ".join(record.name for record in records)
     return PAGE.format(
         title=html.escape(f"Report: {names}"),
@@ -315,6 +319,7 @@ def _page(records: Sequence[RunRecord], scores, runs, picture: Path, beside: Seq
         picture=base64.b64encode(picture.read_bytes()).decode(),
         published="".join([*map(_section, beside), *map(_map, pictures)]),
         runs=_html_table(runs),
+        times=f'<h2>What the time went to</h2><div class="wide">{_html_table(times)}</div>\n' if times else "",
         details="".join(_details(records)),
     )
 

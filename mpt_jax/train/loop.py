@@ -1,6 +1,7 @@
 """The training loop around the updates: draw, log, score, save. "step" counts updates that are done."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -11,6 +12,7 @@ from mpt_jax.data.batches import Batch, BatchIterator
 from mpt_jax.data.sampler import Stream
 from mpt_jax.distributed import say
 from mpt_jax.errors import Preempted, UserError
+from mpt_jax.goodput import Clock
 from mpt_jax.methods.method import slots_of
 from mpt_jax.metrics import MetricsWriter, ProgressLine
 from mpt_jax.sharding import to_host
@@ -34,6 +36,7 @@ class Window:
     examples: int = 0
     cut_inputs: int = 0
     cut_targets: int = 0
+    rows: int = 0  # CRC-32 of which rows were drawn
 
     def add(self, metrics: dict, batch) -> None:
         """Takes in one step."""
@@ -44,6 +47,7 @@ class Window:
         self.examples += batch.examples
         self.cut_inputs += batch.cut_inputs
         self.cut_targets += batch.cut_targets
+        self.rows = zlib.crc32(batch.rows.to_bytes(4, "little"), self.rows)
 
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """(means by term (N,), last gradient norm (G,), finite in every step (G,))."""
@@ -88,6 +92,7 @@ class Loop:
     preempted: Callable[[int], bool]  # asked after every step
     start_step: int = 0
     best: Best | None = None
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     def __post_init__(self):
         self.settings, self.runs = self.program.settings.train, self.program.plan.runs
@@ -103,6 +108,7 @@ class Loop:
         self.checkpoints.settle()
         self.batches.close()
         self.writer.close()
+        self.clock.close()
         if kind is None:
             self.checkpoints.close()
 
@@ -112,13 +118,18 @@ class Loop:
             self._score(0, state)
         self._stop(self.start_step)
         self._progress = ProgressLine(self.settings.stage, self.settings.train_steps, self.start_step)
+        self.clock.turn_to("computing")
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        last = self.start_step
         for step in range(self.start_step + 1, self.settings.train_steps + 1):
             if self._all_stopped:
                 break
-            yield step, next(self.batches)
-        self.checkpoints.wait()
+            with self.clock.spent("waiting_for_data"):
+                batch = next(self.batches)
+            yield step, batch
+            last = step
+        self._settle(last)
 
     def after(self, step: int, batch: Batch, state: TrainState, metrics: dict) -> None:
         """Logs, scores and saves where that is due.
@@ -139,11 +150,18 @@ class Loop:
             save_now |= self._all_stopped
         if save_now:
             meta = {"step": step, "data": {"next_index": step}, "has_best": self.best is not None}
-            self.checkpoints.save(step, state._asdict(), self.best, meta)
+            with self.clock.spent("saving"):
+                self.checkpoints.save(step, state._asdict(), self.best, meta)
         self._progress.update(step, self._note)
         if leave_now:
-            self.checkpoints.wait()
+            self._settle(step)
             raise Preempted(f"asked to end: the checkpoint of step {step} is written, the same command continues")
+
+    def _settle(self, step: int) -> None:
+        """Waits until what is being saved is on disk."""
+        with self.clock.spent("saving"):
+            self.checkpoints.wait()
+        self.clock.write(step)
 
     @property
     def _all_stopped(self) -> bool:
@@ -171,8 +189,9 @@ class Loop:
             values |= {"grad_norm": float(norm_G[run.group]), "finite": bool(finite_G[run.group])}
             self.writer.write(step, "train", values, run.task, int(n))
         cut = {"examples": window.examples, "cut_inputs": window.cut_inputs, "cut_targets": window.cut_targets}
-        self.writer.write(step, "train", {**cut, "seconds_waiting_for_data": self.batches.waited_s})
+        self.writer.write(step, "train", {**cut, "rows": f"{window.rows:08x}", "seconds_waiting_for_data": self.batches.waited_s})
         self.writer.flush()
+        self.clock.write(step)
         if not finite_G.any():
             self._stop_not_finite(step)
         loss = sum(means["loss"][n] * window.target_tokens_N[n] for n in drawn) / max(np.sum(window.target_tokens_N), 1.0)
@@ -189,7 +208,8 @@ class Loop:
 
     def _score(self, step: int, state: TrainState) -> None:
         """Scores the dev split and keeps what is best."""
-        found = self.evaluate(state.trainable)
+        with self.clock.spent("scoring"):
+            found = self.evaluate(state.trainable)
         scores = [None if run.group in self._stopped else score for run, score in zip(self.runs, found, strict=True)]
         for n, (run, score) in enumerate(zip(self.runs, scores, strict=True)):
             if score is not None:

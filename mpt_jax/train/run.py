@@ -16,6 +16,7 @@ from mpt_jax.data.sampler import Stream
 from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
 from mpt_jax.folder_lock import locked
+from mpt_jax.goodput import Clock, keep_in_run_json
 from mpt_jax.methods.method import BACKBONE, own_of, places_for
 from mpt_jax.methods.table import method_of
 from mpt_jax.metrics import MetricsWriter
@@ -54,6 +55,7 @@ def run_train(
     ``settings.backbone`` names, where it is loaded already. No other training may run in MODEL_DIR meanwhile.
     """
     check_together(settings)
+    clock = Clock()
     with locked(paths.writable_run("MODEL_DIR", settings.train.model_dir)):
         program, caches = prepare(settings, tasks, backbone)
         run_folder = open_folder(program, caches, config_gin)
@@ -63,12 +65,14 @@ def run_train(
         streams = streams_of(program, caches, preempted)
         batches = batch_iterator(streams, program.spec, len(program.plan.runs), start_step, settings.data.prefetch)
         writer = MetricsWriter(run_folder, start_step)
+        clock.open(run_folder, start_step)
         evaluate = dev_scores(program, caches.dev) if settings.train.score_tasks else None
-        with Loop(program, batches, streams, checkpoints, writer, evaluate, preempted, start_step, best) as loop:
+        with Loop(program, batches, streams, checkpoints, writer, evaluate, preempted, start_step, best, clock) as loop:
             loop.begin(state)
             for step, batch in loop:
                 state, metrics = step_fn(state, program.frozen, batch)
                 loop.after(step, batch, state, metrics)
+        keep_in_run_json(run_folder)
         if program.method.trains_backbone:
             write_backbone(run_folder, program.backbone, loop.best.trainable if loop.best else state.trainable)
         return run_folder
