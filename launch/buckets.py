@@ -17,6 +17,18 @@ def mounted(command: Sequence[str], below: str) -> tuple[list[str], list[str]]:
     return [_BUCKET.sub(lambda found: f"{below}/{found[1]}", argument) for argument in command], buckets
 
 
+def without(command: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """The command without what it says of some settings: --NAME VALUE, --NAME=VALUE, --gin.NAME=VALUE."""
+    unwanted, kept, arguments = {name.lower() for name in settings}, [], iter(command)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if not name.startswith("--") or name.removeprefix("--").removeprefix("gin.").lower() not in unwanted:
+            kept.append(argument)
+        elif not equals:
+            next(arguments, None)
+    return kept
+
+
 def model_dir(command: Sequence[str]) -> str | None:
     """The value of MODEL_DIR in a command, if it is given there."""
     for place, argument in enumerate(command):

@@ -16,7 +16,8 @@ import time
 from collections.abc import Sequence
 
 from mpt_jax.launch.buckets import MOUNT_OPTIONS, model_dir, mounted
-from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, say, show, signals_wait, variables
+from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, follow, say, show, signals_wait, variables
+from mpt_jax.launch.limits import add_limit, add_price, seconds
 from mpt_jax.launch.machines import GPU_HOSTS, gpu_host, tpu_slice
 
 from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTED
@@ -24,6 +25,8 @@ from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTE
 PORT = 8476  # of the coordinator
 GRACE_S = 120  # between SIGTERM and SIGKILL: time to save
 DELETIONS = 5
+MOST_PODS = 1024  # whose logs are asked for together where their number is not known [ours]
+KEPT_S = 24 * 3600  # that the cluster keeps an ended set, with its pods' logs, where no launcher deletes it [ours]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", default="v5e:2x2", help="TPU slice GENERATION:TOPOLOGY or kind of GPU host (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=1, help="hosts with GPUs; a TPU slice has its own number (default: %(default)s)")
     parser.add_argument("--image", required=True, help="container image with mpt_jax")
-    parser.add_argument("--namespace", default="default", help="(default: %(default)s)")
     parser.add_argument("--name", default="", help="of the JobSet (default: made up, unique)")
-    parser.add_argument("--spot", action="store_true", help="GKE spot nodes")
+    add_price(parser)
+    add_limit(parser)
     parser.add_argument("--service_account", default="", help="Kubernetes service account that may read and write the bucket")
     parser.add_argument("--claim", default="", metavar="NAME:/PATH", help="persistent volume claim, mounted at that path in all pods")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command; may be repeated")
     parser.add_argument("--max_restarts", type=int, default=20, help="starts again after preemptions (default: %(default)s)")
     parser.add_argument("--poll_s", type=float, default=5.0, help="seconds between questions about the state (default: %(default)s)")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Options that say where a job is, for launching and for status, logs and stop."""
+    parser.add_argument("--namespace", default="default", help="(default: %(default)s)")
 
 
 def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -> dict:
@@ -54,6 +62,8 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         resources = {"google.com/tpu": machine.chips_per_host}
     if arguments.spot:
         selector["cloud.google.com/gke-spot"] = "true"
+    if arguments.flex_start:
+        selector["cloud.google.com/gke-flex-start"] = "true"
     command, buckets = mounted(command, "/gcs")
     volumes, mounts = _volumes(buckets, arguments.claim)
     folder = model_dir(command)
@@ -88,6 +98,7 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         "completions": pods,
         "completionMode": "Indexed",
         "backoffLimit": 0,
+        "activeDeadlineSeconds": seconds(arguments),  # of each start, the wait for nodes included
         "podFailurePolicy": {"rules": rules},
         "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"} if buckets else {}}, "spec": pod},
     }
@@ -105,6 +116,7 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
+            "ttlSecondsAfterFinished": KEPT_S,
             "network": {"enableDNSHostnames": True, "subdomain": name},  # the controller makes this headless service
             "failurePolicy": {"maxRestarts": arguments.max_restarts, "rules": policy},
             "replicatedJobs": [{"name": "workers", "replicas": 1, "template": {"spec": job}}],
@@ -142,7 +154,7 @@ def _variables(bindings: Sequence[str], name: str, pods: int) -> list[dict]:
 class JobSet:
     """The kubectl commands about one JobSet."""
 
-    def __init__(self, namespace: str, name: str, pods: int):
+    def __init__(self, namespace: str, name: str, pods: int = MOST_PODS):
         self.name, self._pods = name, pods
         self._selector = f"--selector=jobset.sigs.k8s.io/jobset-name={name}"
         self._kubectl = ["kubectl", f"--namespace={namespace}"]
@@ -159,9 +171,10 @@ class JobSet:
         """Asks for its pods."""
         return [*self._kubectl, "get", "pods", self._selector, "--output=json"]
 
-    def logs(self) -> list[str]:
-        """Follows all pods' output."""
-        return [*self._kubectl, "logs", "--follow", self._selector, "--prefix", "--tail=-1", f"--max-log-requests={self._pods}"]
+    def logs(self, follow: bool = True) -> list[str]:
+        """All pods' output, so far or as it comes."""
+        followed = ["--follow"] if follow else []
+        return [*self._kubectl, "logs", *followed, self._selector, "--prefix", "--tail=-1", f"--max-log-requests={self._pods}"]
 
     def delete(self) -> list[str]:
         """Deletes it with its pods and service, and waits for that."""
@@ -189,12 +202,52 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             ours = not (created.code and re.search(r"already.?exists", created.stderr, re.IGNORECASE))
         if created.code:
             raise LaunchError(f"kubectl refused the JobSet: {created.last_lines}")
+        if arguments.detach:
+            ours = False
+            place = f"{name} --target k8s --namespace={arguments.namespace}"
+            say(f"JobSet {name} is there; python -m mpt_jax.launch status|logs|stop {place}")
+            return 0
         code = _follow(jobset, arguments.poll_s)
     finally:
         if ours:
             with signals_wait():
                 left = not _delete(jobset, arguments.poll_s)
     return EXIT_LEFT_BEHIND if left else code
+
+
+def _state(jobset: JobSet) -> tuple[str, int]:
+    """('Completed', 'Failed', 'running', or '' where there is no such set; its restarts). Raises LaunchError where kubectl fails."""
+    answer = ask(jobset.get())
+    if answer.code:
+        raise LaunchError(f"kubectl cannot get JobSet {jobset.name}: {answer.last_lines}")
+    if not answer.stdout.strip():
+        return "", 0
+    status = json.loads(answer.stdout).get("status", {})
+    return next(iter(_ended(status)), "running"), status.get("restarts", 0)
+
+
+def _ended(status: dict) -> list[str]:
+    return [c["type"] for c in status.get("conditions", []) if c["type"] in ("Completed", "Failed") and c["status"] == "True"]
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Prints the state of a JobSet, and the exit code of one that failed."""
+    jobset = JobSet(arguments.namespace, arguments.name)
+    state, restarts = _state(jobset)
+    code = f"; the command ended with code {_worst_code(jobset)}" if state == "Failed" else ""
+    print(f"{arguments.name}: {state or 'not there'}{f', {restarts} restarts' if restarts else ''}{code}")
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """Prints what all pods have said so far."""
+    return follow(JobSet(arguments.namespace, arguments.name).logs(follow=False))
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Deletes a JobSet, detached or left behind by a launcher that died."""
+    with signals_wait():
+        return 0 if _delete(JobSet(arguments.namespace, arguments.name), arguments.poll_s) else EXIT_LEFT_BEHIND
 
 
 def _follow(jobset: JobSet, poll_s: float) -> int:
@@ -206,7 +259,7 @@ def _follow(jobset: JobSet, poll_s: float) -> int:
             if answer.code == 0 and not answer.stdout.strip():
                 raise LaunchError(f"JobSet {jobset.name} is gone: somebody deleted it.")
             status = json.loads(answer.stdout).get("status", {}) if answer.code == 0 else {}
-            ended = [c["type"] for c in status.get("conditions", []) if c["type"] in ("Completed", "Failed") and c["status"] == "True"]
+            ended = _ended(status)
             restarts = status.get("restarts", 0)
             state = ended[0] if ended else f"running, {restarts} restarts"
             if state != last and status:

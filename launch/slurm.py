@@ -2,11 +2,13 @@
 
 One process a node takes all its GPUs. Before the time limit and when the job is preempted Slurm signals the script, the command saves and
 ends with EXIT_PREEMPTED, and the job is put back into the queue. Where one process ends, the others have a minute to end themselves, so
-that their exit codes tell a preemption from a failure. Options: slurm.schedmd.com/sbatch.html, srun.html, scontrol.html.
+that their exit codes tell a preemption from a failure.
+A sweep is one job array. Options: slurm.schedmd.com/sbatch.html, srun.html, scontrol.html.
 """
 
 import argparse
 import re
+import secrets
 import shlex
 import sys
 import time
@@ -14,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, LaunchError, Stopped, ask, say, show, signals_wait, variables
+from mpt_jax.launch.limits import add_limit, seconds
 from mpt_jax.launch.machines import gpu_host
+from mpt_jax.launch.sweeps import Job
 
 from mpt_jax.errors import EXIT_PREEMPTED
 
@@ -26,16 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this target."""
     parser.add_argument("--type", default="h100x8", help="kind of host, see launch/machines.py (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=1, help="hosts (default: %(default)s)")
-    parser.add_argument("--time", default="24:00:00", help="time limit of a start (default: %(default)s)")
+    add_limit(parser)
     parser.add_argument("--partition", default="", help="Slurm partition")
     parser.add_argument("--account", default="", help="Slurm account")
     parser.add_argument("--cpus_per_task", type=int, default=16, help="CPU cores of a process (default: %(default)s)")
     parser.add_argument("--python", default=sys.executable, help="interpreter with mpt_jax, seen by all nodes (default: %(default)s)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command; may be repeated")
-    parser.add_argument("--name", default="mpt_jax", help="job name (default: %(default)s)")
-    parser.add_argument("--folder", default=".", help="shared folder for script and log (default: %(default)s)")
+    parser.add_argument("--name", default="", help="job name (default: made up, unique)")
     parser.add_argument("--max_restarts", type=int, default=20, help="starts again after preemptions (default: %(default)s)")
     parser.add_argument("--poll_s", type=float, default=5.0, help="seconds between questions about the state (default: %(default)s)")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Options that say where a job is, for launching and for status, logs and stop."""
+    parser.add_argument("--folder", default=".", help="shared folder for script and log (default: %(default)s)")
 
 
 SCRIPT = """#!/bin/bash
@@ -44,8 +52,9 @@ set -u
 export JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
 export JAX_NUM_PROCESSES="$SLURM_NTASKS"
 {exports}
+{commands}
 asked=0
-srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax {command} &
+srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax "${{command[@]}}" &
 step=$!
 trap 'asked=1; kill -TERM "$step"' TERM
 wait "$step"; code=$?
@@ -60,26 +69,30 @@ exit "$code"
 """
 
 
-def batch_script(arguments: argparse.Namespace, command: Sequence[str], log: Path) -> str:
-    """The text for sbatch."""
+def batch_script(arguments: argparse.Namespace, name: str, commands: Sequence[Sequence[str]], log: Path) -> str:
+    """The text for sbatch: a job, or a job array of several commands."""
+    minutes = -(-seconds(arguments) // 60)
     options = {
-        "job-name": arguments.name,
+        "job-name": name,
         "nodes": arguments.nodes,
         "ntasks-per-node": 1,
         "gpus-per-node": gpu_host(arguments.type).gpus,
         "cpus-per-task": arguments.cpus_per_task,
-        "time": arguments.time,
+        "time": minutes,
         "partition": arguments.partition,
         "account": arguments.account,
         "signal": "B:TERM@120",
+        "array": f"0-{len(commands) - 1}" if len(commands) > 1 else "",
         "output": log,
         "open-mode": "append",
     }
-    directives = [f"#SBATCH --{name}={value}" for name, value in options.items() if value] + ["#SBATCH --requeue"]
+    directives = [f"#SBATCH --{option}={value}" for option, value in options.items() if value] + ["#SBATCH --requeue"]
+    lines = [show([arguments.python, "-u", "-m", "mpt_jax", *command]) for command in commands]
+    cases = "\n".join(f"{number}) command=({line}) ;;" for number, line in enumerate(lines))
     return SCRIPT.format(
         directives="\n".join(directives),
-        exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables(arguments.env)),
-        command=show([arguments.python, "-u", "-m", "mpt_jax", *command]),
+        exports="\n".join(f"export {variable}={shlex.quote(value)}" for variable, value in variables(arguments.env)),
+        commands=f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac' if len(lines) > 1 else f"command=({lines[0]})",
         preempted=EXIT_PREEMPTED,
         max_restarts=arguments.max_restarts,
     )
@@ -87,10 +100,20 @@ def batch_script(arguments: argparse.Namespace, command: Sequence[str], log: Pat
 
 def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Submits the job and follows it. Returns the command's exit code, or EXIT_PREEMPTED after the last restart."""
+    return _submit(arguments, [command])
+
+
+def launch_sweep(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    """Submits the jobs of a sweep as one array."""
+    return _submit(arguments, [job.command for job in jobs])
+
+
+def _submit(arguments: argparse.Namespace, commands: Sequence[Sequence[str]]) -> int:
     folder = Path(arguments.folder).absolute()
-    stem = f"{arguments.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    script, log = folder / f"{stem}.sbatch", folder / f"{stem}.log"
-    text = batch_script(arguments, command, log)
+    name = arguments.name or f"mpt-{secrets.token_hex(3)}"
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    script, log = folder / f"{stem}.sbatch", folder / (f"{stem}-%a.log" if len(commands) > 1 else f"{stem}.log")
+    text = batch_script(arguments, name, commands, log)
     submit = ["sbatch", "--parsable", str(script)]
     if arguments.dry_run:
         print(f"# {script}\n{text}")
@@ -109,9 +132,59 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         if submitted.code or not job.isdigit():
             raise LaunchError(f"{show(submit)}: {submitted.last_lines}")
         say(f"job {job}, log {log}")
-        return _follow(job, log, arguments.poll_s)
+        if not arguments.detach:
+            return _follow(job, log, arguments.poll_s)
     except Stopped as stopped:
         return _cancel(job, stopped)
+    say(f"python -m mpt_jax.launch status|logs|stop {name} --target slurm --folder {shlex.quote(str(folder))}")
+    return 0
+
+
+def _jobs_called(name: str) -> list[list[str]]:
+    """[id, state] of the user's jobs of a name that are not over. Raises LaunchError where Slurm does not answer."""
+    found = ask(["squeue", "--me", "--noheader", f"--name={name}", "--format=%i %T"])
+    if found.code:
+        raise LaunchError(f"squeue: {found.last_lines}")
+    return [line.split() for line in found.stdout.splitlines() if line.strip()]
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Prints the state of each job of that name; of those that are over as far as Slurm's accounting tells."""
+    lines = [f"{arguments.name}: job {job} {state}" for job, state in _jobs_called(arguments.name)]
+    if not lines:
+        over = ask(["sacct", "--noheader", "--parsable2", "--allocations", f"--name={arguments.name}", "--format=JobID,State,ExitCode"])
+        rows = [line.split("|") for line in over.stdout.splitlines() if line.count("|") == 2] if over.code == 0 else []
+        lines = [f"{arguments.name}: job {job} {state}; exit code {code}" for job, state, code in rows]
+    print("\n".join(lines) or f"{arguments.name}: not there")
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """Prints the newest logs of that name in --folder: one, or those of an array."""
+    named = re.compile(rf"{re.escape(arguments.name)}-(\d{{8}}-\d{{6}})(-\d+)?\.log")
+    folder = Path(arguments.folder)
+    found = [(match[1], path) for path in (folder.iterdir() if folder.is_dir() else ()) if (match := named.fullmatch(path.name))]
+    if not found:
+        raise LaunchError(f"no log of {arguments.name} in --folder {arguments.folder}: it has not started, or its folder is another one.")
+    newest = max(moment for moment, _ in found)
+    for _, path in sorted(each for each in found if each[0] == newest):
+        _print_from(path, 0)
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Cancels all jobs of that name, and asks until none is left."""
+    for _ in range(QUESTIONS):
+        jobs = [job for job, state in _jobs_called(arguments.name) if state != "COMPLETING"]
+        if not jobs:
+            say(f"{arguments.name}: nothing is left")
+            return 0
+        cancelled = ask(["scancel", *jobs])
+        if cancelled.code:
+            say(cancelled.last_lines)
+            time.sleep(arguments.poll_s)
+    say(f"{arguments.name} IS STILL THERE. Cancel it: {show(['scancel', *jobs])}")
+    return EXIT_LEFT_BEHIND
 
 
 def _cancel(job: str, stopped: Stopped) -> int:

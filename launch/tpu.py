@@ -10,22 +10,20 @@ import getpass
 import json
 import re
 import secrets
-import shlex
-import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpt_jax.launch.buckets import MOUNT_OPTIONS, model_dir, mounted
-from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, Answer, LaunchError, ask, follow, say, show, signals_wait, variables
+from mpt_jax.launch import tpu_detached
+from mpt_jax.launch.buckets import model_dir
+from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, Answer, LaunchError, ask, follow, say, show, signals_wait
+from mpt_jax.launch.limits import add_limit, add_price, seconds
 from mpt_jax.launch.machines import Slice, tpu_slice
+from mpt_jax.launch.tpu_files import FOLDER, build_wheel, scripts, write_folder
 
 from mpt_jax.errors import EXIT_PREEMPTED
 
-ROOT = Path(__file__).parent.parent
-FOLDER = "mpt_jax_run"  # on the workers, in the home folder
 SSH_FAILED = 255  # ssh's own exit code
 RECONNECTS = 5
 DELETIONS = 5
@@ -44,11 +42,10 @@ class LeftBehind(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this target."""
     parser.add_argument("--type", default="v5e:2x2", help="slice GENERATION:TOPOLOGY, v4|v5e|v5p|v6e (default: %(default)s)")
-    parser.add_argument("--zone", required=True, help="zone, for example us-west4-a")
-    parser.add_argument("--project", required=True, help="project that pays")
     parser.add_argument("--name", default="", help="of queued resource and node (default: made up, unique)")
     parser.add_argument("--runtime", default="", help="software of the TPU VM (default: that of the type)")
-    parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
+    add_price(parser)
+    add_limit(parser)
     parser.add_argument("--max_restarts", type=int, default=20, help="new slices after preemptions (default: %(default)s)")
     parser.add_argument("--wait_hours", type=float, default=24.0, help="hours to wait for a slice (default: %(default)s)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command; may be repeated")
@@ -57,22 +54,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--poll_s", type=float, default=20.0, help="seconds between questions about the state (default: %(default)s)")
 
 
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Options that say where a job is, for launching and for status, logs and stop."""
+    parser.add_argument("--zone", required=True, help="zone, for example us-west4-a")
+    parser.add_argument("--project", required=True, help="project that pays")
+
+
 class Queued:
     """One queued resource with one node of the same name: the gcloud commands about it."""
 
-    def __init__(self, arguments: argparse.Namespace, name: str, machine: Slice):
+    def __init__(self, arguments: argparse.Namespace, name: str, machine: Slice | None = None):
         self.arguments, self.name, self.machine = arguments, name, machine
-        self._where = [f"--zone={arguments.zone}", f"--project={arguments.project}"]
+        self.where = [f"--zone={arguments.zone}", f"--project={arguments.project}"]
 
     def _resource(self, verb: str, *more: str) -> list[str]:
-        return ["gcloud", "compute", "tpus", "queued-resources", verb, self.name, *self._where, *more]
+        return ["gcloud", "compute", "tpus", "queued-resources", verb, self.name, *self.where, *more]
 
     def create(self) -> list[str]:
-        """Asks for the slice."""
+        """Asks for the slice. The service itself ends the request after --wait_hours, and what it gave after --max_hours."""
         runtime = self.arguments.runtime or self.machine.runtime
-        spot = ["--spot"] if self.arguments.spot else []
+        price = ["--spot"] if self.arguments.spot else ["--provisioning-model=flex-start"] if self.arguments.flex_start else []
         types = [f"--accelerator-type={self.machine.accelerator_type}", f"--runtime-version={runtime}"]
-        return self._resource("create", f"--node-id={self.name}", *types, *spot)
+        limits = [f"--max-run-duration={seconds(self.arguments)}s", f"--valid-until-duration={round(3600 * self.arguments.wait_hours)}s"]
+        verb = self._resource("create", f"--node-id={self.name}", *types, *price, *limits)
+        return [verb[0], "alpha", *verb[1:]]  # where --max-run-duration is
+
+    def refused(self, message: str) -> LaunchError:
+        """The error of a slice that is not given."""
+        hint = " Ask for quota, or choose another --type, --zone, or --spot." if "quota" in message.lower() else ""
+        return LaunchError(f"no {self.machine.accelerator_type} in {self.arguments.zone}: {message}{hint}")
 
     def describe(self) -> list[str]:
         """Asks for its state."""
@@ -84,98 +94,12 @@ class Queued:
 
     def copy(self, folder: Path) -> list[str]:
         """Copies a folder into the home folder of all workers."""
-        return ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse", str(folder), f"{self.name}:", *self._where, "--worker=all"]
+        return ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse", str(folder), f"{self.name}:", *self.where, "--worker=all"]
 
     def on_workers(self, script: str) -> list[str]:
         """Runs a script of the folder on all workers at once."""
         run = f"--command=bash {FOLDER}/{script}"
-        return ["gcloud", "compute", "tpus", "tpu-vm", "ssh", self.name, *self._where, "--worker=all", run]
-
-
-INSTALL = """#!/bin/bash
-# Python 3.11 and mpt_jax with the TPU's libraries, in a folder of their own
-set -euo pipefail
-cd "$HOME/{folder}"
-python3 -m pip install --quiet --user uv
-python3 -m uv venv --quiet --python 3.11 venv
-python3 -m uv pip install --quiet --python venv/bin/python {constraints}"mpt_jax[tpu] @ file://$PWD/{wheel}"
-{mounts}"""
-
-MOUNTS = """
-key=/usr/share/keyrings/cloud.google.asc
-curl --silent https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
-echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
-  sudo tee /etc/apt/sources.list.d/gcsfuse.list
-sudo apt-get update -qq
-sudo apt-get install -qq --yes gcsfuse
-for bucket in {buckets}; do
-  mkdir -p "gcs/$bucket"
-  gcsfuse {options} "$bucket" "gcs/$bucket"
-done
-"""
-
-RUN = """#!/bin/bash
-# Starts the command once; called again, after a broken connection, follows the one that runs
-cd "$HOME/{folder}"
-{exports}
-if mkdir started 2>/dev/null; then
-  setsid bash -c '"$@"; echo $? >code.tmp; mv code.tmp code' command {command} >log 2>&1 </dev/null &
-fi
-while [ ! -f log ]; do sleep 0.2; done
-tail -n +1 -f log | sed -u "s/^/[$(hostname)] /" &
-while [ ! -f code ]; do sleep 1; done
-sleep 1
-pkill -P $$ tail
-exit "$(cat code)"
-"""
-
-
-def write_folder(folder: Path, arguments: argparse.Namespace, command: Sequence[str], wheel: Path) -> None:
-    """Fills the folder that goes to the workers: wheel, constraints, what is shipped, the two scripts."""
-    shutil.copy(wheel, folder)
-    constraints = ROOT / "constraints.txt"
-    if constraints.is_file():
-        shutil.copy(constraints, folder)
-    for path in map(Path, arguments.ship):
-        if not path.exists():
-            raise LaunchError(f"--ship {path}: no such file or folder.")
-        shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder)
-    for name, text in scripts(arguments, command, wheel.name).items():
-        (folder / name).write_text(text)
-
-
-def scripts(arguments: argparse.Namespace, command: Sequence[str], wheel: str) -> dict[str, str]:
-    """Text of install.sh and run.sh."""
-    command, buckets = mounted(command, "gcs")
-    folder = model_dir(command)
-    shared = [f"MPT_CACHE_DIR={folder}/cache"] if folder else []  # the first worker writes token caches that all read
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables([*shared, *arguments.env])]
-    options = " ".join(f"--{option}" for option in MOUNT_OPTIONS)
-    return {
-        "install.sh": INSTALL.format(
-            folder=FOLDER,
-            constraints="-c constraints.txt " if (ROOT / "constraints.txt").is_file() else "",
-            wheel=wheel,
-            mounts=MOUNTS.format(buckets=show(buckets), options=options) if buckets else "",
-        ),
-        "run.sh": RUN.format(
-            folder=FOLDER,
-            exports="\n".join(exports),
-            command=show(["venv/bin/python", "-u", "-m", "mpt_jax", *command]),
-        ),
-    }
-
-
-def build_wheel(folder: Path) -> Path:
-    """A wheel of this checkout."""
-    if not (ROOT / "pyproject.toml").is_file():
-        raise LaunchError("this is not a checkout, so no wheel can be built from it; give --wheel FILE.")
-    argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    built = ask(argv)
-    wheels = list(folder.glob("mpt_jax-*.whl"))
-    if built.code or not wheels:
-        raise LaunchError(f"{show(argv)} failed: {built.last_lines}")
-    return wheels[0]
+        return ["gcloud", "compute", "tpus", "tpu-vm", "ssh", self.name, *self.where, "--worker=all", run]
 
 
 def check_model_dir(command: Sequence[str]) -> None:
@@ -190,6 +114,7 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Runs the command on a slice. Returns its exit code, EXIT_PREEMPTED after the last restart, or EXIT_LEFT_BEHIND."""
     machine = tpu_slice(arguments.type)
     check_model_dir(command)
+    seconds(arguments)
     user = re.sub(r"[^a-z0-9]", "", getpass.getuser().lower()) or "user"
     queued = Queued(arguments, arguments.name or f"mpt-{user}-{secrets.token_hex(3)}", machine)
     if arguments.dry_run:
@@ -201,11 +126,60 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         if not wheel.is_file():
             raise LaunchError(f"--wheel {wheel}: no such file.")
         write_folder(folder, arguments, command, wheel)
+        if arguments.detach:
+            return _detach(queued, folder, command)
         try:
             return _with_restarts(queued, folder)
         except LeftBehind as error:
             say(str(error))
             return EXIT_LEFT_BEHIND
+
+
+def _detach(queued: Queued, folder: Path, command: Sequence[str]) -> int:
+    """Asks for a slice that runs the command and deletes itself. Returns at once."""
+    run = model_dir(command)
+    if run is None:
+        raise LaunchError("--detach needs MODEL_DIR in the command: the slice finds its files there, and leaves its log.")
+    with signals_wait():
+        tpu_detached.create(queued, tpu_detached.place_of(run, queued.name), folder)
+    place = f"{queued.name} --target tpu {show(queued.where)} --model_dir={run}"
+    say(f"{queued.name} is asked for; python -m mpt_jax.launch status|logs|stop {place}")
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Prints the state of a slice, and the exit codes of what ran on it as far as they are known."""
+    queued, place = Queued(arguments, arguments.name), ""
+    answer = ask(queued.describe())
+    state, message = state_of(answer)
+    place = tpu_detached.place_in(answer.stdout) if state else ""
+    place = place or (tpu_detached.place_of(arguments.model_dir, arguments.name) if arguments.model_dir else "")
+    code = tpu_detached.cat(place, "code-0") if place else None
+    ended = "" if code is None else f"; the command ended with code {code.strip()}"
+    print(f"{arguments.name}: {state or 'not there'}{f' ({message})' if message else ''}{ended}")
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """Prints what the first worker of a detached job has said so far. Raises LaunchError where nothing is known of it."""
+    answer = ask(Queued(arguments, arguments.name).describe())
+    place = tpu_detached.place_in(answer.stdout) if answer.code == 0 else ""
+    place = place or (tpu_detached.place_of(arguments.model_dir, arguments.name) if arguments.model_dir else "")
+    if not place:
+        raise LaunchError(f"{arguments.name} is not there, or was not detached; with --model_dir its log is looked for in the run folder.")
+    print(tpu_detached.cat(place, "log-0") or "", end="")
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Deletes a slice, detached or left behind by a launcher that died."""
+    try:
+        with signals_wait():
+            _delete(Queued(arguments, arguments.name))
+    except LeftBehind as error:
+        say(str(error))
+        return EXIT_LEFT_BEHIND
+    return 0
 
 
 def _show_all(queued: Queued, command: Sequence[str]) -> int:
@@ -237,7 +211,7 @@ def _one_slice(queued: Queued, folder: Path) -> int:
             if created.code:
                 ours = _made_after_all(queued, created)
         if created.code:
-            raise _refused(queued, created.last_lines)
+            raise queued.refused(created.last_lines)
         _wait_until_active(queued)
         _ship(queued, folder)
         return _run(queued)
@@ -256,11 +230,6 @@ def _made_after_all(queued: Queued, created: Answer) -> bool:
     except LaunchError:
         say(f"gcloud refused the slice and does not say whether it is there; look with: {show(queued.describe())}")
         return False
-
-
-def _refused(queued: Queued, message: str) -> LaunchError:
-    hint = " Ask for quota, or choose another --type, --zone, or --spot." if "quota" in message.lower() else ""
-    return LaunchError(f"no {queued.machine.accelerator_type} in {queued.arguments.zone}: {message}{hint}")
 
 
 def state_of(answer: Answer) -> tuple[str, str]:
@@ -295,7 +264,7 @@ def _wait_until_active(queued: Queued) -> None:
         if state == "ACTIVE":
             return
         if state == "FAILED":
-            raise _refused(queued, message)
+            raise queued.refused(message)
         if state in GONE:
             raise Preempted("the slice was taken away before it was ready")
         if time.monotonic() > deadline:

@@ -1,12 +1,36 @@
 """Stand-in for gcloud's TPU commands. Texts and JSON as the real one gives them (gcloud 5xx; queuedResources of tpu.googleapis.com/v2)."""
 
 import json
+import shutil
 import sys
 import time
+from pathlib import Path
 
 from stand_ins import following, opened
 
+
+def storage(folder: Path, arguments: list[str]) -> None:
+    """``storage cp FILE gs://…`` and ``storage cat gs://…``: a bucket is a folder."""
+    paths = [argument for argument in arguments[2:] if not argument.startswith("--")]
+    here = [folder / path.removeprefix("gs://") if path.startswith("gs://") else Path(path) for path in paths]
+    if arguments[1] == "cat":
+        if not here[0].is_file():
+            print(f"ERROR: (gcloud.storage.cat) The following URLs matched no objects or files:\n{paths[0]}", file=sys.stderr)
+            sys.exit(1)
+        print(here[0].read_text(), end="")
+    elif here[0].is_dir():
+        shutil.copytree(here[0], here[1] / here[0].name, dirs_exist_ok=True)
+    else:
+        here[1].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(here[0], here[1])
+    sys.exit(0)
+
+
 folder, scenario, _, arguments = opened()
+if arguments[0] == "storage":
+    storage(folder, arguments)
+if arguments[0] == "alpha":
+    arguments = arguments[1:]
 verb, name = arguments[3], arguments[4]
 flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments[4:] if argument.startswith("--"))
 if verb == "scp":
@@ -31,7 +55,10 @@ if verb == "create":
         fail(f"ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: Resource '{name}' already exists")
     if error:
         fail(error)
-    resource.write_text("[]")
+    assert "max-run-duration" in flags and "valid-until-duration" in flags, "nothing would end it"
+    if "metadata-from-file" in flags:
+        assert Path(flags["metadata-from-file"].removeprefix("startup-script=")).is_file()
+    resource.write_text(flags.get("metadata", ""))
     print(f"Create request issued for: [{name}]", file=sys.stderr)
 elif verb == "describe":
     if "describe_error" in scenario:
@@ -41,7 +68,9 @@ elif verb == "describe":
     lost = folder / f"{name}.lost"
     state = lost.read_text() if lost.exists() else following(folder, f"{name}.states", scenario.get("states", ["ACTIVE"]))
     details = {"failedData": {"error": {"code": 8, "message": scenario["failed"]}}} if state == "FAILED" else {}
-    print(json.dumps({"name": f"queuedResources/{name}", "state": {"state": state, **details}}))
+    metadata = dict([resource.read_text().split("=", 1)]) if resource.read_text() else {}
+    tpu = {"nodeSpec": [{"nodeId": name, "node": {"metadata": metadata}}]}
+    print(json.dumps({"name": f"queuedResources/{name}", "tpu": tpu, "state": {"state": state, **details}}))
 elif verb == "delete":
     if not resource.exists():
         missing()

@@ -24,10 +24,14 @@ def batch(folder: Path, script: Path, limit_s: float) -> None:
     text = script.read_text()
     log = Path(re.search(r"--output=(.*)", text)[1])
     state, restarts, code = folder / "state", 0, 0
+    array = re.search(r"--array=0-(\d+)", text)
+    waiting = list(range(1, int(array[1]) + 1)) if array else []  # one after the other
+    index = 0
     while True:
         write(state, "RUNNING 0:0")
-        slurm = {"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": str(NODES), "SLURM_RESTART_COUNT": str(restarts)}
-        with log.open("ab") as output:
+        slurm = {"SLURM_ARRAY_TASK_ID": str(index)} if array else {}
+        slurm |= {"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": str(NODES), "SLURM_RESTART_COUNT": str(restarts)}
+        with Path(str(log).replace("%a", str(index))).open("ab") as output:
             job = subprocess.Popen(
                 ["bash", str(script)], env={**os.environ, **slurm}, stdout=output, stderr=output, start_new_session=True
             )  # fmt: skip
@@ -44,6 +48,9 @@ def batch(folder: Path, script: Path, limit_s: float) -> None:
         if (folder / "cancelled").exists():
             write(state, "CANCELLED 0:15")
             break
+        if not (folder / "requeued").exists() and waiting:
+            index = waiting.pop(0)
+            continue
         if not (folder / "requeued").exists():
             write(state, f"{'FAILED' if code else 'COMPLETED'} {code}:0")
             break
@@ -76,8 +83,10 @@ if program == "sbatch":
     if "refused" in scenario:
         print(f"sbatch: error: {scenario['refused']}", file=sys.stderr)
         sys.exit(1)
-    (folder / f"job{JOB}.resource").touch()
+    text = Path(arguments[1]).read_text()
+    assert re.search(r"#SBATCH --time=[1-9]\d*\n", text), "nothing would end it"
     write(folder / "state", "PENDING 0:0")
+    (folder / f"job{JOB}.resource").write_text(re.search(r"--job-name=(.*)", text)[1])
     if os.fork() == 0:
         os.setsid()
         quiet = os.open(os.devnull, os.O_RDWR)
@@ -92,6 +101,14 @@ elif program == "scancel":
     (folder / "cancelled").touch()
     while (folder / f"job{JOB}.resource").exists():
         time.sleep(0.02)
+elif program == "squeue":
+    flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
+    resource = folder / f"job{JOB}.resource"
+    if resource.exists() and resource.read_text() == flags["name"]:
+        print(JOB, (folder / "state").read_text().split()[0])
+elif program == "sacct":
+    state, code = (folder / "state").read_text().split()
+    print(f"{JOB}|{state}|{code}")
 elif arguments[0] == "requeue":
     (folder / "requeued").touch()
 elif arguments[:2] == ["show", "hostnames"]:

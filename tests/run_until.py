@@ -1,4 +1,4 @@
-"""Run as a program: a command of mpt-jax that is told to end at a step, as SIGTERM tells it: python run_until.py STEP COMMAND …"""
+"""Run as a program: a command of mpt-jax that is asked to end at a step, as by SIGTERM: python run_until.py STEP COMMAND …"""
 
 import sys
 

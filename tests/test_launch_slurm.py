@@ -13,7 +13,7 @@ echo "process $JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS,
 
 
 def slurm(folder, body: str, **scenario) -> tuple[StandIn, list[str]]:
-    stand_in = StandIn(folder, "fake_slurm.py", ("sbatch", "srun", "scontrol", "scancel"), scenario)
+    stand_in = StandIn(folder, "fake_slurm.py", ("sbatch", "srun", "scontrol", "scancel", "squeue", "sacct"), scenario)
     program = folder / "python"
     program.write_text(PROGRAM.format(body=body))
     program.chmod(0o755)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 import pytest
-from mpt_jax.launch import tpu
+from mpt_jax.launch import tpu_files
 from mpt_jax.launch.__main__ import main, parse
 from stand_ins import ROOT, StandIn
 
@@ -32,7 +32,8 @@ def gcloud(folder, **scenario) -> StandIn:
 
 def verbs(stand_in: StandIn) -> list[str]:
     scripts = {True: lambda call: call[4] + " " + call[-1].split("/")[-1], False: lambda call: call[4]}
-    return [scripts[call[4] == "ssh"](call) for call in stand_in.calls]
+    calls = [[part for part in call if part != "alpha"] for call in stand_in.calls]
+    return [scripts[call[4] == "ssh"](call) for call in calls if call[1] == "compute"]
 
 
 def test_success_makes_exactly_these_calls(tmp_path):
@@ -52,7 +53,9 @@ def test_success_makes_exactly_these_calls(tmp_path):
     assert copied[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse"] and copied[6].endswith("/mpt_jax_run")
     assert copied[7:] == ["run:", *WHERE, "--worker=all"]
     types = ["--node-id=run", "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"]
-    expected = [queued("create", *types), *[described] * 3, copied, ssh("install.sh"), ssh("run.sh")]
+    created = queued("create", *types, "--max-run-duration=86400s", "--valid-until-duration=86400s")
+    created.insert(1, "alpha")
+    expected = [created, *[described] * 3, copied, ssh("install.sh"), ssh("run.sh")]
     assert stand_in.calls == [*expected, described, queued("delete", "--force", "--quiet"), described]
     assert stand_in.left() == [] and "nothing is left" in said
 
@@ -154,7 +157,8 @@ def test_dry_run_calls_nothing(tmp_path):
     stand_in = gcloud(tmp_path)
     code, output, _ = stand_in.run(*arguments(tmp_path, "--dry_run", "--env", "NAME=a b"))
     assert code == 0 and stand_in.calls == []
-    assert "queued-resources create run" in output and "export NAME='a b'" in output and output.rstrip().endswith("--format=json")
+    assert "gcloud alpha compute tpus queued-resources create run" in output
+    assert "export NAME='a b'" in output and output.rstrip().endswith("--format=json")
 
 
 @pytest.mark.parametrize(
@@ -179,13 +183,13 @@ def test_bad_options_are_refused_before_anything_is_created(tmp_path, capsys, mo
 @pytest.mark.parametrize("code", [7])
 def test_the_workers_script_starts_once_and_follows(tmp_path, code):
     """The script for real, in a home folder of its own: two calls at once see one start, its whole output and its exit code."""
-    work = tmp_path / tpu.FOLDER
+    work = tmp_path / tpu_files.FOLDER
     (work / "venv" / "bin").mkdir(parents=True)
     program = work / "venv" / "bin" / "python"
     program.write_text(f'#!/bin/bash\necho x >>starts\necho "$NAME: $*"\nsleep 1\necho last\nexit {code}\n')
     program.chmod(0o755)
     options, command = parse(arguments(tmp_path, "--env", "NAME=a b"))
-    for name, text in tpu.scripts(options, command, "mpt.whl").items():
+    for name, text in tpu_files.scripts(options, command, "mpt.whl").items():
         (work / name).write_text(text)
         assert subprocess.run(["bash", "-n", str(work / name)], check=False).returncode == 0
 
@@ -204,11 +208,11 @@ def test_the_workers_script_starts_once_and_follows(tmp_path, code):
 def test_buckets_are_mounted_on_the_workers(tmp_path):
     options, _ = parse(arguments(tmp_path))
     command = ["train", MODEL_DIR, "--gin.TEACHER_DIR='gs://other-1/teachers'", "--gin.SEED=[1, 2]"]
-    texts = tpu.scripts(options, command, "mpt.whl")
+    texts = tpu_files.scripts(options, command, "mpt.whl")
     assert "for bucket in bucket other-1; do" in texts["install.sh"] and "--rename-dir-limit=" in texts["install.sh"]
     assert "gs://" not in texts["run.sh"] and "gcs/other-1/teachers" in texts["run.sh"]
     assert "export MPT_CACHE_DIR=gcs/bucket/run/cache" in texts["run.sh"]
-    assert "gcsfuse" not in tpu.scripts(options, ["tasks"], "mpt.whl")["install.sh"]
+    assert "gcsfuse" not in tpu_files.scripts(options, ["tasks"], "mpt.whl")["install.sh"]
 
 
 def test_shipped_files_lie_beside_the_command(tmp_path):
@@ -217,8 +221,9 @@ def test_shipped_files_lie_beside_the_command(tmp_path):
     (tmp_path / "my_tasks.py").touch()
     options, command = parse(arguments(tmp_path, "--ship", str(tmp_path / "data"), "--ship", str(tmp_path / "my_tasks.py")))
     (tmp_path / "out").mkdir()
-    tpu.write_folder(tmp_path / "out", options, command, tmp_path / "mpt_jax-0.1.0-py3-none-any.whl")
+    tpu_files.write_folder(tmp_path / "out", options, command, tmp_path / "mpt_jax-0.1.0-py3-none-any.whl")
     names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
     wanted = {"data/a.jsonl", "my_tasks.py", "install.sh", "run.sh", "mpt_jax-0.1.0-py3-none-any.whl"}
-    assert names == wanted | {"data"} | ({"constraints.txt"} if (tpu.ROOT / "constraints.txt").is_file() else set())  # not beside a wheel
+    constraints = {"constraints.txt"} if (tpu_files.ROOT / "constraints.txt").is_file() else set()  # not beside a wheel
+    assert names == wanted | {"data"} | constraints
     assert (ROOT / "constraints.txt").is_file()

@@ -1,0 +1,99 @@
+"""What goes to the workers of a TPU slice: a wheel, what is shipped, and the scripts that install and run it."""
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpt_jax.launch.buckets import MOUNT_OPTIONS, model_dir, mounted
+from mpt_jax.launch.calls import LaunchError, ask, show, variables
+
+ROOT = Path(__file__).parent.parent
+FOLDER = "mpt_jax_run"  # on the workers, in the home folder
+
+INSTALL = """#!/bin/bash
+# Python 3.11 and mpt_jax with the TPU's libraries, in a folder of their own
+set -euo pipefail
+cd "$HOME/{folder}"
+python3 -m pip install --quiet --user uv
+python3 -m uv venv --quiet --python 3.11 venv
+python3 -m uv pip install --quiet --python venv/bin/python {constraints}"mpt_jax[tpu] @ file://$PWD/{wheel}"
+{mounts}"""
+
+MOUNTS = """
+key=/usr/share/keyrings/cloud.google.asc
+curl --silent https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
+echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
+  sudo tee /etc/apt/sources.list.d/gcsfuse.list
+sudo apt-get update -qq
+sudo apt-get install -qq --yes gcsfuse
+for bucket in {buckets}; do
+  mkdir -p "gcs/$bucket"
+  gcsfuse {options} "$bucket" "gcs/$bucket"
+done
+"""
+
+RUN = """#!/bin/bash
+# Starts the command once; called again, after a broken connection, follows the one that runs
+cd "$HOME/{folder}"
+{exports}
+if mkdir started 2>/dev/null; then
+  setsid bash -c '"$@"; echo $? >code.tmp; mv code.tmp code' command {command} >log 2>&1 </dev/null &
+fi
+while [ ! -f log ]; do sleep 0.2; done
+tail -n +1 -f log | sed -u "s/^/[$(hostname)] /" &
+while [ ! -f code ]; do sleep 1; done
+sleep 1
+pkill -P $$ tail
+exit "$(cat code)"
+"""
+
+
+def write_folder(folder: Path, arguments: argparse.Namespace, command: Sequence[str], wheel: Path) -> None:
+    """Fills the folder that goes to the workers: wheel, constraints, what is shipped, the two scripts."""
+    shutil.copy(wheel, folder)
+    constraints = ROOT / "constraints.txt"
+    if constraints.is_file():
+        shutil.copy(constraints, folder)
+    for path in map(Path, arguments.ship):
+        if not path.exists():
+            raise LaunchError(f"--ship {path}: no such file or folder.")
+        shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder)
+    for name, text in scripts(arguments, command, wheel.name).items():
+        (folder / name).write_text(text)
+
+
+def scripts(arguments: argparse.Namespace, command: Sequence[str], wheel: str) -> dict[str, str]:
+    """Text of install.sh and run.sh."""
+    command, buckets = mounted(command, "gcs")
+    folder = model_dir(command)
+    shared = [f"MPT_CACHE_DIR={folder}/cache"] if folder else []  # the first worker writes token caches that all read
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables([*shared, *arguments.env])]
+    options = " ".join(f"--{option}" for option in MOUNT_OPTIONS)
+    return {
+        "install.sh": INSTALL.format(
+            folder=FOLDER,
+            constraints="-c constraints.txt " if (ROOT / "constraints.txt").is_file() else "",
+            wheel=wheel,
+            mounts=MOUNTS.format(buckets=show(buckets), options=options) if buckets else "",
+        ),
+        "run.sh": RUN.format(
+            folder=FOLDER,
+            exports="\n".join(exports),
+            command=show(["venv/bin/python", "-u", "-m", "mpt_jax", *command]),
+        ),
+    }
+
+
+def build_wheel(folder: Path) -> Path:
+    """A wheel of this checkout."""
+    if not (ROOT / "pyproject.toml").is_file():
+        raise LaunchError("this is not a checkout, so no wheel can be built from it; give --wheel FILE.")
+    argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    built = ask(argv)
+    wheels = list(folder.glob("mpt_jax-*.whl"))
+    if built.code or not wheels:
+        raise LaunchError(f"{show(argv)} failed: {built.last_lines}")
+    return wheels[0]
