@@ -66,7 +66,7 @@ def rows_by_step(run: Path) -> dict[int, str]:
     "mixing, layouts",
     [
         ("stochastic", [(1, 8, (2, 2)), (2, 4, (1, 1)), (4, 2, (4, 1)), (1, 1, (1, 1))]),
-        ("proportional", [(2, 1, (1, 2)), (1, 4, (1, 1)), (1, 1, (1, 1))]),
+        ("proportional", [(2, 1, (1, 2)), (1, 1, (1, 1))]),
     ],
 )
 def test_a_run_goes_on_with_other_processes_devices_and_meshes(world, table, mixing, layouts):
@@ -74,7 +74,8 @@ def test_a_run_goes_on_with_other_processes_devices_and_meshes(world, table, mix
     folder, macros = world
     if not (folder / "teachers").exists():
         assert main(arguments("train", "teacher.gin", macros, MODEL_DIR=str(folder / "teachers"))) == 0
-    changes = {"TEACHER_DIR": str(folder / "teachers"), "TRAIN_STEPS": STEPS, "DataSettings__mixing": mixing, "TrainSettings__log_steps": 1}
+    changes = {"TEACHER_DIR": str(folder / "teachers"), "TRAIN_STEPS": STEPS, "DataSettings__mixing": mixing}
+    changes |= {"TrainSettings__log_steps": 1, "TrainSettings__checkpoint_steps": STEPS}
 
     def command(name: str) -> list[str]:
         return arguments("train", "source.gin", macros, MODEL_DIR=str(folder / f"{mixing}_{name}"), **changes)
@@ -84,7 +85,7 @@ def test_a_run_goes_on_with_other_processes_devices_and_meshes(world, table, mix
     for (processes, devices, (fsdp, tensor)), last in zip(layouts, [*switched, STEPS], strict=True):
         argv = [str(last), *command("switched"), f"--gin.MESH_FSDP={fsdp}", f"--gin.MESH_TENSOR={tensor}"]
         program = (str(Path(__file__).parent / "run_until.py"),)
-        codes, said = end_of(start_together(argv, folder, processes, devices, program), folder)
+        codes, said = end_of(start_together(argv, folder, processes, devices, program), folder, 900.0)
         assert codes == [0 if last == STEPS else EXIT_PREEMPTED] * processes, said
     whole, run = folder / f"{mixing}_whole", folder / f"{mixing}_switched"
     rows = rows_by_step(run)

@@ -45,7 +45,7 @@ def test_a_failure_gives_its_code_and_is_not_started_again(tmp_path):
 
 def test_told_to_end_it_saves_and_is_queued_again(tmp_path):
     body = "[ $SLURM_RESTART_COUNT = 1 ] && { echo continued; exit 0; }; trap 'echo saved; exit 83' TERM; sleep 20 & wait"
-    stand_in, arguments = slurm(tmp_path, body, limit_s=0.7)
+    stand_in, arguments = slurm(tmp_path, body, limit_s=2.0)
     code, output, _ = stand_in.run(*arguments)
     assert code == 0 and names(stand_in) == ["sbatch", "srun", "requeue", "srun"] and stand_in.left() == []
     assert output.count("saved") == 2 and output.count("continued") == 2
