@@ -116,5 +116,6 @@ def test_installed_too_a_users_tasks_and_launch_are_not_in_the_way(tmp_path, kin
     alone.mkdir()
     (alone / "x.jsonl").write_text('{"a": "two", "b": "2"}\n')
     (alone / "own.py").write_text((mine / "tasks.py").read_text())
-    found = command_of(alone, programs / "python", "-m", "mpt_jax", "tasks", "mine", "--gin.MIXTURE_OR_TASK_MODULE=own")
-    assert found.returncode == 0 and "inputs:  two" in found.stdout, found.stderr
+    code = "from mpt_jax import tasks; tasks.import_module('own'); print(*tasks.rows('mine', 'train'))"  # as a command imports it
+    found = command_of(alone, programs / "python", "-c", code)
+    assert found.returncode == 0 and "two" in found.stdout, found.stderr
