@@ -5,15 +5,15 @@ import os
 import sys
 from pathlib import Path
 
+import jax
+import pytest
+
+from mpt_jax import tasks
+
 # benchmarks/ is not installed; at the end, so that the packages under test are the installed ones where there are any
 sys.path.append(str(Path(__file__).parent.parent))
-# tests compile much and compute little; set before JAX starts
+# tests compile much and compute little; set before JAX starts a device
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
-from mpt_jax import tasks  # noqa: E402
 
 
 @pytest.fixture

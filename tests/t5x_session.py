@@ -18,7 +18,7 @@ FUNCTIONS = {"train": "train", "eval": "evaluate", "infer": "infer"}
 def need_t5x() -> None:
     """Skips a test, saying how to get T5X, where it is missing."""
     try:
-        import mpt_jax.t5x_bridge  # noqa: F401
+        importlib.import_module("mpt_jax.t5x_bridge")
     except ImportError as error:
         pytest.skip(str(error))
 

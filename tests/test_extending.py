@@ -10,6 +10,7 @@ import pytest
 from tiny_world import start
 
 from mpt_jax.checkpoint import load_trainable
+from mpt_jax.model import families, formats
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 SMALL = ["--train_steps=2", "--batch_size=4", "--prompt_length=3", "--gin.TrainSettings.eval_rows=8"]
@@ -61,8 +62,6 @@ def test_a_method_that_scales_the_input_trains_and_is_scored(tmp_path):
 
 @pytest.mark.slow
 def test_a_family_of_ones_own_trains_a_prompt_and_is_scored(tmp_path, monkeypatch):
-    from mpt_jax.model import families, formats
-
     (tmp_path / "my_family.py").write_text(example("my_family.py"))
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     names: dict = {}

@@ -50,17 +50,17 @@ def test_rows_come_back_in_micro_batches_with_zeros_after_them(tmp_path):
     assert cache.teacher is None
     seen = 0
     for micro in batch.micro:
-        assert micro["teacher_encoder_BSD"].shape == (4, 2 + micro["inputs_BL"].shape[1], 4)
-        assert micro["teacher_encoder_BSD"].dtype == np.float16 and micro["teacher_ids_BTA"].dtype == np.int32
+        assert micro["teacher_encoder_BYD"].shape == (4, 2 + micro["inputs_BL"].shape[1], 4)
+        assert micro["teacher_encoder_BYD"].dtype == np.float16 and micro["teacher_ids_BTA"].dtype == np.int32
         for slot in np.flatnonzero(micro["input_length_B"]):
             tokens = micro["inputs_BL"][slot]
             row = next(row for row in (0, 1, 4, 6, 11) if cache.inputs(row)[0] == tokens[0])
             told = dict(computed(cache, [row]))[row]
             inputs, targets = (int(value[0]) for value in lengths(cache, np.array([row])))
-            encoder = micro["teacher_encoder_BSD"][slot]
+            encoder = micro["teacher_encoder_BYD"][slot]
             np.testing.assert_array_equal(encoder[: 2 + inputs], told["encoder"][: 2 + inputs])
             assert not encoder[2 + inputs :].any()
-            for file, name in (("decoder", "teacher_decoder_BSD"), ("logp", "teacher_logp_BTA"), ("tail", "teacher_tail_BT")):
+            for file, name in (("decoder", "teacher_decoder_BYD"), ("logp", "teacher_logp_BTA"), ("tail", "teacher_tail_BT")):
                 np.testing.assert_array_equal(micro[name][slot][:targets], told[file][:targets])
                 assert not micro[name][slot][targets:].any()
             seen += 1
@@ -68,10 +68,10 @@ def test_rows_come_back_in_micro_batches_with_zeros_after_them(tmp_path):
 
 
 def test_what_is_kept_follows_the_layout():
-    assert list(LAYOUT.shapes(4, 8, 2)) == [f"teacher_{name}" for name in ("encoder_BSD", "decoder_BSD", "logp_BTA", "ids_BTA", "tail_BT")]
+    assert list(LAYOUT.shapes(4, 8, 2)) == [f"teacher_{name}" for name in ("encoder_BYD", "decoder_BYD", "logp_BTA", "ids_BTA", "tail_BT")]
     assert Layout(("encoder", "decoder"), 4, 0, 0, False, "float32").shapes(2, 8, 3) == {
-        "teacher_encoder_BSD": ((2, 8, 4), "float32"),
-        "teacher_decoder_BSD": ((2, 3, 4), "float32"),
+        "teacher_encoder_BYD": ((2, 8, 4), "float32"),
+        "teacher_decoder_BYD": ((2, 3, 4), "float32"),
     }
     assert Layout((), 0, 0, 9, True, "float16").shapes(2, 8, 3) == {"teacher_logp_BTA": ((2, 3, 9), "float32")}
     assert LAYOUT.row_bytes(np.array([5, 6]), np.array([2, 3])) == (2 + 5 + 2 + 6 + 5) * 4 * 2 + 5 * (3 * 8 + 4)
@@ -80,7 +80,7 @@ def test_what_is_kept_follows_the_layout():
 def test_a_stack_of_another_name_is_kept_over_the_targets():
     """A decoder-only network has its decoder's states alone."""
     layout = Layout(("decoder",), 4, 2, 0, False, "float32")
-    assert layout.shapes(2, 8, 3) == {"teacher_decoder_BSD": ((2, 3, 4), "float32")}
+    assert layout.shapes(2, 8, 3) == {"teacher_decoder_BYD": ((2, 3, 4), "float32")}
 
 
 def test_a_kill_while_writing_leaves_no_part(tmp_path):

@@ -69,8 +69,8 @@ def test_states_of_stacks_of_two_widths_are_kept_and_opened_again(caches, tmp_pa
     for _ in range(2):
         of_two_widths = Teachers(EXACT, PROMPTS, Network(config, adaptation=GIVEN), backbone, SPEC, None, tmp_path, 1)
         batch = batch_at(teach_streams(of_two_widths, streams(caches, 1)), 0, 2).micro[0]
-        assert batch["teacher_encoder_BSD"].shape[2] == CONFIG.d_model and batch["teacher_decoder_BSD"].shape[2] == 24
-        assert batch["teacher_encoder_BSD"].any() and batch["teacher_decoder_BSD"].any()
+        assert batch["teacher_encoder_BYD"].shape[2] == CONFIG.d_model and batch["teacher_decoder_BYD"].shape[2] == 24
+        assert batch["teacher_encoder_BYD"].any() and batch["teacher_decoder_BYD"].any()
 
 
 def test_a_few_tokens_and_half_precision_come_near(caches, tmp_path):

@@ -41,12 +41,12 @@ def operations(
     """
     step, found = family_of(network.config).prompt_step, {"computed": 0.0, "useful": 0.0}
 
-    def count(L: int, T: int, share: float) -> float:  # noqa: N803
+    def count(L: int, T: int, share: float) -> float:
         parts = step(network, prompt, L, NEW_TOKENS if decode else T, beside, textbook, share)
         return parts["forward"] if decode else sum(parts.values()) - parts["recomputed"]
 
     for part in micro:
-        (B, L), T = part["inputs_BL"].shape, part["targets_BT"].shape[1]  # noqa: N806
+        (B, L), T = part["inputs_BL"].shape, part["targets_BT"].shape[1]
         share = len(part.get("task_U", part["task_id_B"])) / B
         found["computed"] += B * count(L, T, share)
         lengths = zip(part["input_length_B"], part["target_length_B"], strict=True)

@@ -149,7 +149,7 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
     kernels = [leaf.shape for path, leaf in stage.program.frozen.items() if path.endswith(("kernel", "embedding"))]
     if stage.prompt_length:
         family, network, data = family_of(stage.program.backbone.config), stage.program.network, stage.settings.data
-        P, L, T = stage.prompt_length, data.input_length, data.target_length  # noqa: N806
+        P, L, T = stage.prompt_length, data.input_length, data.target_length
         parts = family.prompt_step(network, P, L, T, TEACHERS in stage.program.frozen)
         parts = {name: value * rows / devices for name, value in parts.items()}
         result["need"] = {

@@ -40,7 +40,7 @@ def estimate(stage: Stage, arrangement: Arrangement) -> float:
     size = 2 if computation.dtype == "bfloat16" else 4
     parts, t = arrangement.data * arrangement.fsdp, arrangement.tensor
     rows = math.ceil(data.micro_batch_size / parts)
-    S, T = stage.prompt_length + data.input_length, data.target_length  # noqa: N806
+    S, T = stage.prompt_length + data.input_length, data.target_length
     weights = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in (program.frozen | program.trainable).values())
     layer = weights / (config.num_encoder_layers + config.num_decoder_layers)
     kept = weights / (arrangement.fsdp * t) + (2 * layer / t if arrangement.fsdp > 1 else 0.0)

@@ -1,6 +1,6 @@
 """Batches: the rows of all runs at a step, sorted by length, in micro-batches padded to their own buckets.
 
-Letters: B examples, L input tokens, T target tokens, E embedding width, N rows of the prompt bank.
+B examples, L input tokens, T target tokens, E width of a sentence vector, N tasks (runs), each a row of the prompt bank.
 """
 
 from __future__ import annotations

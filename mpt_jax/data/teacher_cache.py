@@ -4,7 +4,7 @@ CACHE_DIR/teachers/<task>/<key>/part-…/ holds `rows.npy` (int64 row numbers) a
 cut in training: hidden states in a file for each stack of the network (`encoder.npy`, `decoder.npy`), `logp.npy`, `ids.npy`, `tail.npy`
 (log-probabilities of the most likely tokens, their ids, and all other tokens together). The key is a hash of everything that went into
 them: weights, prompt, rows, lengths, settings. A part is there whole or not at all.
-B examples, L input tokens, P prompt positions, S encoder positions, T target tokens, D model width, A log-probabilities kept.
+B examples, L input tokens, P prompt positions, T target tokens, Y positions of a stack, D model width, A log-probabilities kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mpt_jax.errors import UserError
 FORMAT = 2  # raise when files or their meaning change
 # file: array of a micro-batch; states have a file each, named as in the network's outputs
 BATCH_NAMES = {"logp": "teacher_logp_BTA", "ids": "teacher_ids_BTA", "tail": "teacher_tail_BT"}
-STATES_NAME = "teacher_{}_BSD"
+STATES_NAME = "teacher_{}_BYD"
 
 
 def batch_name(file: str) -> str:
@@ -73,7 +73,7 @@ class Layout:
         """Entries of a row of so many input and target tokens."""
         return inputs + self.prefix if file == "encoder" else targets
 
-    def shapes(self, B: int, L: int, T: int) -> dict[str, tuple[tuple[int, ...], str]]:  # noqa: N803
+    def shapes(self, B: int, L: int, T: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of the arrays of a micro-batch, by name."""
         return {batch_name(file): ((B, self.tokens(file, L, T), *shape), dtype) for file, (shape, dtype) in self.files().items()}
 

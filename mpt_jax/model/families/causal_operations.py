@@ -34,11 +34,11 @@ def _keys_values(config: CausalConfig, positions: int) -> Products:
     return projections(config.d_model, positions, 2 * config.num_kv_heads * config.head_dim)
 
 
-def _prompt(config: CausalConfig, P: int) -> Products:  # noqa: N803
+def _prompt(config: CausalConfig, P: int) -> Products:
     return add(times(config.num_layers - 1, layer(config, P, P)), _keys_values(config, P))
 
 
-def forward(config: CausalConfig, P: int, L: int, T: int, prompts: float) -> Products:  # noqa: N803
+def forward(config: CausalConfig, P: int, L: int, T: int, prompts: float) -> Products:
     """Rows and their share of the prompts, and the logits; products with keys that are masked count, since they are computed."""
     positions = L - 1 + T
     rows = add(_stack(config, positions, P + positions), Products(2.0 * T * config.d_model * config.vocab_size, 0.0))
@@ -46,13 +46,7 @@ def forward(config: CausalConfig, P: int, L: int, T: int, prompts: float) -> Pro
 
 
 def prompt_step(
-    network: Network,
-    P: int,  # noqa: N803
-    L: int,  # noqa: N803
-    T: int,  # noqa: N803
-    distilled: bool,
-    textbook: bool = False,
-    prompts: float = 1.0,
+    network: Network, P: int, L: int, T: int, distilled: bool, textbook: bool = False, prompts: float = 1.0
 ) -> dict[str, float]:
     """Operations an example of a prompt's training step needs, by part; ``prompts``: different tasks for each row of a micro-batch."""
     config, prompts = network.config, 1.0 if textbook else prompts
@@ -76,6 +70,6 @@ def prompt_step(
     }
 
 
-def weight_gradients(config: CausalConfig, P: int, L: int, T: int) -> float:  # noqa: N803
+def weight_gradients(config: CausalConfig, P: int, L: int, T: int) -> float:
     """What gradients with respect to all weights would add."""
     return forward(config, P, L, T, 1.0).weights

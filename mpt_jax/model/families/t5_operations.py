@@ -27,17 +27,17 @@ def _mlp(config: T5Config, positions: int, matrices: int | None = None) -> Produ
     return Products(2.0 * matrices * positions * config.d_model * config.d_ff, 0.0)
 
 
-def encoder_layer(config: T5Config, S: int) -> Products:  # noqa: N803
+def encoder_layer(config: T5Config, S: int) -> Products:
     """One encoder layer."""
     return add(_projections(config, S, 4), _attention(config, S, S), _mlp(config, S))
 
 
-def attends_to_states(config: T5Config, T: int) -> bool:  # noqa: N803
+def attends_to_states(config: T5Config, T: int) -> bool:
     """Whether so few target positions attend to the encoder's output itself (model/attention.py)."""
     return T <= config.head_dim // FEW_POSITIONS
 
 
-def _cross(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa: N803
+def _cross(config: T5Config, T: int, S: int, states: bool) -> Products:
     """Cross-attention of T positions without its query, and without keys and values of the encoder's output."""
     if states:
         # both kernels on the other side: T H D instead of T H K
@@ -45,13 +45,13 @@ def _cross(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa:
     return add(_projections(config, T, 1), _attention(config, T, S))
 
 
-def decoder_layer(config: T5Config, T: int, S: int, states: bool) -> Products:  # noqa: N803
+def decoder_layer(config: T5Config, T: int, S: int, states: bool) -> Products:
     """One decoder layer over T positions, without the keys and values of the encoder's output; ``states``: it attends to that itself."""
     self_attention = add(_projections(config, T, 4), _attention(config, T, T))
     return add(self_attention, _projections(config, T, 1), _cross(config, T, S, states), _mlp(config, T))
 
 
-def forward(config: T5Config, S: int, T: int, textbook: bool = False) -> Products:  # noqa: N803
+def forward(config: T5Config, S: int, T: int, textbook: bool = False) -> Products:
     """Encoder, decoder and logits of one example."""
     states = attends_to_states(config, T) and not textbook
     encoder = times(config.num_encoder_layers, encoder_layer(config, S))
@@ -61,20 +61,14 @@ def forward(config: T5Config, S: int, T: int, textbook: bool = False) -> Product
 
 
 def prompt_step(
-    network: Network,
-    P: int,  # noqa: N803
-    L: int,  # noqa: N803
-    T: int,  # noqa: N803
-    distilled: bool,
-    textbook: bool = False,
-    prompts: float = 1.0,
+    network: Network, P: int, L: int, T: int, distilled: bool, textbook: bool = False, prompts: float = 1.0
 ) -> dict[str, float]:
     """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers.
 
     ``prompts`` makes no difference: the encoder sees prompt and input at once.
     """
     del prompts
-    config, S = network.config, P + L  # noqa: N806
+    config, S = network.config, P + L
     states = attends_to_states(config, T) and not textbook
     whole = forward(config, S, T, textbook)
     queries = _projections(config, T, 2 if states else 1)
@@ -94,6 +88,6 @@ def prompt_step(
     }
 
 
-def weight_gradients(config: T5Config, P: int, L: int, T: int) -> float:  # noqa: N803
+def weight_gradients(config: T5Config, P: int, L: int, T: int) -> float:
     """What gradients with respect to all weights would add."""
     return forward(config, P + L, T).weights

@@ -12,26 +12,26 @@ from mpt_jax.model.families.t5gemma_config import T5GemmaConfig
 from mpt_jax.model.operations import Products, add, times
 
 
-def _keys_values(config: T5GemmaConfig, S: int) -> Products:  # noqa: N803
+def _keys_values(config: T5GemmaConfig, S: int) -> Products:
     """A decoder layer's keys and values of the encoder's output."""
     return projections(config.encoder.d_model, S, 2 * config.decoder.num_kv_heads * config.decoder.head_dim)
 
 
-def _queries_out(side: CausalConfig, T: int, matrices: int = 2) -> Products:  # noqa: N803
+def _queries_out(side: CausalConfig, T: int, matrices: int = 2) -> Products:
     return projections(side.d_model, T, matrices * side.num_heads * side.head_dim)
 
 
-def _cross(config: T5GemmaConfig, T: int, S: int) -> Products:  # noqa: N803
+def _cross(config: T5GemmaConfig, T: int, S: int) -> Products:
     """Attention of T positions to the encoder's output, without its keys and values; a merged one has no queries of its own."""
     products = attention(config.decoder, T, S)
     return products if config.merged_attention else add(products, _queries_out(config.decoder, T))
 
 
-def _decoder_layer(config: T5GemmaConfig, T: int, S: int) -> Products:  # noqa: N803
+def _decoder_layer(config: T5GemmaConfig, T: int, S: int) -> Products:
     return add(layer(config.decoder, T, T), _cross(config, T, S), _keys_values(config, S))
 
 
-def forward(config: T5GemmaConfig, S: int, T: int) -> Products:  # noqa: N803
+def forward(config: T5GemmaConfig, S: int, T: int) -> Products:
     """Encoder, decoder and logits of one example."""
     encoder = times(config.encoder.num_layers, layer(config.encoder, S, S))
     decoder = times(config.decoder.num_layers, _decoder_layer(config, T, S))
@@ -39,20 +39,14 @@ def forward(config: T5GemmaConfig, S: int, T: int) -> Products:  # noqa: N803
 
 
 def prompt_step(
-    network: Network,
-    P: int,  # noqa: N803
-    L: int,  # noqa: N803
-    T: int,  # noqa: N803
-    distilled: bool,
-    textbook: bool = False,
-    prompts: float = 1.0,
+    network: Network, P: int, L: int, T: int, distilled: bool, textbook: bool = False, prompts: float = 1.0
 ) -> dict[str, float]:
     """Operations an example of a prompt's training step needs, by part; ``recomputed`` with rematerialised layers.
 
     ``textbook`` and ``prompts`` make no difference: the encoder sees prompt and input at once, and all that is saved are gradients.
     """
     del textbook, prompts
-    config, S = network.config, P + L  # noqa: N806
+    config, S = network.config, P + L
     decoder, whole = config.decoder, forward(network.config, S, T)
     first = layer(decoder, T, T)
     feed = projections(decoder.d_model, T, 3 * decoder.d_ff)
@@ -76,6 +70,6 @@ def prompt_step(
     }
 
 
-def weight_gradients(config: T5GemmaConfig, P: int, L: int, T: int) -> float:  # noqa: N803
+def weight_gradients(config: T5GemmaConfig, P: int, L: int, T: int) -> float:
     """What gradients with respect to all weights would add."""
     return forward(config, P + L, T).weights
