@@ -45,6 +45,8 @@ def convert(
         raise UserError(f"--to {to!r} is none of {', '.join(FORMATS)}.")
     if not output:
         raise UserError("--output is empty; give a folder or file to write.")
+    if os.path.exists(output) and not (os.path.isdir(output) or os.path.isfile(output)):
+        raise UserError(f"--output {output!r} is a device or pipe; give the name of a folder or file.")
     if to == "orbax":
         writable_run("--output", output)
     sources = [_resolve(each, "--from") for each in ([source] if isinstance(source, str) else source)]
@@ -183,7 +185,7 @@ def _row(held: prompts.PromptFile, task: str) -> int:
         runs = held.metadata.get("runs", [])
         described = [f"row {n}" + (f" (task {runs[n]['task']!r})" if n < len(runs) else "") for n in fits]
         raise UserError(f"--task {task!r} fits {' and '.join(described)}: rename a task and train it again.")
-    several = [label for label in held.task_names if label.rpartition("#")[0] == task]
+    several = [label for label in held.task_names if label.rpartition("#")[:2] == (task, "#")]
     if several:
         raise UserError(f"--task {task!r} was trained {len(several)} times; give one of {_described(held, several)}.")
     raise UserError(f"--task {task!r} is not among the tasks of the source: {', '.join(held.task_names)}.")

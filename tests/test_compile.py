@@ -187,9 +187,14 @@ def test_names():
     prepare("cpu:1")
     assert len(topology("cpu:1").devices) == 1
     assert [device.platform for device in topology("here").devices] == ["cpu"]
-    for name in ("v9:2x2", "v5e:large", "cpu:many", "cpu:4096"):
-        with pytest.raises(UserError, match="TOPOLOGY"):
-            topology(name)
+    with pytest.raises(UserError, match="'cpu:999': there are 1 CPU devices"):
+        topology("cpu:999")
+    for name in ("v9:2x2", "v5e:large", "v5e:0x4", "v5e:²", "cpu:many", "cpu:0", "cpu:1x2", "cpu", "tpu", "here:2"):
+        for function in (topology, prepare):  # whether the TPU's compiler is installed or not
+            with pytest.raises(UserError, match=f"TOPOLOGY = '{name}' is not GENERATION:SHAPE"):
+                function(name)
+    with pytest.raises(UserError, match="at most 1,024 CPU devices"):
+        prepare("cpu:1000000")
 
 
 def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ wrong requests are named."""
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -188,6 +189,8 @@ def test_a_run_folder(run_folder, tmp_path):
     assert "accuracy 90.00" in (tmp_path / "a.npy.md").read_text()
     with pytest.raises(UserError, match=r"trained 2 times; give one of a#0 \(seed 1.*a#2 \(seed 2.*accuracy 90.00"):
         convert(str(folder), "npy", str(tmp_path / "c"), task="a")
+    with pytest.raises(UserError, match="'' is not among the tasks of the source: a#0, b, a#2"):
+        convert(str(folder), "npy", str(tmp_path / "c"), task=",")
     with pytest.raises(UserError, match="'z' is not among the tasks of the source: a#0, b, a#2"):
         convert(str(folder), "npy", str(tmp_path / "c"), task="z")
 
@@ -258,6 +261,15 @@ def test_one_name_for_two_prompts_is_refused(tmp_path):
     with pytest.raises(UserError, match="called 'bank/shared_GPD' has the name of an array of the bank"):
         prompt_writers.write("npz", str(tmp_path / "npz"), named("bank/shared_GPD"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["npz", "npy", "peft_single", "t5x_bank"])
+def test_a_device_or_a_pipe_is_not_written_beside(to, tmp_path):
+    prompt_writers.write("npz", str(tmp_path / "bank"), bank(1, 2))
+    os.mkfifo(tmp_path / "pipe")
+    for output in ("/dev/null", str(tmp_path / "pipe")):
+        with pytest.raises(UserError, match=f"--output '{output}' is a device or pipe"):
+            convert(str(tmp_path / "bank.npz"), to, output)
 
 
 def test_a_task_that_fits_two_rows_names_both(tmp_path):

@@ -37,6 +37,7 @@ GPUS = {
     "A100": Chip(312e12, 40e9, 1555e9, 300e9),
     "L4": Chip(121e12, 24e9, 300e9, 32e9),
 }
+MOST_CPUS = 1024  # pretend devices [ours]
 KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}  # device kinds of TPUs
 
 
@@ -55,15 +56,28 @@ class Topology(NamedTuple):
     chip: Chip | None
 
 
+def _parts(name: str) -> tuple[str, str]:
+    """(generation, shape) of a topology's name. Raises UserError for one that no compiler knows."""
+    kind, _, shape = name.partition(":")
+    sides = shape.split("x")
+    whole = all(side.isascii() and side.isdigit() and 0 < int(side[:9]) for side in sides)
+    if name != HERE and not (whole and (kind in CHIPS or (kind == "cpu" and len(sides) == 1))):
+        known = f"generations: {', '.join(CHIPS)}; or cpu:8, here"
+        raise UserError(f"TOPOLOGY = {name!r} is not GENERATION:SHAPE, as v5e:4x4 or v5p:2x2x2; {known}.")
+    if kind == "cpu" and int(shape[:9]) > MOST_CPUS:
+        raise UserError(f"TOPOLOGY = {name!r}: at most {MOST_CPUS:,} CPU devices are made; each takes memory and threads.")
+    return kind, shape
+
+
 def prepare(name: str) -> None:
     """Sets what JAX reads when it starts, for ``topology(name)`` later on. Raises UserError where the TPU's compiler is not installed."""
     import jax
 
-    if name == HERE:
+    kind, shape = _parts(name)
+    if kind == HERE:
         return
     jax.config.update("jax_platforms", "cpu")  # no device is asked for
-    kind, _, shape = name.partition(":")
-    if kind == "cpu" and shape.isdigit():
+    if kind == "cpu":
         flags = os.environ.get("XLA_FLAGS", "")
         if "host_platform_device_count" not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={shape}".strip()
@@ -84,17 +98,14 @@ def topology(name: str) -> Topology:
     import jax
     from jax.experimental import topologies
 
-    if name == HERE:
+    kind, shape = _parts(name)
+    if kind == HERE:
         return Topology(name, jax.devices(), chip_of(jax.devices()[0].device_kind))
-    kind, _, shape = name.partition(":")
     if kind == "cpu":
         devices = jax.devices("cpu")
-        if not shape.isdigit() or not 0 < int(shape) <= len(devices):
+        if int(shape) > len(devices):
             raise UserError(f"TOPOLOGY = {name!r}: there are {len(devices)} CPU devices; XLA_FLAGS sets another number.")
         return Topology(name, devices[: int(shape)], None)
-    if kind not in CHIPS or not all(side.isdigit() for side in shape.split("x")):
-        known = f"generations: {', '.join(CHIPS)}; or cpu:8, here"
-        raise UserError(f"TOPOLOGY = {name!r} is not GENERATION:SHAPE, as v5e:4x4 or v5p:2x2x2; {known}.")
     try:
         # v4 has two cores a chip, which meshes take as one device
         more = {"chip_config_name": "megacore"} if kind == "v4" else {}

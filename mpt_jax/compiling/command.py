@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from mpt_jax import sharding
+from mpt_jax import distributed, sharding
 from mpt_jax.compiling import fitting, hlo
 from mpt_jax.compiling.chips import GIB, HERE, Chip, Topology, topology
 from mpt_jax.compiling.measure import measure
@@ -19,7 +19,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.attention import kernel_for
 from mpt_jax.model.backbone import backbone_folder
 from mpt_jax.model.families import FAMILIES, family_of
-from mpt_jax.output import kept_in_part
+from mpt_jax.output import descriptor, kept_in_part
 from mpt_jax.sharding import whole_rows
 
 TRIES = 3  # other meshes compiled where the one that was asked for does not fit
@@ -63,7 +63,10 @@ def run_compile(
         report = compile_report(stage, where, updates, decode)
         if file:
             file.write(f"{json.dumps(report, indent=2)}\n".encode())
-    return render(report)
+    if descriptor(json_path) != 1:
+        return render(report)
+    distributed.say(render(report).rstrip("\n"))  # the JSON is what stdout holds
+    return ""
 
 
 def compile_report(stage: Stage, where: Topology, updates: int = 0, decode: bool = True) -> dict[str, Any]:

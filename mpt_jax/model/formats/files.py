@@ -44,8 +44,9 @@ class Folder:
         self.path = str(path) if str(path) == "gs://" else str(path).rstrip("/") or "/"
         self._store = None
         if self.remote:
+            spec = kvstore_spec(self.path)
             try:
-                self._store = ts.KvStore.open(kvstore_spec(self.path)).result()
+                self._store = ts.KvStore.open(spec).result()
             except ValueError as error:  # a name that no bucket can have
                 raise UserError(f"{self.path} cannot be opened: {str(error).splitlines()[0]}. Write gs://BUCKET/FOLDER.") from error
         elif not os.path.isdir(self.path):
