@@ -6,7 +6,7 @@ PT-JAX = google-research/prompt-tuning; T5X = google-research/t5x; PEFT = huggin
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mpt_jax import checks, paths
 from mpt_jax.computation import Computation
@@ -380,10 +380,11 @@ class Settings(NamedTuple):
     optimizer: OptimizerSettings = OptimizerSettings()
     data: DataSettings = DataSettings()
     mesh: MeshSettings = MeshSettings()
+    method: Any = None  # settings of its method's own (methods/method.py: MethodSettings); None: its defaults
 
     def describe(self) -> dict:
         """As plain JSON values."""
-        return {name: dataclasses.asdict(value) for name, value in self._asdict().items()}
+        return {name: dataclasses.asdict(value) for name, value in self._asdict().items() if value is not None}
 
     def computation(self) -> Computation:
         """How training computes the network; where the backbone is trained, attention gives its bias a gradient."""

@@ -41,7 +41,7 @@ ENTRIES: dict[str, Any] = {
     "settings.data.feature_lengths": dict, "settings.data.feature_lengths.inputs": int, "settings.data.feature_lengths.targets": int,
     "settings.data.k_shot": int, "settings.data.cue": str,
 }  # fmt: skip
-ROW = {"task": str, "group": int, "seed": int, "learning_rate": NUMBER, "factor_learning_rate": NUMBER}
+ROW = {"task": str, "group": int, "seed": int, "learning_rate": NUMBER, "factor_learning_rate": NUMBER, "source": str}
 
 
 def parse_run(content: bytes, path: str | Path) -> dict:
@@ -195,7 +195,7 @@ def _defaults() -> dict:
     """Settings by name that have a default: what a run did whose run.json is older than the setting."""
     found = {}
     for group, cls in typing.get_type_hints(Settings).items():
-        for field in dataclasses.fields(cls):
+        for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():  # not those of a method, of which there are many
             if field.default is not dataclasses.MISSING:
                 found[f"{group}.{field.name}"] = json.loads(json.dumps(field.default))
     return found

@@ -168,7 +168,8 @@ def test_a_group_trains_at_the_rates_of_its_first_run():
     optimizer = OptimizerSettings(learning_rate=[0.1, 0.3], factor_learning_rate=0.4)
     plan = plan_runs(settings("source", optimizer=optimizer), TASKS)
     assert {name: rate_G.tolist() for name, rate_G in plan.rates().items()} == {
-        "prompt": [np.float32(0.1), np.float32(0.3)], "weights": [np.float32(0.1), np.float32(0.3)], "factors": [np.float32(0.4)] * 2,
+        "prompt": [np.float32(0.1), np.float32(0.3)], "weights": [np.float32(0.1), np.float32(0.3)],
+        "factors": [np.float32(0.4)] * 2, "kept": [0.0] * 2,
     }  # fmt: skip
 
 

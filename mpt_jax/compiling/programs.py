@@ -49,7 +49,7 @@ class Stage(NamedTuple):
     @property
     def prompt_length(self) -> int:
         """Prompt positions in front of the input; 0 where no prompt is trained."""
-        return 0 if self.program.method.adaptation is None else self.settings.prompt.length
+        return self.program.method.prefix_length(self.settings)
 
 
 def make_stage(settings: Settings, config: Any, tasks: Sequence[str], mesh: Mesh | None, decode_rows: int) -> Stage:

@@ -24,7 +24,7 @@ from mpt_jax.output import file_name
 from mpt_jax.run_folder import write_json
 
 FOLDER = "eval"
-DESCRIBED = ("seed", "learning_rate", "factor_learning_rate")
+DESCRIBED = ("seed", "learning_rate", "factor_learning_rate", "source")
 Scorer = Callable[[Sequence[dict], Sequence[str]], dict[str, float]]
 
 

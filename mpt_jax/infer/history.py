@@ -46,13 +46,13 @@ def best_dev(run_dir: str | Path) -> dict[int, float]:
 
 
 def chosen_settings(rows: Sequence[dict], numbers: Sequence[int], best: dict[int, float]) -> list[int]:
-    """Bank rows of a task whose learning rates did best on the dev split, on the mean over seeds; all where rates do not differ.
+    """Bank rows of a task whose learning rates and source did best on the dev split, on the mean over seeds; all where none differ.
 
     rows: ``runs`` of run.json. numbers: the task's bank rows. best: ``best_dev``.
     """
     by_rates: dict[tuple, list[int]] = {}
     for n in numbers:
-        rates = (rows[n].get("learning_rate"), rows[n].get("factor_learning_rate"))
+        rates = tuple(rows[n].get(name) for name in ("learning_rate", "factor_learning_rate", "source"))
         by_rates.setdefault(rates, []).append(n)
     groups = list(by_rates.values())
     if len(groups) == 1 or not all(n in best for n in numbers):

@@ -174,7 +174,7 @@ def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, 
 
 def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program, progress) -> Iterator[tuple[int, np.ndarray]]:
     """(row, its line of the program's result) of every request once; the device works ahead of the reader."""
-    by_task = family_of(model.network.config).decoder_only
+    by_task = family_of(model.network.config).decoder_only or model.network.changes_inside
     rows, frame = sharding.whole_rows(model.mesh, spec.micro_batch_size), model.vocabulary.frame
     ends = {"input_end": frame.input_end, "target_end": frame.target_end}
     spec = dataclasses.replace(spec, micro_batch_size=rows, by_task=by_task, **ends)

@@ -3,6 +3,7 @@
 B examples, N tasks (runs) in the program, G groups of tasks that share parameters.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mpt_jax.config import Settings
+from mpt_jax import checks
+from mpt_jax.config import OptimizerSettings, Settings
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Adaptation, Network
@@ -24,8 +26,10 @@ BACKBONE = "backbone/"
 TEACHERS = "teacher/prompts"  # the teachers' prompts (N, P, D), frozen
 HEAD = "head/kernel"  # (D, E), maps encoder output to sentence vectors in pretraining
 FROZEN = "frozen"
-PARAM_GROUPS = ("prompt", "factors", "weights", FROZEN)  # each but the last has its learning rate
+KEPT = "kept"  # what a method needs and does not train: in checkpoints, so that a run can be used without what it was made from
+PARAM_GROUPS = ("prompt", "factors", "weights", KEPT, FROZEN)  # the first three have learning rates
 TASK, GROUP = "task", "group"
+NEVER, MAY, MUST = "never", "may", "must"  # whether a method starts from SOURCE_DIR in the target stages
 
 
 class Part(NamedTuple):
@@ -43,7 +47,7 @@ class Start(NamedTuple):
     """What a method starts from. ``backbone``: the frozen weights, nested. seed_G and task_G: each group's seed and first task.
 
     text_ids: tokens of each text of PromptSettings.init_text. source: the trained arrays by path and run.json of SOURCE_DIR, in the
-    target stages.
+    target stages; None, too, where only shapes are wanted. source_G: the source task of each group, where each is given one.
     """
 
     settings: Settings
@@ -54,6 +58,21 @@ class Start(NamedTuple):
     task_G: Sequence[str]
     text_ids: Mapping[str, Sequence[int]] | None = None
     source: tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None = None
+    source_G: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSettings:
+    """Settings of a method's own: each method that has some derives a class from this in its file."""
+
+    def __post_init__(self):
+        checks.check_types(self)
+
+
+def no_prefix(settings: Settings) -> int:
+    """Nothing goes in front of an input."""
+    del settings
+    return 0
 
 
 class Method(NamedTuple):
@@ -61,12 +80,22 @@ class Method(NamedTuple):
 
     parts: the rows for every parameter it adds, and for the backbone's (``backbone/…``); the first that matches wins.
     init(Start) -> float32 arrays by path, besides the backbone's. adaptation: None leaves the network as it is.
+    settings: the dataclass of its own settings (Settings.method). learning_rate and factor_learning_rate: what LEARNING_RATE and
+    FACTOR_LEARNING_RATE are where they are not given. from_source: NEVER, MAY or MUST. each_source: a run is trained from each task of
+    SOURCE_DIR, and the one that does best on the dev split answers.
+    prefix_length(Settings) -> vectors that it puts in front of an input.
     """
 
     name: str
     parts: tuple[Part, ...]
     init: Callable[[Start], dict[str, Any]]
     adaptation: Adaptation | None
+    settings: type[MethodSettings] | None = None
+    learning_rate: float = OptimizerSettings.learning_rate
+    factor_learning_rate: float = OptimizerSettings.factor_learning_rate
+    from_source: str = MAY
+    each_source: bool = False
+    prefix_length: Callable[[Settings], int] = no_prefix
 
     @property
     def trains_backbone(self) -> bool:
@@ -100,7 +129,9 @@ def take(parameters: Mapping[str, Any], parts: Sequence[Part], group_N, task_id_
     """The method's parameters of each example: (B, ...) for those of a task or group, others whole."""
     index = {TASK: task_id_B, GROUP: jnp.take(jnp.asarray(group_N), task_id_B)}
     axes = {path: part_of(path, parts).first_axis for path in parameters}
-    return {path: jnp.take(array, index[axes[path]], axis=0) if axes[path] else array for path, array in parameters.items()}
+    taken = {path: jnp.take(array, index[axes[path]], axis=0) if axes[path] else array for path, array in parameters.items()}
+    kept = {path for path in taken if part_of(path, parts).param_group == KEPT}
+    return {path: jax.lax.stop_gradient(array) if path in kept else array for path, array in taken.items()}
 
 
 def backbone_of(parameters: Mapping[str, Any]) -> dict:
@@ -111,6 +142,11 @@ def backbone_of(parameters: Mapping[str, Any]) -> dict:
 def own_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The method's arrays of parameters by path."""
     return {path: array for path, array in parameters.items() if not path.startswith((BACKBONE, TEACHERS, HEAD))}
+
+
+def sizes(parameters: Mapping[str, Any], parts: Sequence[Part]) -> int:
+    """How many numbers train among the parameters."""
+    return sum(int(np.size(array)) for path, array in parameters.items() if part_of(path, parts).param_group not in (KEPT, FROZEN))
 
 
 def check_counts(own: Mapping[str, Any], parts: Sequence[Part], group_N: np.ndarray) -> None:

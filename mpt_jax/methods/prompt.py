@@ -38,8 +38,10 @@ def bank_alone(trained: Mapping[str, Any], run: Mapping[str, Any], run_dir: str)
     if bank is None:
         return None
     check_counts(paths_of(bank), METHOD.parts, group_N)
-    if any(path.startswith(BACKBONE) for path in trained):
-        message = f"run {run_dir!r} trained weights of the backbone together with its prompts"
+    others = [path for path in trained if not path.startswith(BANK)]
+    if others:
+        what = "weights of the backbone" if others[0].startswith(BACKBONE) else repr(others[0])
+        message = f"run {run_dir!r} trained {what} together with its prompts"
         raise UserError(f"{message}, which are of no use without them: it can be evaluated, and not be taken apart.")
     return bank
 
@@ -64,21 +66,26 @@ GIVEN = Adaptation(_given, prefix_only=True)  # prompts (U, P, D) that are there
 
 def init(start: Start) -> dict[str, Any]:
     """The bank before training: transferred from SOURCE_DIR where there is one, fresh otherwise."""
-    embedding_VD = start.backbone["token_embedder"]["embedding"]
     banks = []
     for group, (seed, task) in enumerate(zip(start.seed_G, start.task_G, strict=True)):
         settings = settings_of_task(start.settings.prompt, task)
         members = int(np.sum(start.group_N == group))
         if start.source is not None:
-            bank, names = _source_runs(*start.source, seed)
+            bank, names = source_runs(*start.source, seed)
             banks.append(transfer(bank, names, settings, members, seed))
             continue
-        scale = prompts.peft_facts(start.network.config)["prompt_scale"]
-        text_ids = start.text_ids[settings.init_text] if start.text_ids else None
-        shared_GPD = init_prompt(settings, embedding_VD, seed, text_ids, scale)[None]
+        shared_GPD = fresh(start, group)[None]
         factors = init_factors(settings, members, shared_GPD.shape[2], seed) if settings.rank else (None, None)
         banks.append(PromptBank(shared_GPD, *factors, np.zeros(members, np.int32)))
     return paths_of(stack_groups(banks))
+
+
+def fresh(start: Start, group: int) -> np.ndarray:
+    """The prompt (P, D) with which a group starts where nothing is transferred."""
+    settings = settings_of_task(start.settings.prompt, start.task_G[group])
+    scale = prompts.peft_facts(start.network.config)["prompt_scale"]
+    text_ids = start.text_ids[settings.init_text] if start.text_ids else None
+    return init_prompt(settings, start.backbone["token_embedder"]["embedding"], start.seed_G[group], text_ids, scale)
 
 
 def settings_of_task(settings: PromptSettings, task: str) -> PromptSettings:
@@ -93,7 +100,7 @@ def settings_of_task(settings: PromptSettings, task: str) -> PromptSettings:
     return dataclasses.replace(settings, **changes)
 
 
-def _source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
+def source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
     """The source run's prompts of the same seed, or else of its first, under its first rates, and the names of their tasks.
 
     A group where they share parameters, as the source stage has them; one for each task where each has its own, as teachers have.
@@ -222,4 +229,5 @@ METHOD = Method(
     ),
     init,
     Adaptation(adapt, prefix_only=True),
+    prefix_length=lambda settings: settings.prompt.length,
 )

@@ -1,11 +1,17 @@
 """The table of methods. One of your own: ``register(Method(...))`` in the module that MIXTURE_OR_TASK_MODULE names, then METHOD."""
 
-from mpt_jax.config import TrainSettings
+from mpt_jax.config import Settings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods import prompt, weights
 from mpt_jax.methods.method import Method
 
-METHODS: dict[str, Method] = {row.name: row for row in (prompt.METHOD, weights.METHOD)}
+METHODS: dict[str, Method] = {
+    row.name: row
+    for row in (
+        prompt.METHOD,
+        weights.METHOD,
+    )
+}
 
 
 def register(method: Method) -> None:
@@ -21,5 +27,24 @@ def method_named(name: str) -> Method:
 
 
 def method_of(train: TrainSettings) -> Method:
-    """The method of a stage: stages that train the backbone have their own."""
-    return weights.METHOD if train.trains_backbone else method_named(train.method)
+    """The method of a stage: stages that train the backbone have their own. Raises UserError where another one is given."""
+    if not train.trains_backbone:
+        return method_named(train.method)
+    if train.method not in (TrainSettings.method, weights.METHOD.name):
+        message = f"METHOD = {train.method!r} trains nothing of the backbone, and stage {train.stage!r} trains all of it"
+        raise UserError(f"{message}: leave METHOD out, or take stage 'teacher'.")
+    return weights.METHOD
+
+
+def own_settings(settings: Settings, method: Method) -> Settings:
+    """The settings with those of the method's own, which are its defaults where none are given.
+
+    Raises UserError where those given are another method's.
+    """
+    if settings.method is None:
+        return settings._replace(method=method.settings() if method.settings else None)
+    if type(settings.method) is not method.settings:
+        name = type(settings.method).__name__
+        owner = next((row.name for row in METHODS.values() if row.settings is type(settings.method)), "another method")
+        raise UserError(f"{name} is set, and METHOD = {method.name!r} does not read it: set METHOD = {owner!r}, or leave it out.")
+    return settings

@@ -100,6 +100,13 @@ class KeysValues(NamedTuple):
     key_BSHK: jax.Array
     value_BSHK: jax.Array
 
+    def after(self, prefix: tuple[jax.Array, jax.Array] | None) -> "KeysValues":
+        """These with keys and values (B or 1, P, H, K) in front; None: as they are."""
+        if prefix is None:
+            return self
+        whole = [jnp.broadcast_to(first, (rest.shape[0], *first.shape[1:])) for first, rest in zip(prefix, self, strict=True)]
+        return KeysValues(*(jnp.concatenate([first.astype(rest.dtype), rest], axis=1) for first, rest in zip(whole, self, strict=True)))
+
     def attend(self, computation: Computation, query_BTHK, bias: Bias):
         """softmax(query key^T + bias) value: (B, T, H, K)."""
         _, T, H, K = query_BTHK.shape  # noqa: N806

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mpt_jax.model.changes import of_module
 from mpt_jax.sharding import GPU_PLATFORMS, constrain, target_device
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -44,6 +45,52 @@ def _bfloat16_product_backward(saved, grad):
 bfloat16_product.defvjp(lambda x, kernel: (bfloat16_product(x, kernel), (x, kernel)), _bfloat16_product_backward)
 
 
+@jax.custom_vjp
+def _bfloat16_row_product(x, kernel):
+    return rounded_once("byi,bio->byo", x, kernel)
+
+
+def _bfloat16_row_product_backward(saved, grad):
+    x, kernel = saved
+    return rounded_once("byo,bio->byi", grad, kernel), rounded_once("byi,byo->bio", x, grad)
+
+
+_bfloat16_row_product.defvjp(lambda x, kernel: (_bfloat16_row_product(x, kernel), (x, kernel)), _bfloat16_row_product_backward)
+
+
+def product(x, kernel):
+    """x (..., in) @ kernel (in, out), in the dtype of x where that is the kernel's."""
+    return bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
+
+
+def row_product(x, kernel):
+    """x (rows, positions, in) by a kernel of each row (rows, in, out), or by one (1, in, out) that serves all; in the dtype of x."""
+    kernel = kernel.astype(x.dtype)
+    if kernel.shape[0] == 1:
+        return product(x, kernel[0])
+    return _bfloat16_row_product(x, kernel) if x.dtype == jnp.bfloat16 else jnp.einsum("byi,bio->byo", x, kernel)
+
+
+def _row_vector(vector, x):
+    """A vector of each row (rows, width), or of all (1, width), as it is added to x (rows, …, width) or multiplied with it."""
+    return vector.reshape(vector.shape[0], *[1] * (x.ndim - 2), vector.shape[1]).astype(x.dtype)
+
+
+def _changed(change, x, found):
+    """The result of a Dense after what a method changes (changes.py); x: its inputs."""
+    if "down" in change:
+        found = found + row_product(row_product(x, change["down"]), change["up"])
+    if "bias" in change:
+        found = found + _row_vector(change["bias"], found)
+    if "scale_out" in change:
+        found = found * _row_vector(change["scale_out"], found)
+    if "block_down" in change:
+        hidden = row_product(found, change["block_down"]) + _row_vector(change["block_down_bias"], found)
+        block = row_product(ACTIVATIONS["gelu"](hidden), change["block_up"])
+        found = found + block + _row_vector(change["block_up_bias"], found)
+    return found
+
+
 def parameter(module: nn.Module, name: str, initializer: Callable, shape: tuple[int, ...]):
     """A float32 parameter of the module, taken as it is where it is given.
 
@@ -64,9 +111,12 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.kernel(x.shape[-1])
-        found = bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
-        return found + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype) if self.use_bias else found
+        change = of_module(self)
+        x = x * _row_vector(change["scale_in"], x) if "scale_in" in change else x
+        found = product(x, self.kernel(x.shape[-1]))
+        if self.use_bias:
+            found = found + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return _changed(change, x, found)
 
     def kernel(self, width: int):
         """The matrix (width, features) that inputs are multiplied with, in the dtype of computation."""
@@ -88,7 +138,11 @@ class RMSNorm(nn.Module):
         mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
         normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.epsilon)
         scale_D = scale_D.astype(jnp.float32) + 1.0 if self.plus_one else scale_D.astype(jnp.float32)
-        return (normed_BTD * scale_D).astype(self.dtype)
+        change = of_module(self)
+        scale = scale_D + _row_vector(change["scale"], x32_BTD) if "scale" in change else scale_D
+        found_BTD = normed_BTD * scale
+        found_BTD = found_BTD + _row_vector(change["bias"], found_BTD) if "bias" in change else found_BTD
+        return found_BTD.astype(self.dtype)
 
 
 class Embed(nn.Module):
@@ -109,7 +163,8 @@ class Embed(nn.Module):
 
     def attend(self, x_BTD):
         """Logits (B, T, V) against the embeddings."""
-        return jnp.dot(x_BTD, self.embedding.astype(self.dtype).T)
+        logits_BTV, change = jnp.dot(x_BTD, self.embedding.astype(self.dtype).T), of_module(self)
+        return logits_BTV + _row_vector(change["bias"], logits_BTV) if "bias" in change else logits_BTV
 
 
 class Mlp(nn.Module):

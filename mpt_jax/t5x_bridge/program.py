@@ -53,6 +53,8 @@ def training_model(
     # only the embedding is read here: T5X restores the weights
     embedding = {"token_embedder": {"embedding": arrays["token_embedder/embedding"].load()}}
     loaded = dataclasses.replace(loaded, fingerprint=fingerprint_of(arrays), params=embedding)
+    if train.method != prompt_method.METHOD.name:
+        raise UserError(f"METHOD = {train.method!r}: T5X's trainer takes {prompt_method.METHOD.name!r} alone; train it with mpt-jax train.")
     members = expand(names, module)
     settings = Settings(train, _without_kernels(backbone), prompt, distillation, optimizer, data)
     program = assemble(settings, members, loaded)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
-from mpt_jax.methods.method import BACKBONE, check_counts
-from mpt_jax.methods.prompt import bank_alone, bank_of
+from mpt_jax.methods.method import BACKBONE, KEPT, MUST, NEVER, Method, check_counts
+from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of
 from mpt_jax.methods.table import method_named
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.run_folder import require
@@ -40,6 +40,12 @@ class Run:
     learning_rate: float
     factor_learning_rate: float
     few_shot: tuple[int, ...] = ()  # training rows of a few-shot run; empty: all
+    source: str = ""  # the source task whose prompt it starts from, where runs differ in it
+
+    def describe(self) -> dict:
+        """As run.json has it."""
+        found = dataclasses.asdict(self)
+        return found if self.source else {name: value for name, value in found.items() if name != "source"}
 
 
 class Plan(NamedTuple):
@@ -68,13 +74,13 @@ class Plan(NamedTuple):
 
     def described(self) -> list[dict]:
         """The runs as run.json names them."""
-        return [dataclasses.asdict(run) for run in self.runs]
+        return [run.describe() for run in self.runs]
 
     def rates(self) -> dict[str, np.ndarray]:
         """Learning rates (G,) float32 of each parameter group."""
         rate_G = np.array([run.learning_rate for run in self.first_runs], np.float32)
         factor_rate_G = np.array([run.factor_learning_rate for run in self.first_runs], np.float32)
-        return {"prompt": rate_G, "weights": rate_G, "factors": factor_rate_G}
+        return {"prompt": rate_G, "weights": rate_G, "factors": factor_rate_G, KEPT: np.zeros_like(rate_G)}
 
 
 def _as_list(value) -> list:
@@ -94,6 +100,24 @@ def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
         for number, task in enumerate(tasks):
             group = combination if together else combination * len(tasks) + number
             runs.append(Run(task, int(seed), group, float(rate), float(factor_rate)))
+    return Plan(tuple(runs))
+
+
+def each_source(plan: Plan, run: Mapping[str, Any], chosen: str | Sequence[str] | dict) -> Plan:
+    """The plan with every group once for each task of a source run (its run.json), or for those chosen. Raises UserError for others."""
+    if isinstance(chosen, dict):
+        raise UserError(f"PromptSettings.transfer_task = {chosen!r}: METHOD = 'spot' tries a source, or each of a list, for all targets.")
+    chosen = [chosen] if isinstance(chosen, str) and chosen else list(chosen)
+    there = list(dict.fromkeys(row["task"] for row in run["runs"]))
+    unknown = [name for name in chosen if name not in there]
+    if unknown:
+        raise UserError(f"PromptSettings.transfer_task = {unknown[0]!r} is not a task of SOURCE_DIR: {', '.join(there)}.")
+    sources = chosen or there
+    if len(plan.runs) * len(sources) > MOST_RUNS:
+        raise UserError(f"{len(plan.runs):,} runs from each of {len(sources)} sources; one program takes {MOST_RUNS:,}.")
+    runs = []
+    for number, source in enumerate(sources):
+        runs += [dataclasses.replace(run, source=source, group=run.group + number * plan.num_groups) for run in plan.runs]
     return Plan(tuple(runs))
 
 
@@ -125,10 +149,22 @@ def make_streams(plan: Plan, caches: Mapping[str, TokenCache], data: DataSetting
     return streams
 
 
-def read_source(settings: Settings, backbone: Backbone) -> tuple[dict[str, np.ndarray], dict] | None:
-    """The trained arrays and run.json of SOURCE_DIR, in the target stages; None where nothing is transferred."""
+def read_source(settings: Settings, backbone: Backbone, method: Method = METHOD) -> tuple[dict[str, np.ndarray], dict] | None:
+    """The trained arrays and run.json of SOURCE_DIR, in the target stages; None where nothing is transferred.
+
+    Raises UserError where a SOURCE_DIR is given that the method does not read, or lacks where it does.
+    """
     train, prompt = settings.train, settings.prompt
-    if train.stage not in ("target", "fewshot") or prompt.transfer == "none":
+    if method.from_source == NEVER:
+        if train.source_dir:
+            message = f"SOURCE_DIR = {train.source_dir!r} is given, and METHOD = {method.name!r} starts from no source run"
+            raise UserError(f"{message}: leave it out.")
+        return None
+    starts_from_it = train.stage in ("target", "fewshot") and prompt.transfer != "none"
+    if method.from_source == MUST and not starts_from_it:
+        message = f"METHOD = {method.name!r} starts from prompts of SOURCE_DIR, which stage {train.stage!r} with PromptSettings.transfer"
+        raise UserError(f"{message} = {prompt.transfer!r} does not read: take --gin_file=target.gin (or fewshot.gin).")
+    if not starts_from_it:
         return None
     if not train.source_dir:
         message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: type --source_dir FOLDER"

@@ -18,12 +18,12 @@ from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.frame import Frame
 from mpt_jax.errors import UserError
 from mpt_jax.methods.method import HEAD, TEACHERS, Method, Start, backbone_of, part_of, places_for, split
-from mpt_jax.methods.table import method_of
+from mpt_jax.methods.table import method_of, own_settings
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network
 from mpt_jax.train.optimizer import Optimizer, make_optimizer
-from mpt_jax.train.plan import Plan, draw_few_shot, plan_runs, read_source, teacher_prompts
+from mpt_jax.train.plan import Plan, draw_few_shot, each_source, plan_runs, read_source, teacher_prompts
 from mpt_jax.train.step import TrainStep
 from mpt_jax.train.terms import Objective
 
@@ -69,26 +69,27 @@ def assemble(
     Raises UserError for settings that contradict one another, the backbone or the folders they name.
     """
     method = method_of(settings.train)
+    settings = own_settings(settings, method)
+    source = None if shapes_only else read_source(settings, backbone, method)
     plan = plan_runs(settings, tasks)
+    if method.each_source and source:
+        plan = each_source(plan, source[1], settings.prompt.transfer_task)
     plan = plan if shapes_only else draw_few_shot(plan, caches or {}, settings.data)
     network = Network(backbone.config, settings.computation(), method.adaptation)
-    teachers_NPD, source = None, None
+    teachers_NPD = None
     if not shapes_only:
-        teachers_NPD, source = teacher_prompts(plan, settings, backbone), read_source(settings, backbone)
+        teachers_NPD = teacher_prompts(plan, settings, backbone)
     elif settings.train.stage == "source" and settings.distillation.weight:
         teachers_NPD = np.zeros((len(plan.runs), settings.prompt.length, backbone.config.d_model), np.float32)
-    text_ids = None
-    if settings.prompt.init == "text":
-        texts = settings.prompt.init_texts
-        words = backbone.vocabulary(settings.data.cue)
-        text_ids = {text: (0,) if shapes_only else words.encode(text) for text in texts}
+    text_ids = _text_ids(settings, backbone, shapes_only)
 
     def arrays(flat: Arrays) -> Arrays:
         if method.trains_backbone:
             # a copy: trained arrays are donated to the step, the backbone's own must stay usable
             flat = {path: jnp.array(array, jnp.float32, copy=True) for path, array in flat.items()}
         seeds, names = [run.seed for run in plan.first_runs], [run.task for run in plan.first_runs]
-        start = Start(settings, network, backbone_of(flat), plan.group_N, seeds, names, text_ids, source)
+        sources = [run.source for run in plan.first_runs]
+        start = Start(settings, network, backbone_of(flat), plan.group_N, seeds, names, text_ids, source, sources)
         flat = flat | {path: jnp.asarray(array) for path, array in method.init(start).items()}
         if settings.train.stage == "pretrain" and settings.train.encoder_teaching:
             flat[HEAD] = _teaching_head(backbone.config.d_model, caches or {}, settings)
@@ -109,9 +110,17 @@ def assemble(
         frozen=frozen if shapes_only else places.put(frozen),
         objective=_objective(settings, network, method, plan, teachers_NPD is not None),
         optimizer=make_optimizer(settings.optimizer, settings.train.train_steps, plan.num_groups, method.parts, plan.rates()),
-        spec=batch_spec(settings, backbone, mesh, shapes_only),
+        spec=batch_spec(settings, backbone, network, mesh, shapes_only),
         teachers_NPD=teachers_NPD,
     )
+
+
+def _text_ids(settings: Settings, backbone: Backbone, shapes_only: bool) -> dict[str, Sequence[int]] | None:
+    """Tokens of each text that prompts start from; None where they start otherwise."""
+    if settings.prompt.init != "text":
+        return None
+    words = backbone.vocabulary(settings.data.cue)
+    return {text: (0,) if shapes_only else words.encode(text) for text in settings.prompt.init_texts}
 
 
 def _check_groups(plan: Plan, method: Method, trainable: Arrays) -> None:
@@ -128,11 +137,11 @@ def _objective(settings: Settings, network: Network, method: Method, plan: Plan,
     distillation = settings.distillation if distilled else None
     return Objective(
         network, method, plan.group_N, distillation,
-        prompt_length=settings.prompt.length, encoder_teaching=teaching, dropout_seed=train.seed_list[0],
+        prompt_length=method.prefix_length(settings), encoder_teaching=teaching, dropout_seed=train.seed_list[0],
     )  # fmt: skip
 
 
-def batch_spec(settings: Settings, backbone: Backbone, mesh: Mesh | None, shapes_only: bool) -> BatchSpec:
+def batch_spec(settings: Settings, backbone: Backbone, network: Network, mesh: Mesh | None, shapes_only: bool) -> BatchSpec:
     """How rows become micro-batches of a backbone's training on a mesh."""
     data = settings.data
     rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
@@ -140,7 +149,7 @@ def batch_spec(settings: Settings, backbone: Backbone, mesh: Mesh | None, shapes
     return BatchSpec(
         input_length=data.input_length, target_length=data.target_length, micro_batch_size=rows,
         input_buckets=tuple(data.input_buckets), target_buckets=tuple(data.target_buckets),
-        local_rows=sharding.local_rows(mesh, rows), by_task=family_of(backbone.config).decoder_only,
+        local_rows=sharding.local_rows(mesh, rows), by_task=family_of(backbone.config).decoder_only or network.changes_inside,
         input_end=frame.input_end, target_end=frame.target_end,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
 from mpt_jax.folder_lock import locked
 from mpt_jax.goodput import Clock, keep_in_run_json
-from mpt_jax.methods.method import BACKBONE, own_of, places_for
+from mpt_jax.methods.method import BACKBONE, own_of, places_for, sizes
 from mpt_jax.methods.table import method_of
 from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
@@ -169,7 +169,7 @@ def made_from(program: Program, caches: Sequence[TokenCache] = ()) -> dict[str, 
 def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
     """The content of run.json; ``caches``: rows of training and of the dev split."""
     settings, backbone, runs = program.settings, program.backbone, program.plan.runs
-    counted = sum(int(array.size) for array in program.trainable.values())
+    counted = sizes(program.trainable, program.method.parts)
     per_task = counted if program.method.trains_backbone else counted // len(runs)
     return {
         "stage": settings.train.stage,

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues, Segment, attend_segments
+from mpt_jax.model.changes import before_layers
 from mpt_jax.model.families.causal_config import CausalConfig
 from mpt_jax.model.layers import Dense, Mlp, RMSNorm
 from mpt_jax.model.rotary import Rotary, turn
@@ -144,12 +145,18 @@ class LayerStack(Part):
         visible(window) -> which positions of x, or of the cache, each sees: (B or 1, T or 1, S). cross: what each layer takes besides.
         """
         layers, made = [], []
+        prefixes = before_layers(self, len(self.layers), self.computation.dtype)
         x_BTD = residual(x_BTD)
         for i, layer in enumerate(self.layers):
             window = self.config.window if self.config.layer_kinds[i] == "window" else 0
             before = [Segment(*part.layers[i], earlier(position_BT, part.position_BS, part.real_BS, window)) for part in seen]
+            at_BT = position_BT
+            if prefixes[i]:
+                position_1P = jnp.arange(prefixes[i][0].shape[1])[None]
+                at_BT = position_BT + position_1P.size
+                before.append(Segment(*prefixes[i], earlier(at_BT, position_1P, jnp.ones_like(position_1P, bool), window)))
             held, more = None if cache is None else cache[i], () if cross is None else (cross[i],)
-            x_BTD, keys_values = layer(x_BTD, position_BT, before, visible(window), held, index, *more)
+            x_BTD, keys_values = layer(x_BTD, at_BT, before, visible(window), held, index, *more)
             x_BTD = residual(x_BTD)
             layers.append(x_BTD)
             made.append(keys_values)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues
+from mpt_jax.model.changes import variables
 from mpt_jax.model.families import causal_names, causal_operations
 from mpt_jax.model.families.blocks import Layer, LayerStack, Part, Seen, capped, earlier, scaled, zeros_cache
 from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig
@@ -82,10 +83,10 @@ class Causal(Part):
         return self.logits(self.decode(self.embed(tokens_BT), position_BT, jnp.ones(tokens_BT.shape, bool))[0])
 
 
-def _parts(network: Network, backbone: dict, dropout_rng=None):
-    """``apply`` of the network's methods over these weights."""
+def _parts(network: Network, backbone: dict, changes: dict, dropout_rng=None):
+    """``apply`` of the network's methods over these weights and changes."""
     rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
-    return functools.partial(Causal(network.config, network.computation).apply, {"params": backbone}, rngs=rngs)
+    return functools.partial(Causal(network.config, network.computation).apply, variables(backbone, changes), rngs=rngs)
 
 
 def _rows_of_slots(array_U, slot_B):
@@ -137,7 +138,7 @@ def _target_vectors(parts, start_BD, targets_BT):
 
 def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=None) -> Outputs:
     """Teacher-forced pass (Family.forward): inputs and targets at once."""
-    parts = _parts(network, backbone, dropout_rng)
+    parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     inputs = _inputs(network, parts, rows, own)
     length, before = rows.targets_BT.shape[1], inputs.embedded_BLD.shape[1]
     embedded_BSD = jnp.concatenate([inputs.embedded_BLD, _target_vectors(parts, inputs.start_BD, rows.targets_BT)], axis=1)
@@ -157,12 +158,14 @@ class Prefilled(NamedTuple):
     start_BD: jax.Array
     start_position_B: jax.Array
     seen: tuple[Seen, ...]
+    changes: dict  # of the method (changes.py)
 
 
 def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: int | None = None) -> Prefilled:
     """Keys and values of prompt and inputs (Family.prefill)."""
     del positions
-    parts = _parts(network, backbone)
+    changes = network.changes(own, backbone, rows.slot_B)
+    parts = _parts(network, backbone, changes)
     inputs = _inputs(network, parts, rows, own)
     start_B = jnp.take_along_axis(rows.inputs_BL, jnp.maximum(rows.input_length_B - 1, 0)[:, None], axis=1)[:, 0]
     seen = inputs.prefix
@@ -170,7 +173,7 @@ def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: i
         arguments = inputs.embedded_BLD, inputs.position_BL, inputs.real_BL, inputs.prefix
         _, _, made = parts(*arguments, method=Causal.decode)
         seen += (Seen(made, inputs.position_BL, inputs.real_BL),)
-    return Prefilled(start_B, inputs.start_BD, inputs.start_position_B, seen)
+    return Prefilled(start_B, inputs.start_BD, inputs.start_position_B, seen, changes)
 
 
 def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, ...]:
@@ -180,7 +183,7 @@ def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, 
 
 def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: tuple, token_B, position):
     """One decoding step (Family.decode_step); rows stand at positions of their own."""
-    parts = _parts(network, backbone)
+    parts = _parts(network, backbone, prefilled.changes)
     embedded_BD = parts(token_B[:, None], method=Causal.embed)[:, 0]
     # the last input token as the method changed it
     embedded_BD = jnp.where(position == 0, prefilled.start_BD.astype(embedded_BD.dtype), embedded_BD)
@@ -195,7 +198,7 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
 
 def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT) -> Decoded:
     """Teacher-forced targets after prefilled inputs."""
-    parts = _parts(network, backbone)
+    parts = _parts(network, backbone, prefilled.changes)
     vectors_BTD = _target_vectors(parts, prefilled.start_BD, targets_BT)
     position_BT = prefilled.start_position_B[:, None] + jnp.arange(targets_BT.shape[1])
     decoded_BTD, _, _ = parts(vectors_BTD, position_BT, jnp.ones(targets_BT.shape, bool), prefilled.seen, method=Causal.decode)

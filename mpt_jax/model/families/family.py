@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mpt_jax.config import Computation
+from mpt_jax.model.changes import Changes, collection, rows_of_slots
 
 
 class Rows(NamedTuple):
@@ -51,14 +52,17 @@ class Adapted(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """How a method changes the embedded inputs: adapt(its parameters of each example, inputs (B, L, D), which are real (B, L)) -> Adapted.
+    """How a method changes the network; each part may be None.
 
-    prefix_only: it puts a prefix in front that depends on the task alone, and leaves the inputs: then it is given the parameters of the U
-    different tasks, and what a network computes of a prefix is computed once for each.
+    adapt(the method's parameters of each example, embedded inputs (B, L, D), which are real (B, L)) -> Adapted. prefix_only: it puts a
+    prefix in front that depends on the task alone, and leaves the inputs: then it is given the parameters of the U different tasks, and
+    what a network computes of a prefix is computed once for each.
+    changes(the method's parameters, of each example or different task) -> what changes inside (changes.py), in rows alike.
     """
 
-    adapt: Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], Adapted]
+    adapt: Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], Adapted] | None = None
     prefix_only: bool = False
+    changes: Callable[[Mapping[str, jax.Array]], Changes] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +82,25 @@ class Network:
 
         The slots are None where each row has a prefix of its own, or there is none.
         """
-        if self.adaptation is None:
+        if self.adaptation is None or self.adaptation.adapt is None:
             return Adapted(None, embedded_BLD), None
-        if slot_B is not None and not self.adaptation.prefix_only:
+        if slot_B is not None and not (self.adaptation.prefix_only and self.adaptation.changes is None):
             own, slot_B = {path: jnp.take(array, slot_B, axis=0) for path, array in own.items()}, None
         return self.adaptation.adapt(own, embedded_BLD, real_BL), slot_B
+
+    @property
+    def changes_inside(self) -> bool:
+        """Whether the method changes modules of the network: then rows of a task share one set of its parameters."""
+        return self.adaptation is not None and self.adaptation.changes is not None
+
+    def changes(self, own: Mapping[str, jax.Array] | None, backbone: Mapping[str, Any], slot_B=None) -> dict:
+        """The collection of what the method changes inside (changes.py), of each row or of all; {} where it changes nothing."""
+        if not self.changes_inside:
+            return {}
+        made = self.adaptation.changes(own)
+        if slot_B is not None:
+            made = {path: {name: rows_of_slots(array, slot_B) for name, array in arrays.items()} for path, arrays in made.items()}
+        return collection(made, backbone)
 
 
 def with_prefixes(network: Network, own: Mapping[str, jax.Array] | None, embedded_BLD, rows: Rows) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import MASKED, Bias, KeysValues, States
+from mpt_jax.model.changes import before_layers, of_module, variables
 from mpt_jax.model.families import t5_names, t5_operations
 from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real, shift_right, with_prefixes
 from mpt_jax.model.families.t5_config import T5_SIZES, T5Config
@@ -72,6 +73,11 @@ def _mask(real_BS):
     return jnp.where(real_BS, 0.0, MASKED)[:, None, None, :]
 
 
+def _after(prefix, position_S):
+    """Positions of the keys where some of a method are put in front of those at ``position_S``."""
+    return position_S if prefix is None else jnp.concatenate([jnp.arange(-prefix[0].shape[1], 0), position_S])
+
+
 def _residual(x_BTD):
     """The residual stream between layers: examples on their devices, width whole."""
     return constrain(x_BTD, "batch", "length", "activation_embed")
@@ -98,8 +104,10 @@ class MultiHeadAttention(_Module):
         """Keys and values of the positions attended to."""
         return KeysValues(self._split(self.key(x_BSD)), self._split(self.value(x_BSD)))
 
-    def states(self, x_BSD) -> States:
-        """The positions attended to as they are, with the kernels of keys and values."""
+    def states(self, x_BSD) -> States | KeysValues:
+        """The positions attended to as they are, with the kernels of keys and values; what these give, where a method changes them."""
+        if of_module(self.key) or of_module(self.value):
+            return self.keys_values(x_BSD)
         kernels = (self._heads(dense.kernel(x_BSD.shape[-1])) for dense in (self.key, self.value))
         return States(x_BSD, *(constrain(kernel_DHK, "activation_embed", "heads", "kv") for kernel_DHK in kernels))
 
@@ -113,14 +121,14 @@ class EncoderLayer(_Module):
     """Self-attention and feed-forward layer, each after a norm and added to the residual stream."""
 
     @nn.compact
-    def __call__(self, x_BSD, bias: Bias):
+    def __call__(self, x_BSD, bias: Bias, prefix=None):
         dropout = self.active(self.dropout_layer())
         if self.config.relative_bias_per_layer:
             position_S = jnp.arange(x_BSD.shape[1])
-            bias = Bias(self.relative_bias(True, "relpos_bias")(position_S, position_S), bias.key_B11S)
+            bias = Bias(self.relative_bias(True, "relpos_bias")(position_S, _after(prefix, position_S)), bias.key_B11S)
         attention = MultiHeadAttention(self.config, self.computation, name="attention")
         normed_BSD = self.norm("pre_attention_layer_norm")(x_BSD)
-        x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD), bias))
+        x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD).after(prefix), bias))
         normed_BSD = self.norm("pre_mlp_layer_norm")(x_BSD)
         return x_BSD + dropout(self.mlp_layer("mlp")(normed_BSD, dropout))
 
@@ -131,22 +139,25 @@ class Encoder(_Module):
     @nn.compact
     def __call__(self, x_BSD, real_BS) -> Stack:
         dropout = self.active(self.dropout_layer())
+        prefixes = before_layers(self, self.config.num_encoder_layers, self.computation.dtype)
         position_S = jnp.arange(x_BSD.shape[1])
-        shared = None if self.config.relative_bias_per_layer else self.relative_bias(True, "relpos_bias")(position_S, position_S)
-        bias = Bias(shared, _mask(real_BS))
+        key_S = _after(prefixes[0], position_S)
+        shared = None if self.config.relative_bias_per_layer else self.relative_bias(True, "relpos_bias")(position_S, key_S)
+        mask_B11S = _mask(real_BS)
+        bias = Bias(shared, jnp.pad(mask_B11S, ((0, 0), (0, 0), (0, 0), (len(key_S) - len(position_S), 0))) if prefixes[0] else mask_B11S)
         x_BSD = _residual(dropout(x_BSD))
         layer = self.traced_once(EncoderLayer, "__call__")
         layers = []
         for i in range(self.config.num_encoder_layers):
-            x_BSD = _residual(layer(self.config, self.computation, name=f"layers_{i}")(x_BSD, bias))
+            x_BSD = _residual(layer(self.config, self.computation, name=f"layers_{i}")(x_BSD, bias, prefixes[i]))
             layers.append(x_BSD)
         return Stack(dropout(self.norm("encoder_norm")(x_BSD)), tuple(layers), real_BS)
 
 
-def _positions(x_BTD, cache: KeysValues | None, position):
-    """Positions of the decoder's queries (T,) and keys (S,); ``position``: of the first query."""
+def _positions(x_BTD, cache: KeysValues | None, position, prefix):
+    """Positions of the decoder's queries (T,) and keys (S,); ``position``: of the first query; prefix: keys and values before all."""
     query_T = position + jnp.arange(x_BTD.shape[1])
-    return query_T, query_T if cache is None else jnp.arange(cache.key_BSHK.shape[1])
+    return query_T, _after(prefix, query_T if cache is None else jnp.arange(cache.key_BSHK.shape[1]))
 
 
 class DecoderLayer(_Module):
@@ -171,13 +182,13 @@ class DecoderLayer(_Module):
         """The encoder's output itself."""
         return self.encoder_decoder_attention.states(encoded_BSD)
 
-    def __call__(self, x_BTD, self_bias: Bias, cross: KeysValues | States, cross_bias: Bias, cache=None, position=0):
-        """Returns x (B, T, D) and the updated cache: KeysValues of (B, T_max, H, K), written at ``position``."""
+    def __call__(self, x_BTD, self_bias: Bias, cross: KeysValues | States, cross_bias: Bias, cache=None, position=0, prefix=None):
+        """Returns x (B, T, D) and the updated cache: KeysValues of (B, T_max, H, K), written at ``position``; prefix: seen before them."""
         dropout = self.active(self.dropout)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
         keys_values = self.self_attention.keys_values(normed_BTD)
         if self.config.relative_bias_per_layer:
-            distances_1HTS = self.relpos_bias(*_positions(x_BTD, cache, position))
+            distances_1HTS = self.relpos_bias(*_positions(x_BTD, cache, position, prefix))
             self_bias = Bias(self_bias.position_1HTS + distances_1HTS, None)
         if cache is not None:
 
@@ -185,7 +196,7 @@ class DecoderLayer(_Module):
                 return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)
 
             keys_values = cache = jax.tree.map(write, cache, keys_values)
-        x_BTD = x_BTD + dropout(self.self_attention(normed_BTD, keys_values, self_bias))
+        x_BTD = x_BTD + dropout(self.self_attention(normed_BTD, keys_values.after(prefix), self_bias))
         normed_BTD = self.pre_cross_attention_layer_norm(x_BTD)
         x_BTD = x_BTD + dropout(self.encoder_decoder_attention(normed_BTD, cross, cross_bias))
         normed_BTD = self.pre_mlp_layer_norm(x_BTD)
@@ -216,7 +227,8 @@ class Decoder(_Module):
     def __call__(self, x_BTD, real_BS, cross, cache=None, position=0):
         """Embedded decoder inputs -> (final states (B, T, D), those after each layer, cache). ``cross`` and ``cache``: a layer each."""
         dropout = self.active(self.dropout)
-        query_T, key_T = _positions(x_BTD, None if cache is None else cache[0], position)
+        prefixes = before_layers(self, self.config.num_decoder_layers, self.computation.dtype)
+        query_T, key_T = _positions(x_BTD, None if cache is None else cache[0], position, prefixes[0])
         causal_11TS = jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)[None, None]
         shared_1HTS = 0.0 if self.config.relative_bias_per_layer else self.relpos_bias(query_T, key_T)
         bias, cross_bias = Bias(shared_1HTS + causal_11TS, None), Bias(None, _mask(real_BS))
@@ -224,7 +236,7 @@ class Decoder(_Module):
         layers, new_cache = [], []
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]
-            x_BTD, layer_cache = layer(x_BTD, bias, cross[i], cross_bias, layer_cache, position)
+            x_BTD, layer_cache = layer(x_BTD, bias, cross[i], cross_bias, layer_cache, position, prefixes[i])
             x_BTD = _residual(x_BTD)
             layers.append(x_BTD)
             new_cache.append(layer_cache)
@@ -276,12 +288,13 @@ class Prefilled(NamedTuple):
     start_B: jax.Array
     real_BS: jax.Array
     cross: tuple
+    changes: dict  # of the method (changes.py)
 
 
-def _parts(network: Network, backbone: dict, dropout_rng=None):
-    """``apply`` of the network's methods over these weights."""
+def _parts(network: Network, backbone: dict, changes: dict, dropout_rng=None):
+    """``apply`` of the network's methods over these weights and changes."""
     rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
-    return functools.partial(T5(network.config, network.computation).apply, {"params": backbone}, rngs=rngs)
+    return functools.partial(T5(network.config, network.computation).apply, variables(backbone, changes), rngs=rngs)
 
 
 def _encode(network: Network, parts, rows: Rows, own) -> Stack:
@@ -290,7 +303,7 @@ def _encode(network: Network, parts, rows: Rows, own) -> Stack:
 
 def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=None) -> Outputs:
     """Teacher-forced pass (Family.forward)."""
-    parts = _parts(network, backbone, dropout_rng)
+    parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     encoder = _encode(network, parts, rows, own)
     length = rows.targets_BT.shape[1]
     cross = parts(encoder.output_BSD, length, method=T5.cross)
@@ -302,10 +315,11 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
 
 def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: int | None = None) -> Prefilled:
     """Runs the encoder and, unless few target ``positions`` will be decoded, makes the cross-attention's keys and values once."""
-    parts = _parts(network, backbone)
+    changes = network.changes(own, backbone, rows.slot_B)
+    parts = _parts(network, backbone, changes)
     encoder = _encode(network, parts, rows, own)
     start_B = jnp.full(len(rows.inputs_BL), network.config.decoder_start_id, jnp.int32)
-    return Prefilled(start_B, encoder.real_BS, parts(encoder.output_BSD, positions, method=T5.cross))
+    return Prefilled(start_B, encoder.real_BS, parts(encoder.output_BSD, positions, method=T5.cross), changes)
 
 
 def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, ...]:
@@ -318,7 +332,7 @@ def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, 
 
 def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: tuple, token_B, position):
     """One decoding step: the token before ``position`` -> logits (B, V) of the one there, and the cache."""
-    parts = _parts(network, backbone)
+    parts = _parts(network, backbone, prefilled.changes)
     arguments = (token_B[:, None], prefilled.real_BS, prefilled.cross, cache, position)
     decoded_B1D, _, cache = parts(*arguments, method=T5.decode)
     return parts(decoded_B1D, method=T5.logits)[:, 0], cache
@@ -326,7 +340,7 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
 
 def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT) -> Decoded:
     """Teacher-forced targets over a prefilled input."""
-    parts = _parts(network, backbone)
+    parts = _parts(network, backbone, prefilled.changes)
     shifted_BT = shift_right(targets_BT, network.config.decoder_start_id)
     decoded_BTD, _, _ = parts(shifted_BT, prefilled.real_BS, prefilled.cross, method=T5.decode)
     return _decoded(parts, decoded_BTD)

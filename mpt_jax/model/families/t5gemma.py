@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues, Segment
+from mpt_jax.model.changes import variables
 from mpt_jax.model.families import causal, t5gemma_names, t5gemma_operations
 from mpt_jax.model.families.blocks import Attention, Layer, LayerStack, around, capped, earlier, scaled, zeros_cache
 from mpt_jax.model.families.family import Decoded, Family, Network, Outputs, Rows, Stack, real, shift_right, with_prefixes
@@ -158,12 +159,13 @@ class Prefilled(NamedTuple):
     start_B: jax.Array
     real_BS: jax.Array
     cross: tuple[KeysValues, ...]
+    changes: dict  # of the method (changes.py)
 
 
-def _parts(network: Network, backbone: dict, dropout_rng=None):
-    """``apply`` of the network's methods over these weights."""
+def _parts(network: Network, backbone: dict, changes: dict, dropout_rng=None):
+    """``apply`` of the network's methods over these weights and changes."""
     rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
-    return functools.partial(T5Gemma(network.config, network.computation).apply, {"params": backbone}, rngs=rngs)
+    return functools.partial(T5Gemma(network.config, network.computation).apply, variables(backbone, changes), rngs=rngs)
 
 
 def _encode(network: Network, parts, rows: Rows, own) -> Stack:
@@ -172,7 +174,7 @@ def _encode(network: Network, parts, rows: Rows, own) -> Stack:
 
 def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=None) -> Outputs:
     """Teacher-forced pass (Family.forward)."""
-    parts = _parts(network, backbone, dropout_rng)
+    parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     encoder = _encode(network, parts, rows, own)
     cross = parts(encoder.output_BSD, method=T5Gemma.cross)
     shifted_BT = shift_right(rows.targets_BT, network.config.decoder_start_id)
@@ -184,10 +186,11 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
 def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: int | None = None) -> Prefilled:
     """Runs the encoder and makes the keys and values of its output once."""
     del positions
-    parts = _parts(network, backbone)
+    changes = network.changes(own, backbone, rows.slot_B)
+    parts = _parts(network, backbone, changes)
     encoder = _encode(network, parts, rows, own)
     start_B = jnp.full(len(rows.inputs_BL), network.config.decoder_start_id, jnp.int32)
-    return Prefilled(start_B, encoder.real_BS, parts(encoder.output_BSD, method=T5Gemma.cross))
+    return Prefilled(start_B, encoder.real_BS, parts(encoder.output_BSD, method=T5Gemma.cross), changes)
 
 
 def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, ...]:
@@ -197,7 +200,7 @@ def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, 
 
 def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: tuple, token_B, position):
     """One decoding step: the token before ``position`` -> logits (B, V) of the one there, and the cache."""
-    parts = _parts(network, backbone)
+    parts = _parts(network, backbone, prefilled.changes)
     arguments = (token_B[:, None], prefilled.real_BS, prefilled.cross, cache, position)
     decoded_B1D, _, cache = parts(*arguments, method=T5Gemma.decode)
     return parts(decoded_B1D, method=T5Gemma.logits)[:, 0], cache
@@ -205,7 +208,7 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
 
 def decode_targets(network: Network, backbone: dict, prefilled: Prefilled, targets_BT) -> Decoded:
     """Teacher-forced targets over a prefilled input."""
-    parts = _parts(network, backbone)
+    parts = _parts(network, backbone, prefilled.changes)
     shifted_BT = shift_right(targets_BT, network.config.decoder_start_id)
     decoded_BTD, _, _ = parts(shifted_BT, prefilled.real_BS, prefilled.cross, method=T5Gemma.decode)
     return _decoded(parts, decoded_BTD)
