@@ -2,7 +2,7 @@
 
 from mpt_jax.config import Settings, TrainSettings
 from mpt_jax.errors import UserError
-from mpt_jax.methods import lora, prompt, weights
+from mpt_jax.methods import ia3, lora, prompt, weights
 from mpt_jax.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -11,6 +11,7 @@ METHODS: dict[str, Method] = {
         prompt.METHOD,
         weights.METHOD,
         lora.METHOD,
+        ia3.METHOD,
     )
 }
 
