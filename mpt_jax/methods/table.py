@@ -2,7 +2,7 @@
 
 from mpt_jax.config import Settings, TrainSettings
 from mpt_jax.errors import UserError
-from mpt_jax.methods import adapter, bitfit, ia3, lora, prefix, prompt, weights
+from mpt_jax.methods import adapter, bitfit, dept, ia3, lora, prefix, prompt, weights
 from mpt_jax.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -15,6 +15,7 @@ METHODS: dict[str, Method] = {
         bitfit.METHOD,
         adapter.METHOD,
         prefix.METHOD,
+        dept.METHOD,
     )
 }
 
