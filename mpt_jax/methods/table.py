@@ -2,7 +2,7 @@
 
 from mpt_jax.config import Settings, TrainSettings
 from mpt_jax.errors import UserError
-from mpt_jax.methods import adapter, bitfit, dept, ia3, lora, prefix, prompt, weights
+from mpt_jax.methods import adapter, bitfit, dept, ia3, lora, prefix, prompt, spot, weights
 from mpt_jax.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -16,6 +16,7 @@ METHODS: dict[str, Method] = {
         adapter.METHOD,
         prefix.METHOD,
         dept.METHOD,
+        spot.METHOD,
     )
 }
 
