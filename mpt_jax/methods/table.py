@@ -2,7 +2,7 @@
 
 from mpt_jax.config import Settings, TrainSettings
 from mpt_jax.errors import UserError
-from mpt_jax.methods import adapter, bitfit, dept, ia3, lora, prefix, prompt, spot, weights
+from mpt_jax.methods import adapter, attempt, bitfit, dept, ia3, lora, prefix, prompt, spot, weights
 from mpt_jax.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -17,6 +17,7 @@ METHODS: dict[str, Method] = {
         prefix.METHOD,
         dept.METHOD,
         spot.METHOD,
+        attempt.METHOD,
     )
 }
 
