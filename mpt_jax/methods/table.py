@@ -2,7 +2,7 @@
 
 from mpt_jax.config import Settings, TrainSettings
 from mpt_jax.errors import UserError
-from mpt_jax.methods import adapter, attempt, bitfit, dept, ia3, lora, prefix, prompt, spot, weights
+from mpt_jax.methods import adapter, attempt, bitfit, dept, ia3, lora, prefix, prompt, spot, vectors, weights
 from mpt_jax.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -18,6 +18,7 @@ METHODS: dict[str, Method] = {
         dept.METHOD,
         spot.METHOD,
         attempt.METHOD,
+        vectors.METHOD,
     )
 }
 
