@@ -92,8 +92,8 @@ def test_fine_tuning_trains_every_weight_and_the_head_and_leaves_the_network_as_
 
 def test_methods_are_found_by_name_and_a_user_may_add_one():
     assert method_of(TrainSettings("target", method="prompt")) is prompt.METHOD
-    with pytest.raises(UserError, match="METHOD = 'lora' is not one of prompt, weights"):
-        method_named("lora")
+    with pytest.raises(UserError, match="METHOD = 'lorra' is not one of prompt, weights, lora"):
+        method_named("lorra")
     before = dict(METHODS)
     try:
         register(weights.METHOD._replace(name="mine"))
