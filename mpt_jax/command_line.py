@@ -110,7 +110,9 @@ OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {  # flags that are no settin
             "help": "run folder, checkpoint folder of any format, or a backbone's name; several for --to tokens and --combine",
         }),
         ("--model_dir", {"dest": "source", "action": "append", "help": "the same as --from, for a run folder"}),
-        ("--to", {"required": True, "help": "t5x | t5x_scanned | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank | tokens"}),
+        ("--to", {
+            "required": True, "help": "t5x | t5x_scanned | orbax | hf | own | peft | peft_single | npz | npy | t5x_bank | tokens | run",
+        }),
         ("--output", {"required": True, "help": "folder or file to write"}),
         ("--task", {"help": "one task of a bank (default: all)"}),
         ("--backbone", {"help": "backbone of the prompts, where the source does not name it"}),

@@ -24,8 +24,8 @@ from mpt_jax.regular_files import shown
 from mpt_jax.run_folder import write_json
 
 BACKBONE_FORMATS = ("t5x", "t5x_scanned", "orbax", "hf", "own")
-BANK_FORMAT, TOKENS = "t5x_bank", "tokens"
-FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS, BANK_FORMAT, TOKENS)
+BANK_FORMAT, TOKENS, RUN_FORMAT = "t5x_bank", "tokens", "run"
+FORMATS = (*BACKBONE_FORMATS, *prompt_writers.FORMATS, BANK_FORMAT, TOKENS, RUN_FORMAT)
 
 
 def convert(
@@ -36,7 +36,9 @@ def convert(
     to: 't5x' (native), 't5x_scanned' (as scalable_t5), 'orbax' (T5X on Orbax), 'hf', 'own' for backbones; 'peft' (multitask adapter),
     'peft_single', 'npz', 'npy' for prompts; 't5x_bank' for both together, as T5X's trainer restores them;
     'tokens' for a Hugging Face folder whose vocabulary has them. Several sources: for 'tokens' and `combine`, an expression over their
-    prompts (convert_prompts.py) whose one result is written. task: only
+    prompts (convert_prompts.py) whose one result is written.
+    A run of LoRA, (IA)3 or prefix tuning becomes a PEFT adapter, or with a backbone's format its backbone with LoRA or (IA)3 folded in;
+    such an adapter becomes a run with 'run'. task: only
     this task's prompt; where a run trained it several times, `TASK#ROW`. backbone: the one that the prompts were trained on,
     where the source does not tell: 't5x_bank' holds it, and PEFT's adapters depend on its family. Raises UserError saying
     what is wrong; output is written whole or not at all.
@@ -53,6 +55,11 @@ def convert(
     if len(sources) > 1 and (to in BACKBONE_FORMATS or not (to == TOKENS or combine)):
         raise UserError(f"--to {to} takes one --from, {len(sources)} are given; --to tokens and --combine take several.")
     source = sources[0]
+    adapted = None if combine or len(sources) > 1 else _adapted(source, to, output, task, backbone)
+    if adapted is not None:
+        return adapted
+    if to == RUN_FORMAT:
+        raise UserError(f"--to {to} writes a PEFT adapter of LoRA, (IA)3 or prefix tuning as a run folder; {source!r} holds none.")
     if to in BACKBONE_FORMATS:
         if task or combine:
             given = f"--task {task!r} chooses a prompt" if task else f"--combine {combine!r} makes a prompt"
@@ -70,6 +77,25 @@ def convert(
     if to == BANK_FORMAT:
         return _write_t5x_bank(output, held, backbone)
     return prompt_writers.write(to, output, held)
+
+
+def _adapted(source: str, to: str, output: str, task: str | None, backbone: str | None) -> list[str] | None:
+    """What becomes of runs and adapters of LoRA, (IA)3 and prefix tuning (adapters.py); None where the source is something else."""
+    from mpt_jax import adapters
+
+    kind, path = formats.detect(source)
+    if kind == "peft" and adapters.is_adapter(path):
+        if to != RUN_FORMAT or not backbone:
+            message = f"{source!r} is a PEFT adapter that changes a network"
+            raise UserError(f"{message}: give --to {RUN_FORMAT} --backbone FOLDER to make a run folder of it.")
+        return adapters.write_run(output, adapters.read(path, backbone), task or os.path.basename(path) or "task", backbone)
+    held = adapters.of_run(path, task) if kind == "run" and to in ("peft", "peft_single", *BACKBONE_FORMATS) else None
+    if held is None:
+        return None
+    if to in BACKBONE_FORMATS:
+        config, arrays, vocabulary = adapters.folded(held, backbone)
+        return formats.write_backbone(to, output, config, arrays, vocabulary)
+    return adapters.write(output, held, backbone)
 
 
 def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None) -> list[str]:

@@ -26,7 +26,7 @@ LAYERS = (
     ("mpt_jax.checkpoint",),
     ("mpt_jax.infer",),
     ("mpt_jax.train",),
-    ("mpt_jax.compiling", "mpt_jax.convert", "mpt_jax.convert_prompts", "mpt_jax.quickstart"),
+    ("mpt_jax.compiling", "mpt_jax.convert", "mpt_jax.convert_prompts", "mpt_jax.adapters", "mpt_jax.quickstart"),
     ("mpt_jax.gin_settings", "mpt_jax.commands", "mpt_jax.main", "mpt_jax"),
     ("mpt_jax.__main__", "mpt_jax.t5x_bridge"),
 )

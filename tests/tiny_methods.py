@@ -84,7 +84,8 @@ def settings_of(name: str, stage: str = "", config=T5, **train) -> Settings:
     train |= {"source_dir": source_dir(config)} if from_source else {}
     optimizer = OptimizerSettings(learning_rate=0.01, factor_learning_rate=0.01, schedule="constant", warmup_steps=0)
     prompt = PromptSettings(length=LENGTH, rank=0, transfer="mean" if from_source else "none")
-    data = DataSettings(feature_lengths={"inputs": 16, "targets": 8}, micro_batch_size=4, input_buckets=(8,))
+    # one shape of micro-batches, of two runs each where there are several
+    data = DataSettings(feature_lengths={"inputs": 16, "targets": 8}, micro_batch_size=16, input_buckets=(16,), target_buckets=(8,))
     return Settings(TrainSettings(stage, **train), BackboneSettings(), prompt, optimizer=optimizer, data=data, method=SETTINGS.get(name))
 
 
