@@ -12,6 +12,7 @@ import gin
 from mpt_jax import paths
 from mpt_jax.bindings import Binding, as_gin
 from mpt_jax.config import (
+    STAGES,
     BackboneSettings,
     CompileSettings,
     DataSettings,
@@ -49,6 +50,7 @@ def parse_gin(files: Sequence[str], bindings: Sequence[Binding], search_paths: S
             found = {path.relative_to(folder) for folder in folders for path in Path(folder).rglob("*.gin")}
             known = sorted(path.as_posix() for path in found if path.parts[0] != "t5x")  # those are for T5X's own commands
             raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")
+    _add_methods()
     try:
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
         for file in files:
@@ -59,11 +61,55 @@ def parse_gin(files: Sequence[str], bindings: Sequence[Binding], search_paths: S
             value = as_gin(flag, text, hints.get(name.rpartition("/")[2]))
             with gin_errors(SETTINGS, f"{flag}={text}: "):
                 gin.parse_config([f"{name} = {value}"])
+        gin.parse_config(_rates_of_method({name for name, _, _ in bindings} | _assigned(files, folders)))
         with gin_errors(SETTINGS, ""):
             gin.finalize()
     finally:
         logging.disable(logging.NOTSET)
     _check_macros({name: flag for name, _, flag in bindings})
+
+
+def _add_methods() -> None:
+    """Makes the settings of every method known to gin. Not as this module is imported: the table of methods imports JAX."""
+    from mpt_jax.methods.table import METHODS
+
+    for method in METHODS.values():
+        if method.settings and method.settings not in SETTINGS:
+            SETTINGS[method.settings] = gin.external_configurable(method.settings, name=method.settings.__name__)
+
+
+def _assigned(files: Sequence[str], folders: Sequence[str]) -> set[str]:
+    """Names that the given files assign themselves, other than those of the stages."""
+    own = [file for file in files if file not in {f"{stage}.gin" for stage in STAGES}]
+    paths_of = [next(path for folder in [os.curdir, *folders] if (path := Path(folder) / file).is_file()) for file in own]
+    return {name for path in paths_of for name in re.findall(r"^(\w+) = ", path.read_text(encoding="utf-8"), re.M)}
+
+
+def _rates_of_method(given: set[str]) -> list[str]:
+    """Assignments of the learning rates that METHOD has of its own, where none are given; the stages' are those of prompts."""
+    from mpt_jax.methods.table import METHODS
+
+    config = gin.config_str()
+    named = re.search(r"^METHOD = '(\w+)'", config, re.M)
+    method = METHODS.get(named[1]) if named else None
+    if method is None or method.name in ("prompt", "weights"):
+        return []
+    rates = {"LEARNING_RATE": method.learning_rate, "FACTOR_LEARNING_RATE": method.factor_learning_rate}
+    return [f"{name} = {rate}" for name, rate in rates.items() if name not in given and re.search(rf"^{name} = ", config, re.M)]
+
+
+def _own_settings(train: TrainSettings) -> typing.Any:
+    """The settings of the method's own, None where it has none. Raises UserError where another method's are given."""
+    from mpt_jax.methods.table import METHODS
+
+    config, own = gin.config_str(), None
+    for method in METHODS.values():
+        if method.settings and method.name == train.method:
+            own = configured(method.settings)
+        elif method.settings and re.search(rf"^{method.settings.__name__}\.", config, re.M):
+            message = f"{method.settings.__name__} is set, and METHOD = {train.method!r} does not read it"
+            raise UserError(f"{message}: set --method {method.name}, or leave it out.")
+    return own
 
 
 def _hints(config: str) -> dict[str, object]:
@@ -116,14 +162,16 @@ def _with_flag(message: str) -> str:
 
 def stage_settings() -> Settings:
     """Everything a stage is made from."""
+    train = configured(TrainSettings)
     return Settings(
-        train=configured(TrainSettings),
+        train=train,
         backbone=configured(BackboneSettings),
         prompt=configured(PromptSettings),
         distillation=configured(DistillationSettings),
         optimizer=configured(OptimizerSettings),
         data=configured(DataSettings),
         mesh=configured(MeshSettings),
+        method=_own_settings(train),
     )
 
 

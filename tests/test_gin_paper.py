@@ -21,6 +21,12 @@ WANTED = {
     *("sources", "teachers", "glue", "superglue", "mrqa", "others", "fewshot", "nlg", "multi_target"),
     *("no_distillation", "no_decomposition", "sampling", "prompt_length", "rank"),
 }
+# a column of the tables each: METHOD, and what its rate is
+BASELINES = {
+    "prompt_tuning": ("prompt", 0.3), "lora": ("lora", 3e-4), "bitfit": ("bitfit", 3e-4), "adapters": ("adapter", 3e-4),
+    "adapter_drop": ("adapter", 3e-4), "spot": ("spot", 0.3), "attempt": ("attempt", 0.3), "dept": ("dept", 0.3), "vectors": ("vectors", 0.3),
+    "finetune": ("prompt", 3e-4),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +36,7 @@ def clean_gin():
 
 
 def test_a_file_for_each_table():
-    assert set(FILES) == WANTED
+    assert set(FILES) == WANTED | set(BASELINES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -52,6 +58,11 @@ def test_files_build_settings(name, monkeypatch, tmp_path):
         "fewshot": train.stage == "fewshot" and data.k_shot == 16 and len(train.seed_list) == 10,
         "sources": train.stage == "source" and data.mixing == "stochastic" and distillation.weight > 0,
     }
+    if name in BASELINES:
+        settings = gin_settings.stage_settings()
+        assert (train.method, settings.optimizer.learning_rate) == BASELINES[name]
+        assert (settings.method is None) == (train.method in ("prompt", "spot"))
+        return
     assert expected.get(name, train.stage == "target" and len(train.seed_list) == 3)
 
 
