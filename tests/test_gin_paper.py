@@ -24,8 +24,8 @@ WANTED = {
 # a column of the tables each: METHOD, and what its rate is
 BASELINES = {
     "prompt_tuning": ("prompt", 0.3), "lora": ("lora", 3e-4), "bitfit": ("bitfit", 3e-4), "adapters": ("adapter", 3e-4),
-    "adapter_drop": ("adapter", 3e-4), "spot": ("spot", 0.3), "attempt": ("attempt", 0.3), "dept": ("dept", 0.3), "vectors": ("vectors", 0.3),
-    "finetune": ("prompt", 3e-4),
+    "adapter_drop": ("adapter", 3e-4), "spot": ("spot", 0.3), "attempt": ("attempt", 0.3), "dept": ("dept", 0.3),
+    "vectors": ("vectors", 0.3), "finetune": ("prompt", 3e-4),
 }  # fmt: skip
 
 
