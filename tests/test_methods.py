@@ -13,6 +13,7 @@ from tiny_data import sized_cache
 from tiny_families import real_only, rows, weights
 from tiny_methods import (
     CAUSAL,
+    DEEPER,
     FAMILIES,
     NAMES,
     SETTINGS,
@@ -32,7 +33,7 @@ from mpt_jax.data.sampler import Stream
 from mpt_jax.errors import UserError
 from mpt_jax.infer.beam import beam_decode
 from mpt_jax.infer.decode import greedy_decode
-from mpt_jax.infer.likelihood import score_targets
+from mpt_jax.infer.likelihood import score_rows
 from mpt_jax.methods.adapter import AdapterSettings
 from mpt_jax.methods.attempt import AttemptSettings
 from mpt_jax.methods.bitfit import BitfitSettings
@@ -170,7 +171,7 @@ def test_rows_have_their_own_parameters_in_every_way_of_answering(name, family):
     lengths = np.array([list(row).index(1) + 1 if 1 in row else 4 for row in tokens_BT], np.int32)
     written = together._replace(targets_BT=tokens_BT, target_length_B=lengths)
     again_BTV = np.asarray(run_forward(start.network, params, written, taken).logits_BTV)
-    scores = score_targets(start.network, params, taken, written)
+    scores = score_rows(start.network, params, taken, written)
     for n, length in enumerate(lengths):
         np.testing.assert_array_equal(again_BTV[n, :length].argmax(-1), tokens_BT[n, :length])
         logp_TV = jax.nn.log_softmax(again_BTV[n, :length].astype(np.float32))
@@ -240,7 +241,7 @@ def test_tasks_of_a_group_share_what_is_the_groups(name):
     settings = settings_of(name, stage)
     shared = dataclasses.replace(settings.prompt, shared_over_targets=True)
     settings = settings._replace(distillation=dataclasses.replace(settings.distillation, weight=0.0), prompt=shared)
-    program = assemble(settings, ("a", "b"), backbone_of(T5))
+    program = assemble(settings, ("a", "b"), backbone_of(DEEPER))
     for path, array in program.trainable.items():
         assert len(array) == (2 if part_of(path, program.method.parts).first_axis == TASK else 1), path
 
