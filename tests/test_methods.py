@@ -1,7 +1,7 @@
 """Promises of every method of the table that leaves the backbone frozen.
 
 Covers methods/lora.py, methods/ia3.py, methods/bitfit.py, methods/adapter.py, methods/prefix.py, methods/dept.py, methods/attempt.py,
-methods/vectors.py, methods/spot.py, methods/inside.py, methods/sources.py and model/changes.py.
+methods/vectors.py, methods/spot.py, methods/inside.py, methods/source_prompts.py and model/changes.py.
 """
 
 import dataclasses

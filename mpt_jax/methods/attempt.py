@@ -18,7 +18,7 @@ import numpy as np
 from mpt_jax import checks
 from mpt_jax.methods import prompt
 from mpt_jax.methods.method import FROZEN, GROUP, KEPT, MUST, TASK, Method, MethodSettings, Part, Start
-from mpt_jax.methods.sources import source_prompts
+from mpt_jax.methods.source_prompts import source_prompts
 from mpt_jax.model.families.family import Adaptation, Adapted
 
 PROMPT, SOURCES, TEMPERATURE = "attempt/prompt", "attempt/sources", "attempt/temperature"

@@ -21,7 +21,7 @@ from mpt_jax.config import PromptSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods import prompt
 from mpt_jax.methods.method import FROZEN, GROUP, KEPT, MUST, TASK, Method, MethodSettings, Part, Start
-from mpt_jax.methods.sources import source_prompts
+from mpt_jax.methods.source_prompts import source_prompts
 from mpt_jax.model.families.family import Adaptation, Adapted
 
 CHANGE, SCALE = "vectors/change", "vectors/scale"  # (N, P, D), (N, sources, P)
