@@ -19,7 +19,7 @@ import jax
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import open_regular, parse_json, shown
-from mpt_jax.run_folder import is_number, read_run_json, write_json, writes
+from mpt_jax.run_folder import is_number, read_run_json, write_json, write_text, writes
 
 TIME_FILE = "time.jsonl"
 # starting: until the first step (weights, token caches, cached teachers); computing: the steps, with what the host does between them
@@ -75,9 +75,7 @@ class Clock:
             return
         path = run_dir / TIME_FILE
         with writes(run_dir, "MODEL_DIR"):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in read_time(run_dir)))  # without a line that a kill cut
-            os.replace(temporary, path)
+            write_text(path, "".join(json.dumps(line) + "\n" for line in read_time(run_dir)))  # without a line that a kill cut
             self._file = path.open("a")
         self.write(start_step)
 
@@ -126,7 +124,8 @@ def read_time(run_dir: str | Path) -> list[dict]:
 def _checked(line: object, where: str) -> dict:
     names = ("began", "at", "from", "step")
     whole = isinstance(line, dict) and all(is_number(line.get(name)) for name in names) and isinstance(line.get("seconds"), dict)
-    if not whole or not all(is_number(line["seconds"].get(kind)) for kind in KINDS):
+    seconds = line["seconds"] if whole else {}
+    if not whole or not set(KINDS) <= seconds.keys() or not all(map(is_number, seconds.values())):
         raise UserError(f"{where} is damaged: it is {shown(line)}; delete this line.")
     return line
 

@@ -62,7 +62,7 @@ def test_steps_done_again_and_starting_again_are_lost(tmp_path):
     assert time_rows([("other", tmp_path / "none")]) == []
 
 
-@pytest.mark.parametrize("text", ["{", "3", '{"began": 1}', line(1, 1, 0, 0, saving=10**400)])
+@pytest.mark.parametrize("text", ["{", "3", '{"began": 1}', line(1, 1, 0, 0, saving=10**400), line(1, 1, 0, 0, other="x")])
 def test_a_damaged_line_is_named(tmp_path, text):
     (tmp_path / "time.jsonl").write_text(line(1, 1, 0, 0) + text.strip() + "\n")
     with pytest.raises(UserError, match=r"time.jsonl:2"):
