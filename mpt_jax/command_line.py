@@ -17,6 +17,7 @@ from mpt_jax.bindings import Binding
 from mpt_jax.config import STAGES
 from mpt_jax.errors import EXIT_CODES, UserError
 from mpt_jax.macros import FIELD, GIN_FOLDER, Macro, defaults, macros, stages
+from mpt_jax.serving import settings as serving
 
 TRAIN = (
     "TrainSettings", "TaskSettings", "BackboneSettings", "PromptSettings", "DistillationSettings", "OptimizerSettings", "DataSettings",
@@ -48,10 +49,11 @@ COMMANDS = {
     ),
     "convert": Command("convert backbones and prompts between formats"),
     "report": Command("make tables, plots and a page from run folders"),
+    "serve": Command("answer over HTTP from any number of run folders on one backbone"),
 }  # fmt: skip
 PATHS: dict[str, tuple[str, tuple[str, ...]]] = {  # arguments that are paths: flag, and the addresses that it takes as well
     "source": ("--from", paths.BUCKETS), "backbone": ("--backbone", paths.BUCKETS), "input": ("--input", ()), "output": ("--output", ()),
-    "json": ("--json", ()), "nearest": ("--nearest", ()),
+    "json": ("--json", ()), "nearest": ("--nearest", ()), "run": ("--run", ()),
     "run_dirs": ("run folder", ()), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),
 }  # fmt: skip
 
@@ -123,6 +125,7 @@ OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {  # flags that are no settin
         ("--model_dir", {"action": "append", "default": [], "help": "a run folder, as a flag"}),
         ("--output", {"help": "folder to write to (default: the first run folder)"}),
     ],
+    "serve": serving.flags(),
 }  # fmt: skip
 
 

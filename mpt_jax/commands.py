@@ -122,7 +122,18 @@ def command_quickstart(arguments: argparse.Namespace) -> None:
     print(quickstart(arguments.model_dir, arguments.backbone))
 
 
+def command_serve(arguments: argparse.Namespace) -> None:
+    """Answers over HTTP."""
+    from mpt_jax.serving.command import run_serve
+    from mpt_jax.serving.settings import settings_of
+
+    if not arguments.run:
+        raise UserError("serve needs a run folder; type mpt-jax serve --run runs/target.")
+    run_serve(arguments.run, settings_of(arguments))
+
+
 RUN = {
     "quickstart": command_quickstart, "train": command_train, "eval": command_eval, "infer": command_infer, "cache": command_cache,
     "tasks": command_tasks, "compile": command_compile, "convert": command_convert, "report": command_report,
+    "serve": command_serve,
 }  # fmt: skip

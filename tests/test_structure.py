@@ -17,7 +17,7 @@ LAYERS = (
     ("mpt_jax.errors", "mpt_jax.dims", "mpt_jax.launched"),
     ("mpt_jax.tasks", "mpt_jax.launch"),
     ("mpt_jax.regular_files", "mpt_jax.gguf_parts", "mpt_jax.paths", "mpt_jax.checks", "mpt_jax.bindings", "mpt_jax.gin_messages"),
-    ("mpt_jax.computation", "mpt_jax.config", "mpt_jax.macros", "mpt_jax.command_line"),
+    ("mpt_jax.computation", "mpt_jax.config", "mpt_jax.macros", "mpt_jax.serving.settings", "mpt_jax.command_line"),
     ("mpt_jax.distributed", "mpt_jax.output"),
     ("mpt_jax.sharding", "mpt_jax.digests", "mpt_jax.metrics", "mpt_jax.run_folder", "mpt_jax.folder_lock", "mpt_jax.goodput"),
     ("mpt_jax.data", "mpt_jax.methods.bank"),
@@ -26,7 +26,7 @@ LAYERS = (
     ("mpt_jax.checkpoint",),
     ("mpt_jax.infer",),
     ("mpt_jax.train",),
-    ("mpt_jax.compiling", "mpt_jax.convert", "mpt_jax.convert_prompts", "mpt_jax.adapters", "mpt_jax.quickstart"),
+    ("mpt_jax.compiling", "mpt_jax.convert", "mpt_jax.convert_prompts", "mpt_jax.adapters", "mpt_jax.quickstart", "mpt_jax.serving"),
     ("mpt_jax.gin_settings", "mpt_jax.commands", "mpt_jax.main", "mpt_jax"),
     ("mpt_jax.__main__", "mpt_jax.t5x_bridge"),
 )
