@@ -279,6 +279,18 @@ def test_each_row_may_name_its_task(run_dir, tmp_path):
     assert found == [predictor.predict(["a"], task)[0] for task in ("mrpc", "sst2")]
 
 
+def test_the_rows_of_a_split_are_answered_with_their_own_task_or_it_is_said(run_dir, tmp_path, table, capsys):
+    for name in ("mrpc", "other"):
+        given = {"template": "{a}", "labels": ("no", "yes"), "version": "1"}
+        tasks.add(tasks.Task(name, "generated", ("test",), generate=lambda _: [{"a": "x", "label": 0}], **given), replace=True)
+    predictor, output = mpt_jax.load(run_dir), tmp_path / "out.jsonl"
+    rows.infer(predictor, "mrpc:test", output)
+    assert json.loads(output.read_text())["prediction"] == predictor.predict(["x"], "mrpc")[0]
+    assert "answered with" not in capsys.readouterr().err
+    rows.infer(predictor, "other:test", output, task="sst2")
+    assert "--input 'other:test': its rows are answered with the prompt of task 'sst2'\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

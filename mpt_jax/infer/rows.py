@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mpt_jax import tasks
 from mpt_jax.data.cache import cached_names, open_cache
 from mpt_jax.data.checked_folder import cache_folder
-from mpt_jax.distributed import is_first
+from mpt_jax.distributed import is_first, say
 from mpt_jax.errors import UserError
 from mpt_jax.infer.predictor import Predictor
 from mpt_jax.infer.search import GREEDY, Search
@@ -105,8 +105,14 @@ def infer(
     """
     if os.path.realpath(source) == f"{os.path.realpath(output)}{PARTIAL}":
         raise UserError(f"--input {source!r} is what an earlier command left of --output {str(output)!r}: give it another name first.")
+    of_split = "" if os.path.lexists(source) else source.rpartition(":")[0]
+    if task is None and of_split in predictor.tasks:
+        task = of_split
     if task is not None:
         predictor.bank_rows(task)
+    answering = task or (predictor.tasks[0] if len(predictor.tasks) == 1 else of_split)
+    if of_split and predictor.model.own and answering != of_split:
+        say(f"--input {source!r}: its rows are answered with the prompt of task {answering!r}")
     cache_dir = cache_dir or cache_folder()
     total, kept = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score)
     rows = iter(kept) if len(kept) == total else read_rows(predictor, source, cache_dir)
