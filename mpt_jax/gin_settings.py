@@ -130,7 +130,7 @@ def _check_macros(flags: dict[str, str]) -> None:
         if name in bound and not flag:  # the field has a value of its own instead of the shipped macro's
             continue
         if name in bound:
-            raise UserError(f"{flag} is not read, because {bound[name]} is given as well; keep one of them.")
+            raise UserError(f"{flag} is not read, because {bound[name]} is given too; keep one of them.")
         if flag and not flag.startswith("--gin."):
             raise UserError(f"{flag}: the given gin files do not read {name}; add include 'base.gin' to them.")
         near = difflib.get_close_matches(name, sorted(used), 1, 0.5)
