@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -221,7 +222,7 @@ def _check_tokens(arrays: dict[str, np.ndarray], key: dict, vocabulary: Vocabula
 def _write_files(arrays: dict[str, np.ndarray], key: dict, folder: Path) -> None:
     """Array files and, last, `meta.json`; everything is on disk when it returns."""
     for name, values in arrays.items():
-        with open(folder / f"{name}.npy", "wb") as file:
+        with open(os.path.join(folder, f"{name}.npy"), "wb") as file:
             np.save(file, values, allow_pickle=False)
     files = file_sums(folder)
     content = json.dumps([key["task"], key["split"], key["vocabulary"], files], sort_keys=True)
