@@ -126,11 +126,11 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
 
 def _volumes(buckets: Sequence[str], claim: str) -> tuple[list[dict], list[dict]]:
     """(volumes of a pod, where its container sees them)."""
-    driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"mountOptions": ",".join(MOUNT_OPTIONS)}}
+    options = ",".join(MOUNT_OPTIONS)
     volumes, mounts = [], []
     for n, bucket in enumerate(buckets):
-        attributes = {**driver["volumeAttributes"], "bucketName": bucket}
-        volumes.append({"name": f"bucket-{n}", "csi": {**driver, "volumeAttributes": attributes}})
+        attributes = {"mountOptions": options, "bucketName": bucket}
+        volumes.append({"name": f"bucket-{n}", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}})
         mounts.append({"name": f"bucket-{n}", "mountPath": f"/gcs/{bucket}"})
     if claim:
         name, _, path = claim.partition(":")
@@ -143,7 +143,7 @@ def _volumes(buckets: Sequence[str], claim: str) -> tuple[list[dict], list[dict]
 
 def _variables(bindings: Sequence[str], name: str, pods: int) -> list[dict]:
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-    own = [
+    own: list[dict] = [
         {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-workers-0-0.{name}:{PORT}"},
         {"name": "JAX_NUM_PROCESSES", "value": str(pods)},
         {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": index}}},

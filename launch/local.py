@@ -126,6 +126,6 @@ def _wait(processes: Sequence[subprocess.Popen], grace_s: float) -> int:
 
 
 def _print_lines(process: subprocess.Popen, prefix: str) -> None:
-    for line in process.stdout:
+    for line in process.stdout or ():
         sys.stdout.write(prefix + line.removesuffix("\n") + "\n")
         sys.stdout.flush()

@@ -221,7 +221,8 @@ def _follow(job: str, log: Path, poll_s: float) -> int:
         time.sleep(poll_s)
     time.sleep(poll_s)  # what other nodes wrote reaches a shared folder late
     _print_from(log, position)
-    code, number = map(int, re.search(r"\bExitCode=(\d+):(\d+)", answer.stdout).groups())
+    found = re.search(r"\bExitCode=(\d+):(\d+)", answer.stdout)
+    code, number = (int(found[1]), int(found[2])) if found else (0, 0)
     if last == "COMPLETED" or code or number:
         return code or (128 + number if number else 0)
     return EXIT_PREEMPTED if last == "PREEMPTED" else 1

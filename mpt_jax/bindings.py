@@ -111,8 +111,9 @@ def _element(flag: str, text: str, part: str, kinds: set[type]) -> typing.Any:
 
 def _dict(flag: str, text: str, kinds: set[type]) -> dict:
     inside = text[1:-1] if text[:1] + text[-1:] == "{}" else text
-    entries = [ENTRY.fullmatch(part) for part in inside.split(",") if part.strip()]
-    if not entries or None in entries:
+    parts = [part for part in inside.split(",") if part.strip()]
+    entries = [entry for entry in map(ENTRY.fullmatch, parts) if entry]
+    if not parts or len(entries) < len(parts):
         raise _ambiguous(flag, text, kinds)
     return {entry[1]: _element(flag, text, entry[2], kinds) for entry in entries}
 

@@ -71,7 +71,7 @@ def _yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
-PROCESSES = [
+PROCESSES: list[tuple[str, dict[str, Any]]] = [
     ("--coordinator_address", {"metavar": "HOST:PORT", "help": "of the first process (default: what the environment says)"}),
     ("--num_processes", {"type": _whole, "metavar": "N", "help": "number of processes"}),
     ("--process_id", {"type": _whole, "metavar": "N", "help": "0 .. num_processes - 1"}),
@@ -194,7 +194,8 @@ def _reads(command: str, fields: Sequence[str]) -> bool:
 
 def _parser(command: str, stage: str) -> tuple[_Parser, dict[str, argparse.Action]]:
     """The parser of a command and its flags by name; settings are in it for help alone."""
-    row, options = COMMANDS[command], {}
+    row = COMMANDS[command]
+    options: dict[str, argparse.Action] = {}
     needs_stage = row.gin == ""
     about = [f"{row.meaning[0].upper()}{row.meaning[1:]}.", *(["", "stages:", *_stage_lines()] if needs_stage else [])]
     more = exit_codes() if row.gin is None else f"A list is separated by commas, a text needs no quotes.\n\n{exit_codes()}"

@@ -63,9 +63,10 @@ def macros() -> dict[str, Macro]:
     """The macros of base.gin by name."""
     lines = _lines("base.gin")
     fields: dict[str, list[str]] = {}
-    for found in filter(None, map(FILLED.fullmatch, lines)):
-        fields.setdefault(found[2], []).append(found[1])
-    rows, heading = {}, ""
+    for filled in filter(None, map(FILLED.fullmatch, lines)):
+        fields.setdefault(filled[2], []).append(filled[1])
+    rows: dict[str, Macro] = {}
+    heading = ""
     for line in lines:
         title, found = HEADING.fullmatch(line), MACRO.fullmatch(line)
         if title:
@@ -90,5 +91,5 @@ def defaults(stage: str) -> dict[str, Any]:
     """The macros that a stage's file sets, with its values; of a file that is not shipped none."""
     if stage not in STAGES:
         return {}
-    found = filter(None, map(MACRO.fullmatch, _lines(f"{stage}.gin")))
+    found = [match for match in map(MACRO.fullmatch, _lines(f"{stage}.gin")) if match]
     return {match[1]: ast.literal_eval(match[2]) for match in found}

@@ -47,7 +47,7 @@ def local(setting: str, path: str, remote: tuple[str, ...] = ()) -> str:
 def absolute(path: str | Sequence[str]) -> str | list[str]:
     """A path, or several, as T5X's Orbax takes them: absolute, with `~` expanded; addresses as they are."""
     if not isinstance(path, str):
-        return [absolute(each) for each in path]
+        return [str(absolute(each)) for each in path]
     return path if SCHEME.match(path) else str(Path(expanded("path", path)).absolute())
 
 
