@@ -40,8 +40,8 @@ def jobs_of(sweep: str, command: Sequence[str]) -> list[Job]:
         raise LaunchError(f"--sweep {sweep!r} makes {len(combinations) if axes else 0:,} jobs; it takes 1 .. {MOST_JOBS:,}.")
     kept = without(command, [*axes, "MODEL_DIR"])
     jobs = []
-    for values in combinations:
-        chosen = dict(zip(axes, values, strict=True))
+    for combination in combinations:
+        chosen = dict(zip(axes, combination, strict=True))
         label = "_".join(f"{_short(name)}-{value}" for name, value in chosen.items())
         place = f"{folder.rstrip('/')}/{label}"
         given = [f"--{name if name.islower() else f'gin.{name}'}={value}" for name, value in chosen.items()]

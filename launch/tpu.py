@@ -72,6 +72,7 @@ class Queued:
 
     def create(self) -> list[str]:
         """Asks for the slice. The service itself ends the request after --wait_hours, and what it gave after --max_hours."""
+        assert self.machine  # given to whoever creates one
         runtime = self.arguments.runtime or self.machine.runtime
         price = ["--spot"] if self.arguments.spot else ["--provisioning-model=flex-start"] if self.arguments.flex_start else []
         types = [f"--accelerator-type={self.machine.accelerator_type}", f"--runtime-version={runtime}"]
@@ -82,7 +83,8 @@ class Queued:
     def refused(self, message: str) -> LaunchError:
         """The error of a slice that is not given."""
         hint = " Ask for quota, or choose another --type, --zone, or --spot." if "quota" in message.lower() else ""
-        return LaunchError(f"no {self.machine.accelerator_type} in {self.arguments.zone}: {message}{hint}")
+        kind = self.machine.accelerator_type if self.machine else self.name
+        return LaunchError(f"no {kind} in {self.arguments.zone}: {message}{hint}")
 
     def describe(self) -> list[str]:
         """Asks for its state."""

@@ -231,7 +231,7 @@ def test_the_quickstart_page(tmp_path):
     text = report.quickstart_table(SUMMARY)
     assert "| rhyme | 50.0 | 60.0 ± 5.0 | 70.5 ± 2.0 |" in text
     assert "| **mean** | **25.5** | **40.0** | **55.2** |" in text and "| order | 50.0 | 80.0 | 78.2 |" in text
-    assert "212 parameters" in text and "250 s" in text
+    assert "212 trained parameters per task" in text and "250 s" in text
     assert figures.draw_quickstart(SUMMARY, tmp_path / "q.png").stat().st_size > 10_000
 
 
@@ -272,7 +272,7 @@ def test_numbers_that_are_only_recalled_are_marked(tmp_path):
     folders = [scored(tmp_path / f"cb_{k}", "superglue_cb", accuracy, k) for k in (16, 4, 7)]
     folders.append(scored(tmp_path / "nlg", "web_nlg", {"bleu": 40.0}))
     folders.append(scored(tmp_path / "cb", "superglue_cb", accuracy))
-    found = {table.title.partition(" beside")[0]: table for table in report.comparisons(report.read_runs(folders))}
+    found = {table.title.partition(" next to")[0]: table for table in report.comparisons(report.read_runs(folders))}
     assert list(found) == ["SuperGLUE", "NLG", "Few-shot, 4 rows,", "Few-shot, 7 rows,", "Few-shot, 16 rows,"]
     lines = {title: {row[0]: row[1:] for row in table.rows} for title, table in found.items()}
     assert lines["Few-shot, 4 rows,"]["MPT"] == ["77.6K", "62.2†", "73.6†", "80.2†", "72.0†", "MPT, recalled"]

@@ -183,7 +183,7 @@ def _card(base: str, tasks: Sequence[Task], texts: Mapping, decoder_only: bool, 
         f"The vectors have norms of {norms.min():.3g} to {norms.max():.3g} (a token's: about {usual:.3g}) and fit {', '.join(fits)}.", "",
     ]  # fmt: skip
     said = [
-        f"The ids of these tokens must never be answers. `generate` of transformers is told by {GENERATION}; an engine that is not told "
+        f"The ids of these tokens must never be answers. `generate` of transformers reads that in {GENERATION}; an engine that does not "
         "sees, as output row of each of them, a copy of the row of an unused id. CTranslate2: `suppress_sequences=[[token], …]`."
     ]
     lines += [*(said if written else ["The decoder has no output for these tokens."]), "", "```python", _use(decoder_only), "```", ""]
