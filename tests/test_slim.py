@@ -60,7 +60,6 @@ def test_embedded_own_and_cached_tasks_train_are_scored_and_answer_without_tenso
         arguments("train", "teacher.gin", chosen, TrainSettings__eval_rows=8),
         [*arguments("eval", "", read), "--gin.EvalSettings.max_rows=8"],
         [*arguments("infer", "", read, TASKS=["vowel"]), "--input=rows.jsonl", "--output=answers.jsonl"],
-        ["tasks", "word_valence"],
     ):
         done = run(tmp_path, argv)
         assert done.returncode == 0, done.stderr
