@@ -88,7 +88,8 @@ def visible(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and text of every string that is not a docstring, an annotation's or a part of another one."""
     hidden = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body and isinstance(node.body[0], ast.Expr):
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr):
             hidden.add(node.body[0].value)
         if isinstance(node, ast.JoinedStr):
             hidden.update(node.values)
