@@ -41,12 +41,12 @@ def test_attention_is_a_softmax_over_the_keys_that_may_be_seen():
     """Against a loop over heads in NumPy, float64: within 1e-5."""
     query, key, value = arrays(3, (2, 3, 2, 8), (2, 5, 2, 8), (2, 5, 2, 8))
     seen = np.arange(5) < np.array([[5], [2]])
-    position_1HTS = arrays(4, (1, 2, 3, 5))[0]
-    bias = Bias(position_1HTS, jnp.where(jnp.asarray(seen), 0.0, MASKED)[:, None, None, :])
+    position_1HYZ = arrays(4, (1, 2, 3, 5))[0]
+    bias = Bias(position_1HYZ, jnp.where(jnp.asarray(seen), 0.0, MASKED)[:, None, None, :])
     found = np.asarray(attend(query, key, value, bias))
     for b in range(2):
         for h in range(2):
-            logits = np.asarray(query[b, :, h], np.float64) @ np.asarray(key[b, :, h]).T + np.asarray(position_1HTS[0, h])
+            logits = np.asarray(query[b, :, h], np.float64) @ np.asarray(key[b, :, h]).T + np.asarray(position_1HYZ[0, h])
             weight = np.exp(logits) * seen[b]
             np.testing.assert_allclose(found[b, :, h], weight @ np.asarray(value[b, :, h]) / weight.sum(1, keepdims=True), atol=1e-5)
 

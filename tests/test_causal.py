@@ -127,7 +127,7 @@ def test_steps_give_the_logits_of_the_whole(name):
 def loss(network: Network, weights: dict, some: Rows, mine: dict, dropout_rng=None):
     """A number that depends on all real logits."""
     outputs = forward(network, weights, some, mine, dropout_rng)
-    real_BT = outputs.states["decoder"].real_BS
+    real_BT = outputs.states["decoder"].real_BY
     return jnp.sum(jnp.where(real_BT[..., None], jnp.sin(outputs.logits_BTV), 0.0))
 
 
@@ -199,7 +199,7 @@ def test_bfloat16_is_near_float32(name):
     # weights of half the size: attention is less of a choice between one key and another, which rounding may turn
     weights = jax.tree.map(lambda array: (0.5 * array).astype(jnp.bfloat16), params(config))
     found = run(given(config, dtype="bfloat16"), weights, some, mine)
-    assert found.states["decoder"].output_BSD.dtype == jnp.bfloat16
+    assert found.states["decoder"].output_BYD.dtype == jnp.bfloat16
     rounded = jax.tree.map(lambda array: array.astype(np.float32), weights)
     expected = np.asarray(run(given(config), rounded, some, mine).logits_BTV)
     assert np.abs(np.asarray(found.logits_BTV, np.float32) - expected).max() < 0.05 * np.abs(expected).max()
@@ -287,8 +287,8 @@ def test_states_are_those_of_the_targets():
     outputs = run(network, params(CONFIGS["llama"]), some, mine)
     assert outputs.states.keys() == {"decoder"}
     decoder = outputs.states["decoder"]
-    assert len(decoder.layers) == 4 and decoder.output_BSD.shape == decoder.layers[0].shape == (3, 4, 32)
-    np.testing.assert_array_equal(decoder.real_BS, np.arange(4) < np.array([[4], [2], [3]]))
+    assert len(decoder.layers) == 4 and decoder.output_BYD.shape == decoder.layers[0].shape == (3, 4, 32)
+    np.testing.assert_array_equal(decoder.real_BY, np.arange(4) < np.array([[4], [2], [3]]))
 
 
 def test_heads_of_grouped_keys_and_one_key_for_all():

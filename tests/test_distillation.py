@@ -32,7 +32,7 @@ def test_positions_and_layers_that_are_compared(outputs, hidden, positions, prom
     assert all(layer_BSD.shape == (3, 3, CONFIG.d_model) for layer_BSD in decoder)
     assert encoder_real_BS.sum(axis=1).tolist() == [4 + prompt, 2 + prompt, 0]  # of a row that fills up not even the prompt
     assert decoder_real_BS.sum(axis=1).tolist() == [3, 2, 0]
-    last = outputs.states["encoder"].layers[-1] if hidden == "all" else outputs.states["encoder"].output_BSD
+    last = outputs.states["encoder"].layers[-1] if hidden == "all" else outputs.states["encoder"].output_BYD
     np.testing.assert_array_equal(encoder[-1], last[:, LENGTH - prompt :])
 
 

@@ -93,9 +93,9 @@ def test_a_method_changes_the_embedded_inputs_or_leaves_them(family):
     def twice(own, embedded_BLD, real_BL):
         return Adapted(None, (embedded_BLD + own["added"]) * real_BL[..., None])
 
-    adapted = network.forward(Network(Counting(), Computation(), Adaptation(twice)), {}, ROWS, {"added": 2.0}).states["decoder"].output_BSD
+    adapted = network.forward(Network(Counting(), Computation(), Adaptation(twice)), {}, ROWS, {"added": 2.0}).states["decoder"].output_BYD
     np.testing.assert_array_equal(adapted[0, :, 0], [2, 2, 2, 0])
-    assert not np.any(network.forward(Network(Counting()), {}, ROWS).states["decoder"].output_BSD)
+    assert not np.any(network.forward(Network(Counting()), {}, ROWS).states["decoder"].output_BYD)
 
 
 def test_lengths_say_which_positions_are_real():

@@ -31,7 +31,7 @@ CONFIG = tiny(vocab_size=60, d_model=32, num_heads=4, num_encoder_layers=2, num_
 V5E = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 
 
-def arrays(B, T, S, H, K, dtype=jnp.float32):  # noqa: N803
+def arrays(B, T, S, H, K, dtype=jnp.float32):
     rng = np.random.default_rng(0)
 
     def make(*shape):
@@ -50,10 +50,10 @@ SLOW_CASES = ((3, 64, "key"), (6, 32, "position"), (2, 128, "both"))
 
 
 @pytest.mark.parametrize("H, K, parts", [(4, 64, "both"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)])
-def test_the_kernel_gives_what_products_give(H, K, parts):  # noqa: N803
+def test_the_kernel_gives_what_products_give(H, K, parts):
     """Lengths that no tile divides; heads two to a program, all in one, four that do not divide six, one each."""
     inputs, bias, weight = arrays(2, 13, 37, H, K)
-    bias = Bias(bias.position_1HTS if parts != "key" else None, bias.key_B11S if parts != "position" else None)
+    bias = Bias(bias.position_1HYZ if parts != "key" else None, bias.key_B11Z if parts != "position" else None)
     with pltpu.force_tpu_interpret_mode():
         found = values_and_gradients(fused_attention.attend, inputs, bias, weight)
     for array, expected in zip(found, values_and_gradients(attend, inputs, bias, weight), strict=True):
@@ -137,7 +137,7 @@ def test_the_kernel_compiles_for_tpus(name):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     inputs = [placed(query, PartitionSpec("data", None, "tensor"))] * 3
-    bias = Bias(placed(bias.position_1HTS, PartitionSpec(None, "tensor")), placed(bias.key_B11S, PartitionSpec("data")))
+    bias = Bias(placed(bias.position_1HYZ, PartitionSpec(None, "tensor")), placed(bias.key_B11Z, PartitionSpec("data")))
     with sharding.use(mesh):
         assert kernel_for(Computation("bfloat16"), 12, 64, 357, 357) == "fused"
         gradient = jax.grad(lambda inputs, bias: jnp.sum(fused_attention.attend(*inputs, bias).astype(jnp.float32) ** 2))
@@ -163,4 +163,4 @@ def test_where_the_kernel_is_taken(monkeypatch):
 def test_a_trained_bias_is_refused():
     inputs, bias, _ = arrays(1, 4, 4, 2, 8)
     with pytest.raises(UserError, match="bias is trained.*ATTENTION = 'einsum'"), pltpu.force_tpu_interpret_mode():
-        jax.grad(lambda position: fused_attention.attend(*inputs, bias._replace(position_1HTS=position)).sum())(bias.position_1HTS)
+        jax.grad(lambda position: fused_attention.attend(*inputs, bias._replace(position_1HYZ=position)).sum())(bias.position_1HYZ)

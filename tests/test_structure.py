@@ -226,10 +226,46 @@ def test_dimension_letters_are_those_of_the_key():
     assert not wrong
 
 
+KEY = dict(re.findall(r"^([A-Z])       (.+)$", (ROOT / "mpt_jax" / "dims.py").read_text(), re.M))
+ITEM = re.compile(r"([A-Z])(?: = P \+ L)? ([a-z][a-z() -]*)")  # "B examples"
+FILLING = set("a of the in that are and or each such as so them its".split())
+
+
+def words(text: str) -> set[str]:
+    return {word.removesuffix("s") for word in re.findall(r"[a-z]+", text)} - {word.removesuffix("s") for word in FILLING}
+
+
+def explained(text: str) -> list[tuple[str, str]]:
+    """Letters and what a docstring says they are, where it lists several."""
+    found = []
+    for sentence in re.split(r"(?<=[.;:]) ", " ".join(text.split())):
+        items = [item for clause in sentence.split(", ") if (item := ITEM.fullmatch(clause.strip(" .;:")))]
+        found += [item.groups() for item in items if len(items) > 1]
+    return found
+
+
 def test_the_key_of_letters_gives_each_one_meaning():
-    rows = re.findall(r"^([A-Z])       (.+)$", (ROOT / "mpt_jax" / "dims.py").read_text(), re.M)
-    assert [letter for letter, _ in rows] == list(LETTERS) and len(set(LETTERS)) == len(LETTERS)
-    assert len({meaning for _, meaning in rows}) == len(rows)
+    assert list(KEY) == list(LETTERS) and len(set(KEY.values())) == len(KEY)
+
+
+def test_docstrings_give_letters_the_meaning_of_the_key():
+    """In words of the key, if not all of them."""
+    wrong, seen = [], set()
+    for path in files("mpt_jax"):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for letter, meaning in explained(ast.get_docstring(node) or ""):
+                    seen.add(letter)
+                    if not words(meaning) <= words(KEY.get(letter, "")):
+                        wrong.append(f"{path.relative_to(ROOT)}: {letter} {meaning}")
+    assert not wrong and len(seen) > 15
+
+
+def test_another_meaning_of_a_letter_is_found():
+    text = "Attention. B examples, G groups of heads that share keys,\nT target tokens. A product of two. N beams, C labels."
+    found = dict(explained(text))
+    assert found == {"B": "examples", "G": "groups of heads that share keys", "T": "target tokens", "N": "beams", "C": "labels"}
+    assert {letter for letter, meaning in found.items() if not words(meaning) <= words(KEY[letter])} == {"G", "N"}
 
 
 @pytest.mark.parametrize("limit, nodes", [(60, (ast.FunctionDef,)), (400, (ast.Module,))], ids=["functions", "files"])

@@ -53,7 +53,7 @@ def ours(config: T5Config) -> dict[str, np.ndarray]:
     network, prompts = given(config), own(prompt_BPD)
     outputs = run_forward(network, params, rows_of(inputs_BL, targets_BT), prompts)
     tokens_BT = greedy_decode(network, params, prompts, rows_of(inputs_BL), STEPS, ends=(1,))
-    found = {"logits": outputs.logits_BTV, "encoder": outputs.states["encoder"].output_BSD, "tokens": tokens_BT}
+    found = {"logits": outputs.logits_BTV, "encoder": outputs.states["encoder"].output_BYD, "tokens": tokens_BT}
     return {name: np.asarray(array) for name, array in found.items()}
 
 
@@ -128,8 +128,8 @@ def test_hidden_states_are_given():
     states = run_forward(given(V1_1), weights(V1_1), rows_of(inputs_BL, targets_BT), own(prompt_BPD)).states
     assert states.keys() == set(t5.FAMILY.states)
     assert len(states["encoder"].layers) == 3 and len(states["decoder"].layers) == 2
-    assert states["encoder"].layers[0].shape == (3, 14, 16) and states["decoder"].output_BSD.shape == (3, 4, 16)
-    assert states["encoder"].real_BS.sum(axis=1).tolist() == [14, 11, 14] and states["decoder"].real_BS.all()
+    assert states["encoder"].layers[0].shape == (3, 14, 16) and states["decoder"].output_BYD.shape == (3, 4, 16)
+    assert states["encoder"].real_BY.sum(axis=1).tolist() == [14, 11, 14] and states["decoder"].real_BY.all()
 
 
 def test_a_token_at_a_time_gives_the_logits_of_the_whole_pass():

@@ -142,10 +142,10 @@ def test_states_are_those_of_both_stacks():
     network, own = tiny.given(CONFIG, True)
     states = run_forward(network, tiny.weights(CONFIG), tiny.rows(CONFIG), own).states
     assert states.keys() == set(t5gemma.FAMILY.states)
-    shapes = {name: (len(stack.layers), stack.output_BSD.shape) for name, stack in states.items()}
+    shapes = {name: (len(stack.layers), stack.output_BYD.shape) for name, stack in states.items()}
     assert shapes == {"encoder": (3, (3, 14, 16)), "decoder": (2, (3, 4, 24))}
     assert [t5gemma.FAMILY.state_width(CONFIG, name) for name in t5gemma.FAMILY.states] == [16, 24]
-    assert states["encoder"].real_BS.sum(axis=1).tolist() == [14, 11, 8]
+    assert states["encoder"].real_BY.sum(axis=1).tolist() == [14, 11, 8]
 
 
 @pytest.mark.parametrize("name", tiny.T5GEMMAS)

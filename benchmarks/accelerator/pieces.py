@@ -54,9 +54,9 @@ def _cudnn(query_BTHK, key_BSHK, value_BSHK, bias, whole: bool):
     arrays = query_BTHK, key_BSHK, value_BSHK
     if whole:
         return jax.nn.dot_product_attention(*arrays, bias.total.astype(query_BTHK.dtype), scale=1.0, implementation="cudnn")
-    length_B = jnp.sum(bias.key_B11S[:, 0, 0] > attention.MASKED / 2, axis=-1, dtype=jnp.int32)
+    length_B = jnp.sum(bias.key_B11Z[:, 0, 0] > attention.MASKED / 2, axis=-1, dtype=jnp.int32)
     more = {"key_value_seq_lengths": length_B, "scale": 1.0, "implementation": "cudnn"}
-    return jax.nn.dot_product_attention(*arrays, bias.position_1HTS.astype(query_BTHK.dtype), **more)
+    return jax.nn.dot_product_attention(*arrays, bias.position_1HYZ.astype(query_BTHK.dtype), **more)
 
 
 FORMS = {
@@ -77,7 +77,7 @@ def attend(scale: Scale, config: Any, failures: tuple[type[Exception], ...]) -> 
 
     'error': largest difference from the package's result, as a share of its largest value; a form that this device lacks says why.
     """
-    B, S, H, K = scale.micro, scale.prompt + scale.buckets[-1], config.num_heads, config.head_dim  # noqa: N806
+    B, S, H, K = scale.micro, scale.prompt + scale.buckets[-1], config.num_heads, config.head_dim
     query_BSHK, key_BSHK, value_BSHK, grad_BSHK = (_random(n, B, S, H, K, spread=K**-0.5 if n == 0 else 1.0) for n in range(4))
     length_B = jnp.linspace(S // 2, S, B).astype(jnp.int32)
     real_BS = jnp.arange(S) < length_B[:, None]

@@ -139,7 +139,7 @@ def train_programs(stage: Stage) -> list[Compiled]:
     program, mesh, data = stage.program, stage.mesh, stage.settings.data
     objective, places, step_fn = program.objective, program.places, program.step()
     trainable, frozen = _placed(places, program.trainable), _placed(places, program.frozen)
-    B, L, T = program.spec.micro_batch_size, data.input_length, data.target_length  # noqa: N806
+    B, L, T = program.spec.micro_batch_size, data.input_length, data.target_length
     batch = {"inputs_BL": _rows(mesh, jnp.int32, B, L), "targets_BT": _rows(mesh, jnp.int32, B, T)}
     batch |= {name: _rows(mesh, jnp.int32, B) for name in ("input_length_B", "target_length_B", "task_id_B")}
     if objective.distillation and objective.distillation.teacher_mode == "cached":
@@ -158,7 +158,7 @@ def decode_programs(stage: Stage) -> list[Compiled]:
     """Greedy decoding of the longest batch as one program, and what runs once for an input alone."""
     program, mesh, data = stage.program, stage.mesh, stage.settings.data
     network = Network(program.backbone.config, stage.settings.backbone.computation, program.method.adaptation)
-    B = sharding.whole_rows(mesh, stage.decode_rows)  # noqa: N806
+    B = sharding.whole_rows(mesh, stage.decode_rows)
     parameters = program.trainable | program.frozen
     weights = {path: leaf for path, leaf in parameters.items() if path.startswith(BACKBONE)}
     weights = {path: jax.ShapeDtypeStruct(leaf.shape, network.computation.dtype) for path, leaf in weights.items()}

@@ -57,7 +57,7 @@ class Model:
         return _take(dict(self.own), self.parts, self.group_N, task_id_U) if self.own else {}
 
 
-def _take_fn(own, parts, group_N, task_id_B):  # noqa: N803
+def _take_fn(own, parts, group_N, task_id_B):
     return take(own, parts, group_N, task_id_B)
 
 

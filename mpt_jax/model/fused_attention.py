@@ -1,9 +1,9 @@
 """T5's attention as one TPU kernel: products, biases and softmax of a few heads of one example stay in the chip's fast memory (VMEM).
 
 Written in Pallas for what prompt tuning asks of attention: up to about a thousand positions, so that no softmax is cut into blocks and any
-length needs no padding; a position bias that all examples share and that gets no gradient. Nothing of size (T, S) is written to HBM, and
+length needs no padding; a position bias that all examples share and that gets no gradient. Nothing of size (Y, Z) is written to HBM, and
 the backward pass computes the weights again.
-B examples, T query positions, S key positions, H heads, K head width.
+B examples, Y positions that attend (queries), Z positions that are attended to (keys), H heads, K head width.
 """
 
 import functools
@@ -28,33 +28,33 @@ _LEFT_TURNED = (((0,), (0,)), ((), ()))
 _HEADS = ("batch", "length", "heads", "kv")
 
 
-def vmem_bytes(T: int, S: int, head_dim: int, num_heads: int, itemsize: int) -> int:  # noqa: N803
-    """VMEM that the backward pass takes at most: blocks twice (one is fetched while the other is worked on), and six arrays (T, S)."""
+def vmem_bytes(Y: int, Z: int, head_dim: int, num_heads: int, itemsize: int) -> int:
+    """VMEM that the backward pass takes at most: blocks twice (one is fetched while the other is worked on), and six arrays (Y, Z)."""
     heads = _heads_of_a_program(num_heads, head_dim)
 
     def tile(rows: int, columns: int, size: int) -> int:
         return -(-rows // 8) * 8 * -(-columns // LANES) * LANES * size
 
-    blocks = 3 * tile(T, heads * head_dim, itemsize) + 4 * tile(S, heads * head_dim, itemsize) + heads * tile(T, S, 4)
-    return 2 * blocks + 6 * tile(T, S, 4)
+    blocks = 3 * tile(Y, heads * head_dim, itemsize) + 4 * tile(Z, heads * head_dim, itemsize) + heads * tile(Y, Z, 4)
+    return 2 * blocks + 6 * tile(Y, Z, 4)
 
 
-def attend(query_BTHK, key_BSHK, value_BSHK, bias):
+def attend(query_BYHK, key_BZHK, value_BZHK, bias):
     """softmax(query key^T + bias) value on a TPU, as attention.attend. Raises UserError where a bias would need a gradient."""
     biases = tuple(part for part in bias if part is not None)
-    return _attend(query_BTHK, key_BSHK, value_BSHK, biases)
+    return _attend(query_BYHK, key_BZHK, value_BZHK, biases)
 
 
 @jax.custom_vjp
-def _attend(query_BTHK, key_BSHK, value_BSHK, biases):
-    return _on_devices(_forward_kernel, (query_BTHK, key_BSHK, value_BSHK), biases, (), 1)[0]
+def _attend(query_BYHK, key_BZHK, value_BZHK, biases):
+    return _on_devices(_forward_kernel, (query_BYHK, key_BZHK, value_BZHK), biases, (), 1)[0]
 
 
-def _attend_forward(query_BTHK, key_BSHK, value_BSHK, biases):
+def _attend_forward(query_BYHK, key_BZHK, value_BZHK, biases):
     if any(part.perturbed for part in biases):
         advice = "ATTENTION = 'einsum' gives it one"
         raise UserError(f"ATTENTION = 'fused': the relative position bias is trained, and the kernel has no gradient for it; {advice}.")
-    arrays, biases = jax.tree.map(lambda part: part.value, ((query_BTHK, key_BSHK, value_BSHK), biases), is_leaf=_is_primal)
+    arrays, biases = jax.tree.map(lambda part: part.value, ((query_BYHK, key_BZHK, value_BZHK), biases), is_leaf=_is_primal)
     return _on_devices(_forward_kernel, arrays, biases, (), 1)[0], (arrays, biases)
 
 
@@ -62,11 +62,11 @@ def _is_primal(leaf) -> bool:
     return hasattr(leaf, "perturbed")
 
 
-def _attend_backward(saved, grad_BTHK):
+def _attend_backward(saved, grad_BYHK):
     arrays, biases = saved
-    if isinstance(grad_BTHK, jax.custom_derivatives.SymbolicZero):
+    if isinstance(grad_BYHK, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
-    return *_on_devices(_backward_kernel, arrays, biases, (grad_BTHK,), 3), None
+    return *_on_devices(_backward_kernel, arrays, biases, (grad_BYHK,), 3), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
@@ -86,9 +86,9 @@ def _heads_of_a_program(num_heads: int, head_dim: int) -> int:
 
 def _run(kernel, num_biases: int, results: int, *arrays):
     """The kernel over a grid of (groups of heads, examples): the position bias of a group is fetched once for all examples."""
-    query_BTHK, key_BSHK = arrays[:2]
-    B, T, H, K = query_BTHK.shape  # noqa: N806
-    S, heads = key_BSHK.shape[1], _heads_of_a_program(H, K)  # noqa: N806
+    query_BYHK, key_BZHK = arrays[:2]
+    B, Y, H, K = query_BYHK.shape
+    Z, heads = key_BZHK.shape[1], _heads_of_a_program(H, K)
 
     def spec(array):
         return pl.BlockSpec((1, array.shape[1], heads * K), lambda group, example: (example, 0, group))
@@ -114,9 +114,9 @@ def _run(kernel, num_biases: int, results: int, *arrays):
         out_specs=[spec(shape) for shape in shapes],
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes(T, S, K, H, query_BTHK.dtype.itemsize)
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes(Y, Z, K, H, query_BYHK.dtype.itemsize)
         ),
-        cost_estimate=pl.CostEstimate(flops=2 * products * B * T * S * H * K, transcendentals=B * H * T * S, bytes_accessed=moved),
+        cost_estimate=pl.CostEstimate(flops=2 * products * B * Y * Z * H * K, transcendentals=B * H * Y * Z, bytes_accessed=moved),
     )(*operands)
     return [result.reshape(array.shape) for result, array in zip(found, arrays, strict=False)]
 
@@ -125,17 +125,17 @@ def _product(left, right, dimensions=_PLAIN):
     return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
-def _weights(query_TK, key_SK, biases):
-    """softmax(query key^T + biases) (T, S), float32."""
-    logits_TS = _product(query_TK, key_SK, _RIGHT_TURNED)
+def _weights(query_YK, key_ZK, biases):
+    """softmax(query key^T + biases) (Y, Z), float32."""
+    logits_YZ = _product(query_YK, key_ZK, _RIGHT_TURNED)
     for part in biases:
-        logits_TS += part
-    raised_TS = jnp.exp(logits_TS - jnp.max(logits_TS, axis=1, keepdims=True))
-    return raised_TS / jnp.sum(raised_TS, axis=1, keepdims=True)
+        logits_YZ += part
+    raised_YZ = jnp.exp(logits_YZ - jnp.max(logits_YZ, axis=1, keepdims=True))
+    return raised_YZ / jnp.sum(raised_YZ, axis=1, keepdims=True)
 
 
 def _each_head(query_ref, bias_refs, head_dim: int):
-    """(columns of a head, its biases (T, S) or (1, S)) for the heads of this program."""
+    """(columns of a head, its biases (Y, Z) or (1, Z)) for the heads of this program."""
     for head in range(query_ref.shape[2] // head_dim):
         yield slice(head * head_dim, (head + 1) * head_dim), [ref[0, head % ref.shape[1]] for ref in bias_refs]
 
@@ -143,18 +143,18 @@ def _each_head(query_ref, bias_refs, head_dim: int):
 def _forward_kernel(query_ref, key_ref, value_ref, *refs, head_dim: int):
     *bias_refs, out_ref = refs
     for at, biases in _each_head(query_ref, bias_refs, head_dim):
-        weights_TS = _weights(query_ref[0, :, at], key_ref[0, :, at], biases)
-        out_ref[0, :, at] = _product(weights_TS.astype(value_ref.dtype), value_ref[0, :, at]).astype(out_ref.dtype)
+        weights_YZ = _weights(query_ref[0, :, at], key_ref[0, :, at], biases)
+        out_ref[0, :, at] = _product(weights_YZ.astype(value_ref.dtype), value_ref[0, :, at]).astype(out_ref.dtype)
 
 
 def _backward_kernel(query_ref, key_ref, value_ref, *refs, head_dim: int):
     *bias_refs, grad_ref, grad_query_ref, grad_key_ref, grad_value_ref = refs
     for at, biases in _each_head(query_ref, bias_refs, head_dim):
-        query_TK, key_SK, value_SK, grad_TK = (ref[0, :, at] for ref in (query_ref, key_ref, value_ref, grad_ref))
-        weights_TS = _weights(query_TK, key_SK, biases)
-        grad_weights_TS = _product(grad_TK, value_SK, _RIGHT_TURNED)
-        mean_T1 = jnp.sum(weights_TS * grad_weights_TS, axis=1, keepdims=True)
-        grad_logits_TS = (weights_TS * (grad_weights_TS - mean_T1)).astype(query_TK.dtype)
-        grad_query_ref[0, :, at] = _product(grad_logits_TS, key_SK).astype(grad_query_ref.dtype)
-        grad_key_ref[0, :, at] = _product(grad_logits_TS, query_TK, _LEFT_TURNED).astype(grad_key_ref.dtype)
-        grad_value_ref[0, :, at] = _product(weights_TS.astype(grad_TK.dtype), grad_TK, _LEFT_TURNED).astype(grad_value_ref.dtype)
+        query_YK, key_ZK, value_ZK, grad_YK = (ref[0, :, at] for ref in (query_ref, key_ref, value_ref, grad_ref))
+        weights_YZ = _weights(query_YK, key_ZK, biases)
+        grad_weights_YZ = _product(grad_YK, value_ZK, _RIGHT_TURNED)
+        mean_Y1 = jnp.sum(weights_YZ * grad_weights_YZ, axis=1, keepdims=True)
+        grad_logits_YZ = (weights_YZ * (grad_weights_YZ - mean_Y1)).astype(query_YK.dtype)
+        grad_query_ref[0, :, at] = _product(grad_logits_YZ, key_ZK).astype(grad_query_ref.dtype)
+        grad_key_ref[0, :, at] = _product(grad_logits_YZ, query_YK, _LEFT_TURNED).astype(grad_key_ref.dtype)
+        grad_value_ref[0, :, at] = _product(weights_YZ.astype(grad_YK.dtype), grad_YK, _LEFT_TURNED).astype(grad_value_ref.dtype)

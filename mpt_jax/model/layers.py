@@ -1,6 +1,6 @@
 """Layers that families share, with the parameter names and shapes of T5X's minimal T5 (t5x/examples/t5/layers.py).
 
-B examples, T positions, D model width, F feed-forward width, V vocabulary, H heads.
+B examples, Y positions of a stack (queries), Z keys, D model width, F feed-forward width, V vocabulary, H heads.
 """
 
 from collections.abc import Callable
@@ -131,18 +131,18 @@ class RMSNorm(nn.Module):
     plus_one: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD):
+    def __call__(self, x_BYD):
         start = nn.initializers.zeros if self.plus_one else nn.initializers.ones
-        scale_D = parameter(self, "scale", start, (x_BTD.shape[-1],))
-        x32_BTD = x_BTD.astype(jnp.float32)
-        mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-        normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.epsilon)
+        scale_D = parameter(self, "scale", start, (x_BYD.shape[-1],))
+        x32_BYD = x_BYD.astype(jnp.float32)
+        mean_square_BY1 = jnp.mean(jnp.square(x32_BYD), axis=-1, keepdims=True)
+        normed_BYD = x32_BYD * jax.lax.rsqrt(mean_square_BY1 + self.epsilon)
         scale_D = scale_D.astype(jnp.float32) + 1.0 if self.plus_one else scale_D.astype(jnp.float32)
         change = of_module(self)
-        scale = scale_D + _row_vector(change["scale"], x32_BTD) if "scale" in change else scale_D
-        found_BTD = normed_BTD * scale
-        found_BTD = found_BTD + _row_vector(change["bias"], found_BTD) if "bias" in change else found_BTD
-        return found_BTD.astype(self.dtype)
+        scale = scale_D + _row_vector(change["scale"], x32_BYD) if "scale" in change else scale_D
+        found_BYD = normed_BYD * scale
+        found_BYD = found_BYD + _row_vector(change["bias"], found_BYD) if "bias" in change else found_BYD
+        return found_BYD.astype(self.dtype)
 
 
 class Embed(nn.Module):
@@ -155,16 +155,16 @@ class Embed(nn.Module):
     def setup(self):
         self.embedding = parameter(self, "embedding", nn.initializers.normal(1.0), (self.vocab_size, self.width))
 
-    def __call__(self, tokens_BT):
+    def __call__(self, tokens_BY):
         # split over the vocabulary alone for the look-up: with its width split as well the compiler gathers all of it
         table_VD = constrain(self.embedding, "vocab", "activation_embed")
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(self.dtype)
-        return constrain(x_BTD, "batch", "length", "activation_embed")
+        x_BYD = jnp.take(table_VD, tokens_BY, axis=0).astype(self.dtype)
+        return constrain(x_BYD, "batch", "length", "activation_embed")
 
-    def attend(self, x_BTD):
-        """Logits (B, T, V) against the embeddings."""
-        logits_BTV, change = jnp.dot(x_BTD, self.embedding.astype(self.dtype).T), of_module(self)
-        return logits_BTV + _row_vector(change["bias"], logits_BTV) if "bias" in change else logits_BTV
+    def attend(self, x_BYD):
+        """Logits (B, Y, V) against the embeddings."""
+        logits_BYV, change = jnp.dot(x_BYD, self.embedding.astype(self.dtype).T), of_module(self)
+        return logits_BYV + _row_vector(change["bias"], logits_BYV) if "bias" in change else logits_BYV
 
 
 class Mlp(nn.Module):
@@ -175,14 +175,14 @@ class Mlp(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x_BTD, dropout):
+    def __call__(self, x_BYD, dropout):
         names = ("wi",) if len(self.activations) == 1 else ("wi_0", "wi_1")
-        hidden_BTF = 1
+        hidden_BYF = 1
         for name, activation in zip(names, self.activations, strict=True):
-            wi = Dense(self.width, self.dtype, x_BTD.shape[-1] ** -0.5, name=name)
-            hidden_BTF = hidden_BTF * ACTIVATIONS[activation](wi(x_BTD))
-        hidden_BTF = constrain(dropout(hidden_BTF), "batch", "length", "mlp")
-        return Dense(x_BTD.shape[-1], self.dtype, self.width**-0.5, name="wo")(hidden_BTF)
+            wi = Dense(self.width, self.dtype, x_BYD.shape[-1] ** -0.5, name=name)
+            hidden_BYF = hidden_BYF * ACTIVATIONS[activation](wi(x_BYD))
+        hidden_BYF = constrain(dropout(hidden_BYF), "batch", "length", "mlp")
+        return Dense(x_BYD.shape[-1], self.dtype, self.width**-0.5, name="wo")(hidden_BYF)
 
 
 def relative_position_bucket(relative_position, bidirectional: bool, num_buckets: int, max_distance: int):
@@ -216,10 +216,10 @@ class RelativePositionBias(nn.Module):
     stddev: float
 
     @nn.compact
-    def __call__(self, query_position_T, key_position_S):
-        """Positions (T,) and (S,) -> bias (1, H, T, S) in float32."""
+    def __call__(self, query_position_Y, key_position_Z):
+        """Positions (Y,) and (Z,) -> bias (1, H, Y, Z) in float32."""
         shape = (self.num_heads, self.buckets)
         rel_embedding = parameter(self, "rel_embedding", nn.initializers.normal(self.stddev), shape)
-        relative_TS = key_position_S[None, :] - query_position_T[:, None]
-        bucket_TS = relative_position_bucket(relative_TS, self.bidirectional, self.buckets, self.max_distance)
-        return jnp.take(rel_embedding, bucket_TS, axis=1)[None].astype(jnp.float32)
+        relative_YZ = key_position_Z[None, :] - query_position_Y[:, None]
+        bucket_YZ = relative_position_bucket(relative_YZ, self.bidirectional, self.buckets, self.max_distance)
+        return jnp.take(rel_embedding, bucket_YZ, axis=1)[None].astype(jnp.float32)

@@ -2,7 +2,7 @@
 
 A pair is a number of the first half of a head and its counterpart of the second, as in Llama.
 
-B examples, T positions, H heads, K head width.
+B examples, Y positions, H heads, K head width.
 """
 
 import dataclasses
@@ -50,10 +50,10 @@ def frequencies(rotary: Rotary, head_dim: int) -> np.ndarray:
     return (share * found + (1 - share) * found / rotary.factor).astype(np.float32)
 
 
-def turn(x_BTHK, position_BT, rotary: Rotary):
-    """Queries or keys turned by their positions (B or 1, T), computed in float32."""
-    angle_BTK = position_BT[..., None].astype(jnp.float32) * frequencies(rotary, x_BTHK.shape[-1])
-    cos_BT1K, sin_BT1K = jnp.cos(angle_BTK)[:, :, None, :], jnp.sin(angle_BTK)[:, :, None, :]
-    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos_BT1K - second * sin_BT1K, second * cos_BT1K + first * sin_BT1K], axis=-1)
-    return turned.astype(x_BTHK.dtype)
+def turn(x_BYHK, position_BY, rotary: Rotary):
+    """Queries or keys turned by their positions (B or 1, Y), computed in float32."""
+    angle_BYK = position_BY[..., None].astype(jnp.float32) * frequencies(rotary, x_BYHK.shape[-1])
+    cos_BY1K, sin_BY1K = jnp.cos(angle_BYK)[:, :, None, :], jnp.sin(angle_BYK)[:, :, None, :]
+    first, second = jnp.split(x_BYHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos_BY1K - second * sin_BY1K, second * cos_BY1K + first * sin_BY1K], axis=-1)
+    return turned.astype(x_BYHK.dtype)

@@ -1,6 +1,7 @@
 """What a teacher says of a micro-batch: computed in the step, or read with the rows (data/teacher_cache.py).
 
-B examples, L input tokens, P prompt positions, S = P + L, T target tokens, D model width, V vocabulary, A log-probabilities kept.
+B examples, L input tokens, P prompt positions, T target tokens, Y positions of a stack, D model width, V vocabulary,
+A log-probabilities kept of a teacher.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from mpt_jax.model.families.family import Decoded, Outputs, Rows
 
 
 class Teaching(NamedTuple):
-    """What is compared of a teacher: its log-probabilities, or the positions that they are made of, and the layers (B, S, D) of each stack.
+    """What is compared of a teacher: its log-probabilities, or the positions that they are made of, and the layers (B, Y, D) of each stack.
 
     logp (B, T, A) at the settings' temperature; ids (B, T, A) int32 and tail (B, T), the log-probability of all other tokens, where not
     the whole vocabulary is kept. decoded: of a teacher in the step. None and {} for what is not compared.
@@ -36,10 +37,10 @@ def compared(settings: DistillationSettings, outputs: Outputs, rows: Rows) -> di
         return {}
     found = {}
     for name, stack in outputs.states.items():
-        layers = stack.layers if settings.hidden == "all" else (stack.output_BSD,)
-        kept = rows.inputs_BL.shape[1] if name == "encoder" and settings.hidden_positions == "inputs" else stack.real_BS.shape[1]
-        real_BS = stack.real_BS[:, -kept:] & (rows.target_length_B > 0)[:, None]
-        found[name] = tuple(layer_BSD[:, -kept:] for layer_BSD in layers), real_BS
+        layers = stack.layers if settings.hidden == "all" else (stack.output_BYD,)
+        kept = rows.inputs_BL.shape[1] if name == "encoder" and settings.hidden_positions == "inputs" else stack.real_BY.shape[1]
+        real_BY = stack.real_BY[:, -kept:] & (rows.target_length_B > 0)[:, None]
+        found[name] = tuple(layer_BYD[:, -kept:] for layer_BYD in layers), real_BY
     return found
 
 

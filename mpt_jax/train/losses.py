@@ -1,7 +1,7 @@
 """Losses as sums for each example; weights and normalisation are the caller's (``totals``), so micro-batches add up exactly.
 
-All in float32. B examples, T target tokens, S encoder positions, D model width, V vocabulary, E width of a sentence vector,
-A log-probabilities kept of a teacher.
+All in float32. B examples, T target tokens, S encoder positions, Y positions of a stack, D model width, V vocabulary,
+E width of a sentence vector, A log-probabilities kept of a teacher.
 """
 
 import jax
@@ -46,15 +46,15 @@ def kl_divergence(teacher_logp_BTA, student_logits_BTV, real_BT, temperature: fl
     return jnp.sum(kl_BT * real_BT, axis=-1) * temperature**2
 
 
-def hidden_distance(teacher_layers, student_layers, real_BS):
+def hidden_distance(teacher_layers, student_layers, real_BY):
     """Sum over real positions of the squared distance, averaged over D and over the given layers -> (B,).
 
-    Layers are (B, S, D); MPT's L_hidden is the squared distance of teacher's and student's hidden states.
+    Layers are (B, Y, D); MPT's L_hidden is the squared distance of teacher's and student's hidden states.
     """
-    total_B = jnp.zeros(real_BS.shape[0], jnp.float32)
-    for teacher_BSD, student_BSD in zip(teacher_layers, student_layers, strict=True):
-        difference_BSD = teacher_BSD.astype(jnp.float32) - student_BSD.astype(jnp.float32)
-        total_B += jnp.sum(jnp.mean(jnp.square(difference_BSD), axis=-1) * real_BS, axis=-1)
+    total_B = jnp.zeros(real_BY.shape[0], jnp.float32)
+    for teacher_BYD, student_BYD in zip(teacher_layers, student_layers, strict=True):
+        difference_BYD = teacher_BYD.astype(jnp.float32) - student_BYD.astype(jnp.float32)
+        total_B += jnp.sum(jnp.mean(jnp.square(difference_BYD), axis=-1) * real_BY, axis=-1)
     return total_B / len(teacher_layers)
 
 

@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     runs: tuple[Run, ...]
 
     @property
-    def group_N(self) -> np.ndarray:  # noqa: N802
+    def group_N(self) -> np.ndarray:
         """Group of each run, int32."""
         return np.array([run.group for run in self.runs], np.int32)
 

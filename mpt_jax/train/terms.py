@@ -50,7 +50,7 @@ class Pass:
     @property
     def real_BT(self) -> jax.Array:
         """Real target positions."""
-        return self.student.states["decoder"].real_BS
+        return self.student.states["decoder"].real_BY
 
     @functools.cached_property
     def token_sums(self) -> dict[str, jax.Array]:
@@ -130,12 +130,12 @@ def _kl(passed: Pass) -> jax.Array:
 
 def _hidden(settings: DistillationSettings, name: str):
     def sums(passed: Pass) -> jax.Array:
-        layers, real_BS = compared(settings, passed.student, passed.rows)[name]
-        return losses.hidden_distance(passed.teacher.states[name], layers, real_BS)
+        layers, real_BY = compared(settings, passed.student, passed.rows)[name]
+        return losses.hidden_distance(passed.teacher.states[name], layers, real_BY)
 
     return sums
 
 
 def _sentence(passed: Pass) -> jax.Array:
     encoder = passed.student.states["encoder"]
-    return losses.sentence_distance(encoder.output_BSD, encoder.real_BS, passed.head, passed.batch["embedding_BE"])
+    return losses.sentence_distance(encoder.output_BYD, encoder.real_BY, passed.head, passed.batch["embedding_BE"])

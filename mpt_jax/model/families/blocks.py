@@ -1,6 +1,6 @@
 """Layers of Llama's kind, for decoder-only models and T5Gemma: grouped attention over rotary positions, gated feed-forward layers.
 
-B examples, T positions (queries), S positions that are seen (keys), D model width, H heads, G groups of heads that share keys and values,
+B examples, Y positions of a stack (queries), Z positions that are attended to (keys), D model width, H heads, J heads of keys and values,
 K head width.
 """
 
@@ -55,27 +55,27 @@ class Attention(Part):
         if config.query_key_norm:
             self.query_norm, self.key_norm = self.norm(), self.norm()
 
-    def _heads(self, x_BTX, number: int):
-        x_BTHK = x_BTX.reshape(*x_BTX.shape[:-1], number, self.config.head_dim)
-        return constrain(x_BTHK, "batch", "length", "heads", "kv")
+    def _heads(self, x_BYX, number: int):
+        x_BYHK = x_BYX.reshape(*x_BYX.shape[:-1], number, self.config.head_dim)
+        return constrain(x_BYHK, "batch", "length", "heads", "kv")
 
-    def _turned(self, x_BTHK, position_BT):
-        return x_BTHK if position_BT is None or self.rotary is None else turn(x_BTHK, position_BT, self.rotary)
+    def _turned(self, x_BYHK, position_BY):
+        return x_BYHK if position_BY is None or self.rotary is None else turn(x_BYHK, position_BY, self.rotary)
 
-    def keys_values(self, x_BSD, position_BS=None) -> KeysValues:
-        """Keys, turned to their positions unless those are None, and values: (B, S, G, K)."""
-        key_BSGK = self._heads(self.key(x_BSD), self.config.num_kv_heads)
-        key_BSGK = self.key_norm(key_BSGK) if self.config.query_key_norm else key_BSGK
-        return KeysValues(self._turned(key_BSGK, position_BS), self._heads(self.value(x_BSD), self.config.num_kv_heads))
+    def keys_values(self, x_BZD, position_BZ=None) -> KeysValues:
+        """Keys, turned to their positions unless those are None, and values: (B, Z, J, K)."""
+        key_BZJK = self._heads(self.key(x_BZD), self.config.num_kv_heads)
+        key_BZJK = self.key_norm(key_BZJK) if self.config.query_key_norm else key_BZJK
+        return KeysValues(self._turned(key_BZJK, position_BZ), self._heads(self.value(x_BZD), self.config.num_kv_heads))
 
-    def __call__(self, x_BTD, position_BT, segments: Sequence[Segment]):
-        """Attends from x to the segments: (B, T, D)."""
+    def __call__(self, x_BYD, position_BY, segments: Sequence[Segment]):
+        """Attends from x to the segments: (B, Y, D)."""
         config = self.config
-        query_BTHK = self._heads(self.query(x_BTD), config.num_heads)
-        query_BTHK = self.query_norm(query_BTHK) if config.query_key_norm else query_BTHK
-        query_BTHK = self._turned(query_BTHK, position_BT)
-        mixed_BTHK = attend_segments(query_BTHK, segments, config.logit_scale, config.attention_cap)
-        return self.out(mixed_BTHK.reshape(*x_BTD.shape[:-1], -1))
+        query_BYHK = self._heads(self.query(x_BYD), config.num_heads)
+        query_BYHK = self.query_norm(query_BYHK) if config.query_key_norm else query_BYHK
+        query_BYHK = self._turned(query_BYHK, position_BY)
+        mixed_BYHK = attend_segments(query_BYHK, segments, config.logit_scale, config.attention_cap)
+        return self.out(mixed_BYHK.reshape(*x_BYD.shape[:-1], -1))
 
 
 class Layer(Part):
@@ -91,42 +91,42 @@ class Layer(Part):
         if self.config.post_norms:
             self.post_attention_norm, self.post_mlp_norm = self.norm(), self.norm()
 
-    def attend(self, x_BTD, position_BT, before: Sequence[Segment], visible_BTS, cache: KeysValues | None = None, index=None):
+    def attend(self, x_BYD, position_BY, before: Sequence[Segment], visible_BYZ, cache: KeysValues | None = None, index=None):
         """x after attention, and the keys and values of its positions; see ``__call__``."""
-        normed_BTD = self.pre_attention_norm(x_BTD)
-        made = self.attention.keys_values(normed_BTD, position_BT)
+        normed_BYD = self.pre_attention_norm(x_BYD)
+        made = self.attention.keys_values(normed_BYD, position_BY)
         if cache is not None:
 
             def write(old, new):
                 return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
 
             made = jax.tree.map(write, cache, made)
-        found_BTD = self.attention(normed_BTD, position_BT, [*before, Segment(*made, visible_BTS)])
-        found_BTD = self.post_attention_norm(found_BTD) if self.config.post_norms else found_BTD
-        return x_BTD + self.active(self.dropout)(found_BTD), made
+        found_BYD = self.attention(normed_BYD, position_BY, [*before, Segment(*made, visible_BYZ)])
+        found_BYD = self.post_attention_norm(found_BYD) if self.config.post_norms else found_BYD
+        return x_BYD + self.active(self.dropout)(found_BYD), made
 
-    def feed(self, x_BTD):
+    def feed(self, x_BYD):
         """x after the feed-forward layer."""
         dropout = self.active(self.dropout)
-        found_BTD = self.mlp(self.pre_mlp_norm(x_BTD), dropout)
-        found_BTD = self.post_mlp_norm(found_BTD) if self.config.post_norms else found_BTD
-        return x_BTD + dropout(found_BTD)
+        found_BYD = self.mlp(self.pre_mlp_norm(x_BYD), dropout)
+        found_BYD = self.post_mlp_norm(found_BYD) if self.config.post_norms else found_BYD
+        return x_BYD + dropout(found_BYD)
 
-    def __call__(self, x_BTD, position_BT, before: Sequence[Segment], visible_BTS, cache: KeysValues | None = None, index=None):
-        """(x (B, T, D), its keys and values). ``before``: what the positions see besides one another; visible: those, or of the cache.
+    def __call__(self, x_BYD, position_BY, before: Sequence[Segment], visible_BYZ, cache: KeysValues | None = None, index=None):
+        """(x (B, Y, D), its keys and values). ``before``: what the positions see besides one another; visible: those, or of the cache.
 
-        cache: keys and values (B, S, G, K) of these and earlier positions, into which this call's are written at ``index``.
+        cache: keys and values (B, Z, J, K) of these and earlier positions, into which this call's are written at ``index``.
         """
-        x_BTD, made = self.attend(x_BTD, position_BT, before, visible_BTS, cache, index)
-        return self.feed(x_BTD), made
+        x_BYD, made = self.attend(x_BYD, position_BY, before, visible_BYZ, cache, index)
+        return self.feed(x_BYD), made
 
 
 class Seen(NamedTuple):
-    """Positions that come before others: keys and values of each layer (B or 1, S, G, K), where they are, and which are real."""
+    """Positions that come before others: keys and values of each layer (B or 1, Z, J, K), where they are, and which are real."""
 
     layers: tuple[KeysValues, ...]
-    position_BS: jax.Array
-    real_BS: jax.Array
+    position_BZ: jax.Array
+    real_BZ: jax.Array
 
 
 class LayerStack(Part):
@@ -139,63 +139,63 @@ class LayerStack(Part):
         layer = layer if self.is_initializing() else nn.jit(layer, methods=("__call__", *methods))
         return [layer(self.config, self.computation, self.config.rotary_of(i)) for i in range(self.config.num_layers)]
 
-    def through(self, x_BTD, position_BT, visible, seen: tuple[Seen, ...] = (), cache=None, index=None, cross=None):
-        """(x after the last layer, after each layer (B, T, D), keys and values of each layer).
+    def through(self, x_BYD, position_BY, visible, seen: tuple[Seen, ...] = (), cache=None, index=None, cross=None):
+        """(x after the last layer, after each layer (B, Y, D), keys and values of each layer).
 
-        visible(window) -> which positions of x, or of the cache, each sees: (B or 1, T or 1, S). cross: what each layer takes besides.
+        visible(window) -> which positions of x, or of the cache, each sees: (B or 1, Y or 1, Z). cross: what each layer takes besides.
         """
         layers, made = [], []
         prefixes = before_layers(self, len(self.layers), self.computation.dtype)
-        x_BTD = residual(x_BTD)
+        x_BYD = residual(x_BYD)
         for i, layer in enumerate(self.layers):
             window = self.config.window if self.config.layer_kinds[i] == "window" else 0
-            before = [Segment(*part.layers[i], earlier(position_BT, part.position_BS, part.real_BS, window)) for part in seen]
-            at_BT = position_BT
+            before = [Segment(*part.layers[i], earlier(position_BY, part.position_BZ, part.real_BZ, window)) for part in seen]
+            at_BY = position_BY
             if prefixes[i]:
                 position_1P = jnp.arange(prefixes[i][0].shape[1])[None]
-                at_BT = position_BT + position_1P.size
-                before.append(Segment(*prefixes[i], earlier(at_BT, position_1P, jnp.ones_like(position_1P, bool), window)))
+                at_BY = position_BY + position_1P.size
+                before.append(Segment(*prefixes[i], earlier(at_BY, position_1P, jnp.ones_like(position_1P, bool), window)))
             held, more = None if cache is None else cache[i], () if cross is None else (cross[i],)
-            x_BTD, keys_values = layer(x_BTD, at_BT, before, visible(window), held, index, *more)
-            x_BTD = residual(x_BTD)
-            layers.append(x_BTD)
+            x_BYD, keys_values = layer(x_BYD, at_BY, before, visible(window), held, index, *more)
+            x_BYD = residual(x_BYD)
+            layers.append(x_BYD)
             made.append(keys_values)
-        return x_BTD, tuple(layers), tuple(made)
+        return x_BYD, tuple(layers), tuple(made)
 
 
-def residual(x_BTD):
+def residual(x_BYD):
     """The residual stream between layers: examples on their devices, width whole."""
-    return constrain(x_BTD, "batch", "length", "activation_embed")
+    return constrain(x_BYD, "batch", "length", "activation_embed")
 
 
-def earlier(query_BT, key_BS, real_BS, window: int):
-    """Which keys each query sees: real ones at its position or before, no farther back than the window: (B, T, S)."""
-    distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
-    seen_BTS = (distance_BTS >= 0) & real_BS[:, None, :]
-    return seen_BTS & (distance_BTS < window) if window else seen_BTS
+def earlier(query_BY, key_BZ, real_BZ, window: int):
+    """Which keys each query sees: real ones at its position or before, no farther back than the window: (B, Y, Z)."""
+    distance_BYZ = query_BY[:, :, None] - key_BZ[:, None, :]
+    seen_BYZ = (distance_BYZ >= 0) & real_BZ[:, None, :]
+    return seen_BYZ & (distance_BYZ < window) if window else seen_BYZ
 
 
-def around(position_BT, real_BT, left: int, right: int):
-    """Which positions each sees: real ones nearer than ``left`` before and ``right`` after it, all if left is 0: (B, T or 1, T)."""
+def around(position_BY, real_BY, left: int, right: int):
+    """Which positions each sees: real ones nearer than ``left`` before and ``right`` after it, all if left is 0: (B, Y or 1, Y)."""
     if not left:
-        return real_BT[:, None, :]
-    distance_BTT = position_BT[:, :, None] - position_BT[:, None, :]
-    return (distance_BTT < left) & (-distance_BTT < right) & real_BT[:, None, :]
+        return real_BY[:, None, :]
+    distance_BYY = position_BY[:, :, None] - position_BY[:, None, :]
+    return (distance_BYY < left) & (-distance_BYY < right) & real_BY[:, None, :]
 
 
-def scaled(embedded_BTD, config: CausalConfig, dtype: str):
+def scaled(embedded_BYD, config: CausalConfig, dtype: str):
     """Rows of an embedding, or a prompt's vectors alike, as they enter a stack."""
-    x_BTD = embedded_BTD.astype(dtype)
-    return x_BTD * jnp.asarray(config.d_model**0.5, x_BTD.dtype) if config.scaled_embedding else x_BTD
+    x_BYD = embedded_BYD.astype(dtype)
+    return x_BYD * jnp.asarray(config.d_model**0.5, x_BYD.dtype) if config.scaled_embedding else x_BYD
 
 
-def capped(logits_BTV, cap: float):
+def capped(logits_BYV, cap: float):
     """Logits, in float32 between -cap and cap where there is one."""
-    return cap * jnp.tanh(logits_BTV.astype(jnp.float32) / cap) if cap else logits_BTV
+    return cap * jnp.tanh(logits_BYV.astype(jnp.float32) / cap) if cap else logits_BYV
 
 
 def zeros_cache(config: CausalConfig, computation: Computation, batch: int, length: int) -> tuple[KeysValues, ...]:
-    """Keys and values of ``length`` positions: zeros (B, T, G, K), a pair each layer."""
+    """Keys and values of ``length`` positions: zeros (B, Y, J, K), a pair each layer."""
     zeros = jnp.zeros((batch, length, config.num_kv_heads, config.head_dim), computation.dtype)
     zeros = constrain(zeros, "batch", "length", "heads", "kv")
     return (KeysValues(zeros, zeros),) * config.num_layers

@@ -2,8 +2,8 @@
 
 The prompt stands in front of everything, so its keys and values depend on the task alone: they are computed once for each of the U
 different tasks of a micro-batch. The last input token is what the first target is predicted from, so it goes with the targets.
-B examples, U different tasks, L input tokens, P prompt positions, T target tokens, D model width, H heads, G groups of heads that share
-keys and values, K head width, V vocabulary.
+B examples, U different tasks (runs), L input tokens, P prompt positions, T target tokens, Y positions of a stack, Z positions that are
+attended to, D model width, J heads of keys and values, K head width, V vocabulary.
 """
 
 import functools
@@ -44,17 +44,17 @@ class Decoder(LayerStack):
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense(self.config.vocab_size, self.computation.dtype, self.config.d_model**-0.5)
 
-    def __call__(self, x_BTD, position_BT, real_BT, seen: tuple[Seen, ...] = (), cache=None, index=None):
-        """(states after the final norm, states after each layer (B, T, D), keys and values of each layer).
+    def __call__(self, x_BYD, position_BY, real_BY, seen: tuple[Seen, ...] = (), cache=None, index=None):
+        """(states after the final norm, states after each layer (B, Y, D), keys and values of each layer).
 
         ``cache``: a layer each, with the positions and realness of their slots, for one position a call (see Layer).
         """
         dropout = self.active(self.dropout)
-        key_position_BS, key_real_BS = (position_BT, real_BT) if cache is None else cache[1:]
-        visible = functools.partial(earlier, position_BT, key_position_BS, key_real_BS)
+        key_position_BZ, key_real_BZ = (position_BY, real_BY) if cache is None else cache[1:]
+        visible = functools.partial(earlier, position_BY, key_position_BZ, key_real_BZ)
         held = None if cache is None else cache[0]
-        x_BTD, layers, made = self.through(dropout(x_BTD), position_BT, visible, seen, held, index)
-        return dropout(self.decoder_norm(x_BTD)), layers, made
+        x_BYD, layers, made = self.through(dropout(x_BYD), position_BY, visible, seen, held, index)
+        return dropout(self.decoder_norm(x_BYD)), layers, made
 
 
 class Causal(Part):
@@ -64,14 +64,14 @@ class Causal(Part):
         self.token_embedder = Embed(self.config.vocab_size, self.config.d_model, self.computation.dtype)
         self.decoder = Decoder(self.config, self.computation)
 
-    def embed(self, tokens_BT):
-        """Tokens -> rows of the embedding (B, T, D), not scaled yet."""
-        return self.token_embedder(tokens_BT)
+    def embed(self, tokens_BY):
+        """Tokens -> rows of the embedding (B, Y, D), not scaled yet."""
+        return self.token_embedder(tokens_BY)
 
-    def decode(self, embedded_BTD, position_BT, real_BT, seen: tuple[Seen, ...] = (), cache=None, index=None):
+    def decode(self, embedded_BYD, position_BY, real_BY, seen: tuple[Seen, ...] = (), cache=None, index=None):
         """Decoder.__call__ over embedded positions, tokens or a prompt's vectors alike."""
-        x_BTD = scaled(embedded_BTD, self.config, self.computation.dtype)
-        return self.decoder(x_BTD, position_BT, real_BT, seen, cache, index)
+        x_BYD = scaled(embedded_BYD, self.config, self.computation.dtype)
+        return self.decoder(x_BYD, position_BY, real_BY, seen, cache, index)
 
     def logits(self, decoded_BTD):
         """Final states -> logits (B, T, V)."""
@@ -92,11 +92,11 @@ def _parts(network: Network, backbone: dict, changes: dict, dropout_rng=None):
 def _rows_of_slots(array_U, slot_B):
     """What each row's slot holds, by a product: the gradient of a gather would be scattered, which XLA runs slowly on CPU."""
     is_slot_BU = (slot_B[:, None] == jnp.arange(array_U.shape[0])).astype(array_U.dtype)
-    return jnp.einsum("BU,UPGK->BPGK", is_slot_BU, array_U)
+    return jnp.einsum("BU,UPJK->BPJK", is_slot_BU, array_U)
 
 
 def _prefix(parts, prefix_UPD, slot_B) -> tuple[Seen, ...]:
-    """The prompts' keys and values, computed once each, for every row: (B or 1, P, G, K) a layer; () without a prompt."""
+    """The prompts' keys and values, computed once each, for every row: (B or 1, P, J, K) a layer; () without a prompt."""
     if prefix_UPD is None:
         return ()
     number, length = prefix_UPD.shape[:2]
@@ -141,14 +141,14 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     inputs = _inputs(network, parts, rows, own)
     length, before = rows.targets_BT.shape[1], inputs.embedded_BLD.shape[1]
-    embedded_BSD = jnp.concatenate([inputs.embedded_BLD, _target_vectors(parts, inputs.start_BD, rows.targets_BT)], axis=1)
+    embedded_BYD = jnp.concatenate([inputs.embedded_BLD, _target_vectors(parts, inputs.start_BD, rows.targets_BT)], axis=1)
     target_position_BT = inputs.start_position_B[:, None] + jnp.arange(length)
-    position_BS = jnp.concatenate([inputs.position_BL, target_position_BT], axis=1)
+    position_BY = jnp.concatenate([inputs.position_BL, target_position_BT], axis=1)
     real_BT = real(rows.target_length_B, length)
-    real_BS = jnp.concatenate([inputs.real_BL, jnp.ones_like(real_BT)], axis=1)
-    output_BSD, layers, _ = parts(embedded_BSD, position_BS, real_BS, inputs.prefix, method=Causal.decode)
-    decoder = Stack(output_BSD[:, before:], tuple(layer_BSD[:, before:] for layer_BSD in layers), real_BT)
-    return Outputs(_decoded(parts, decoder.output_BSD), {"decoder": decoder})
+    real_BY = jnp.concatenate([inputs.real_BL, jnp.ones_like(real_BT)], axis=1)
+    output_BYD, layers, _ = parts(embedded_BYD, position_BY, real_BY, inputs.prefix, method=Causal.decode)
+    decoder = Stack(output_BYD[:, before:], tuple(layer_BYD[:, before:] for layer_BYD in layers), real_BT)
+    return Outputs(_decoded(parts, decoder.output_BYD), {"decoder": decoder})
 
 
 class Prefilled(NamedTuple):
@@ -177,7 +177,7 @@ def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: i
 
 
 def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, ...]:
-    """Keys and values of ``length`` target positions: zeros (B, T, G, K), a pair each layer."""
+    """Keys and values of ``length`` target positions: zeros (B, T, J, K), a pair each layer."""
     return zeros_cache(network.config, network.computation, batch, length)
 
 
@@ -187,11 +187,11 @@ def decode_step(network: Network, backbone: dict, prefilled: Prefilled, cache: t
     embedded_BD = parts(token_B[:, None], method=Causal.embed)[:, 0]
     # the last input token as the method changed it
     embedded_BD = jnp.where(position == 0, prefilled.start_BD.astype(embedded_BD.dtype), embedded_BD)
-    slots = jnp.arange(cache[0].key_BSHK.shape[1])
-    position_BS = prefilled.start_position_B[:, None] + slots
+    slots = jnp.arange(cache[0].key_BZJK.shape[1])
+    position_BT = prefilled.start_position_B[:, None] + slots
     here_B1 = prefilled.start_position_B[:, None] + position
-    real_BS = jnp.broadcast_to(slots <= position, position_BS.shape)
-    arguments = embedded_BD[:, None], here_B1, jnp.ones_like(here_B1, bool), prefilled.seen, (cache, position_BS, real_BS), position
+    real_BT = jnp.broadcast_to(slots <= position, position_BT.shape)
+    arguments = embedded_BD[:, None], here_B1, jnp.ones_like(here_B1, bool), prefilled.seen, (cache, position_BT, real_BT), position
     decoded_B1D, _, cache = parts(*arguments, method=Causal.decode)
     return parts(decoded_B1D, method=Causal.logits)[:, 0], cache
 

@@ -1,7 +1,7 @@
 """What a model family is, and what every family speaks of: rows of tokens, adapted inputs, outputs.
 
-B examples, U different tasks (runs) among them, L input tokens, P prompt positions, S = P + L, T target tokens, D model width,
-V vocabulary.
+B examples, U different tasks (runs) among them, L input tokens, P prompt positions, S = P + L encoder positions, T target tokens,
+Y positions of a stack, D model width, V vocabulary.
 """
 
 import dataclasses
@@ -120,11 +120,11 @@ def shift_right(targets_BT, start_id: int = 0):
 
 
 class Stack(NamedTuple):
-    """States of encoder or decoder: after the final norm, and the residual stream after each layer; which positions (B, S) are real."""
+    """States of encoder or decoder: after the final norm, and the residual stream after each layer; which positions (B, Y) are real."""
 
-    output_BSD: jax.Array
-    layers: tuple  # of (B, S, D)
-    real_BS: jax.Array
+    output_BYD: jax.Array
+    layers: tuple  # of (B, Y, D)
+    real_BY: jax.Array
 
 
 class Decoded(NamedTuple):
@@ -134,7 +134,7 @@ class Decoded(NamedTuple):
     logits_of: Callable[[jax.Array], jax.Array]
 
     @property
-    def logits_BTV(self) -> jax.Array:  # noqa: N802
+    def logits_BTV(self) -> jax.Array:
         """Logits of all positions at once."""
         return self.logits_of(self.states_BTD)
 
@@ -149,7 +149,7 @@ class Outputs(NamedTuple):
     states: dict[str, Stack]
 
     @property
-    def logits_BTV(self) -> jax.Array:  # noqa: N802
+    def logits_BTV(self) -> jax.Array:
         """Logits of all positions at once."""
         return self.decoded.logits_BTV
 

@@ -1,7 +1,8 @@
 """T5 encoder-decoder in Flax Linen, and its row of the table of families.
 
 Parameter names and shapes are those of T5X's minimal T5 (t5x/examples/t5/network.py), so its checkpoints restore by name.
-B examples, L input tokens, P prompt positions, S = P + L, T target tokens, D model width, H heads, K head width, V vocabulary.
+B examples, L input tokens, P prompt positions, S = P + L encoder positions, T target tokens, Y positions that attend, Z positions that are
+attended to, D model width, H heads, K head width, V vocabulary.
 """
 
 import functools
@@ -78,9 +79,9 @@ def _after(prefix, position_S):
     return position_S if prefix is None else jnp.concatenate([jnp.arange(-prefix[0].shape[1], 0), position_S])
 
 
-def _residual(x_BTD):
+def _residual(x_BYD):
     """The residual stream between layers: examples on their devices, width whole."""
-    return constrain(x_BTD, "batch", "length", "activation_embed")
+    return constrain(x_BYD, "batch", "length", "activation_embed")
 
 
 class MultiHeadAttention(_Module):
@@ -97,24 +98,24 @@ class MultiHeadAttention(_Module):
     def _heads(self, x):
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
 
-    def _split(self, x_BTX):
-        return constrain(self._heads(x_BTX), "batch", "length", "heads", "kv")
+    def _split(self, x_BYX):
+        return constrain(self._heads(x_BYX), "batch", "length", "heads", "kv")
 
-    def keys_values(self, x_BSD) -> KeysValues:
+    def keys_values(self, x_BZD) -> KeysValues:
         """Keys and values of the positions attended to."""
-        return KeysValues(self._split(self.key(x_BSD)), self._split(self.value(x_BSD)))
+        return KeysValues(self._split(self.key(x_BZD)), self._split(self.value(x_BZD)))
 
-    def states(self, x_BSD) -> States | KeysValues:
+    def states(self, x_BZD) -> States | KeysValues:
         """The positions attended to as they are, with the kernels of keys and values; what these give, where a method changes them."""
         if of_module(self.key) or of_module(self.value):
-            return self.keys_values(x_BSD)
-        kernels = (self._heads(dense.kernel(x_BSD.shape[-1])) for dense in (self.key, self.value))
-        return States(x_BSD, *(constrain(kernel_DHK, "activation_embed", "heads", "kv") for kernel_DHK in kernels))
+            return self.keys_values(x_BZD)
+        kernels = (self._heads(dense.kernel(x_BZD.shape[-1])) for dense in (self.key, self.value))
+        return States(x_BZD, *(constrain(kernel_DHK, "activation_embed", "heads", "kv") for kernel_DHK in kernels))
 
-    def __call__(self, x_BTD, attended: KeysValues | States, bias: Bias):
-        """Attends from x; returns (B, T, D)."""
-        mixed_BTHK = attended.attend(self.computation, self._split(self.query(x_BTD)), bias)
-        return self.out(mixed_BTHK.reshape(*x_BTD.shape[:-1], -1))
+    def __call__(self, x_BYD, attended: KeysValues | States, bias: Bias):
+        """Attends from x; returns (B, Y, D)."""
+        mixed_BYHK = attended.attend(self.computation, self._split(self.query(x_BYD)), bias)
+        return self.out(mixed_BYHK.reshape(*x_BYD.shape[:-1], -1))
 
 
 class EncoderLayer(_Module):
@@ -125,7 +126,7 @@ class EncoderLayer(_Module):
         dropout = self.active(self.dropout_layer())
         if self.config.relative_bias_per_layer:
             position_S = jnp.arange(x_BSD.shape[1])
-            bias = Bias(self.relative_bias(True, "relpos_bias")(position_S, _after(prefix, position_S)), bias.key_B11S)
+            bias = Bias(self.relative_bias(True, "relpos_bias")(position_S, _after(prefix, position_S)), bias.key_B11Z)
         attention = MultiHeadAttention(self.config, self.computation, name="attention")
         normed_BSD = self.norm("pre_attention_layer_norm")(x_BSD)
         x_BSD = x_BSD + dropout(attention(normed_BSD, attention.keys_values(normed_BSD).after(prefix), bias))
@@ -155,9 +156,9 @@ class Encoder(_Module):
 
 
 def _positions(x_BTD, cache: KeysValues | None, position, prefix):
-    """Positions of the decoder's queries (T,) and keys (S,); ``position``: of the first query; prefix: keys and values before all."""
-    query_T = position + jnp.arange(x_BTD.shape[1])
-    return query_T, _after(prefix, query_T if cache is None else jnp.arange(cache.key_BSHK.shape[1]))
+    """Positions of the decoder's queries (Y,) and keys (Z,); ``position``: of the first query; prefix: keys and values before all."""
+    query_Y = position + jnp.arange(x_BTD.shape[1])
+    return query_Y, _after(prefix, query_Y if cache is None else jnp.arange(cache.key_BZJK.shape[1]))
 
 
 class DecoderLayer(_Module):
@@ -183,13 +184,13 @@ class DecoderLayer(_Module):
         return self.encoder_decoder_attention.states(encoded_BSD)
 
     def __call__(self, x_BTD, self_bias: Bias, cross: KeysValues | States, cross_bias: Bias, cache=None, position=0, prefix=None):
-        """Returns x (B, T, D) and the updated cache: KeysValues of (B, T_max, H, K), written at ``position``; prefix: seen before them."""
+        """Returns x (B, T, D) and the updated cache: KeysValues of (B, T, H, K), written at ``position``; prefix: seen before them."""
         dropout = self.active(self.dropout)
         normed_BTD = self.pre_self_attention_layer_norm(x_BTD)
         keys_values = self.self_attention.keys_values(normed_BTD)
         if self.config.relative_bias_per_layer:
-            distances_1HTS = self.relpos_bias(*_positions(x_BTD, cache, position, prefix))
-            self_bias = Bias(self_bias.position_1HTS + distances_1HTS, None)
+            distances_1HYZ = self.relpos_bias(*_positions(x_BTD, cache, position, prefix))
+            self_bias = Bias(self_bias.position_1HYZ + distances_1HYZ, None)
         if cache is not None:
 
             def write(old, new):
@@ -228,10 +229,10 @@ class Decoder(_Module):
         """Embedded decoder inputs -> (final states (B, T, D), those after each layer, cache). ``cross`` and ``cache``: a layer each."""
         dropout = self.active(self.dropout)
         prefixes = before_layers(self, self.config.num_decoder_layers, self.computation.dtype)
-        query_T, key_T = _positions(x_BTD, None if cache is None else cache[0], position, prefixes[0])
-        causal_11TS = jnp.where(key_T[None, :] <= query_T[:, None], 0.0, MASKED)[None, None]
-        shared_1HTS = 0.0 if self.config.relative_bias_per_layer else self.relpos_bias(query_T, key_T)
-        bias, cross_bias = Bias(shared_1HTS + causal_11TS, None), Bias(None, _mask(real_BS))
+        query_Y, key_Z = _positions(x_BTD, None if cache is None else cache[0], position, prefixes[0])
+        causal_11YZ = jnp.where(key_Z[None, :] <= query_Y[:, None], 0.0, MASKED)[None, None]
+        shared_1HYZ = 0.0 if self.config.relative_bias_per_layer else self.relpos_bias(query_Y, key_Z)
+        bias, cross_bias = Bias(shared_1HYZ + causal_11YZ, None), Bias(None, _mask(real_BS))
         x_BTD = _residual(dropout(x_BTD))
         layers, new_cache = [], []
         for i, layer in enumerate(self.layers):
@@ -251,9 +252,9 @@ class T5(_Module):
         self.encoder = Encoder(self.config, self.computation)
         self.decoder = Decoder(self.config, self.computation)
 
-    def embed(self, tokens_BT):
-        """Tokens -> vectors (B, T, D)."""
-        return self.token_embedder(tokens_BT)
+    def embed(self, tokens_BY):
+        """Tokens -> vectors (B, Y, D)."""
+        return self.token_embedder(tokens_BY)
 
     def encode(self, embedded_BSD, real_BS) -> Stack:
         """The encoder over embedded positions, those of prefixes among them."""
@@ -277,7 +278,7 @@ class T5(_Module):
 
     def __call__(self, tokens_BT):
         encoded = self.encode(self.embed(tokens_BT), jnp.ones(tokens_BT.shape, bool))
-        decoded_BTD, _, _ = self.decode(tokens_BT, encoded.real_BS, self.cross(encoded.output_BSD))
+        decoded_BTD, _, _ = self.decode(tokens_BT, encoded.real_BY, self.cross(encoded.output_BYD))
         return self.logits(decoded_BTD)
 
 
@@ -306,9 +307,9 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     encoder = _encode(network, parts, rows, own)
     length = rows.targets_BT.shape[1]
-    cross = parts(encoder.output_BSD, length, method=T5.cross)
+    cross = parts(encoder.output_BYD, length, method=T5.cross)
     shifted_BT = shift_right(rows.targets_BT, network.config.decoder_start_id)
-    decoded_BTD, layers, _ = parts(shifted_BT, encoder.real_BS, cross, method=T5.decode)
+    decoded_BTD, layers, _ = parts(shifted_BT, encoder.real_BY, cross, method=T5.decode)
     decoder = Stack(decoded_BTD, layers, real(rows.target_length_B, length))
     return Outputs(_decoded(parts, decoded_BTD), {"encoder": encoder, "decoder": decoder})
 
@@ -319,7 +320,7 @@ def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: i
     parts = _parts(network, backbone, changes)
     encoder = _encode(network, parts, rows, own)
     start_B = jnp.full(len(rows.inputs_BL), network.config.decoder_start_id, jnp.int32)
-    return Prefilled(start_B, encoder.real_BS, parts(encoder.output_BSD, positions, method=T5.cross), changes)
+    return Prefilled(start_B, encoder.real_BY, parts(encoder.output_BYD, positions, method=T5.cross), changes)
 
 
 def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, ...]:

@@ -2,8 +2,8 @@
 
 Its second generation (T5Gemma 2) is the same with other facts in its shape, for texts alone. Prompts are rows of the encoder's embedding:
 they are scaled as those are when they enter the encoder.
-B examples, L input tokens, P prompt positions, S = P + L, T target tokens, D model width, G groups of heads that share keys and values,
-K head width, V vocabulary.
+B examples, L input tokens, P prompt positions, S = P + L encoder positions, T target tokens, Y positions that attend,
+Z positions that are attended to, D model width, J heads of keys and values, K head width, V vocabulary.
 """
 
 import functools
@@ -61,8 +61,8 @@ class DecoderLayer(Layer):
         """Keys and values of the encoder's output, computed once for an input."""
         return self.cross_attention.keys_values(encoded_BSD)
 
-    def __call__(self, x_BTD, position_BT, before: Sequence[Segment], visible_BTS, cache, index, cross: Segment):
-        x_BTD, made = self.attend(x_BTD, position_BT, before, visible_BTS, cache, index)
+    def __call__(self, x_BTD, position_BT, before: Sequence[Segment], visible_BYZ, cache, index, cross: Segment):
+        x_BTD, made = self.attend(x_BTD, position_BT, before, visible_BYZ, cache, index)
         found_BTD = self.cross_attention(self.pre_cross_attention_norm(x_BTD), None, [cross])
         found_BTD = self.post_cross_attention_norm(found_BTD) if self.config.post_norms else found_BTD
         return self.feed(x_BTD + self.active(self.dropout)(found_BTD)), made
@@ -75,8 +75,8 @@ class MergedLayer(Layer):
         """Keys and values of the encoder's output, computed once for an input."""
         return self.attention.keys_values(encoded_BSD)
 
-    def __call__(self, x_BTD, position_BT, before: Sequence[Segment], visible_BTS, cache, index, cross: Segment):
-        return super().__call__(x_BTD, position_BT, [*before, cross], visible_BTS, cache, index)
+    def __call__(self, x_BTD, position_BT, before: Sequence[Segment], visible_BYZ, cache, index, cross: Segment):
+        return super().__call__(x_BTD, position_BT, [*before, cross], visible_BYZ, cache, index)
 
 
 class Decoder(LayerStack):
@@ -103,7 +103,7 @@ class Decoder(LayerStack):
         """Embedded decoder inputs -> (final states (B, T, D), those after each layer, keys and values of each layer)."""
         dropout = self.active(self.dropout)
         query_1T = (position + jnp.arange(x_BTD.shape[1]))[None]
-        key_1T = query_1T if cache is None else jnp.arange(cache[0].key_BSHK.shape[1])[None]
+        key_1T = query_1T if cache is None else jnp.arange(cache[0].key_BZJK.shape[1])[None]
         visible = functools.partial(earlier, query_1T, key_1T, jnp.ones(key_1T.shape, bool))
         seen = [Segment(*keys_values, real_BS[:, None, :]) for keys_values in cross]
         x_BTD, layers, made = self.through(dropout(x_BTD), query_1T, visible, (), cache, position, seen)
@@ -122,9 +122,9 @@ class T5Gemma(nn.Module):
         self.encoder = Encoder(config.encoder, computation, config.halved_windows)
         self.decoder = Decoder(config.decoder, computation, config.merged_attention, config.one_embedding)
 
-    def embed(self, tokens_BT):
-        """Tokens -> rows of the encoder's embedding (B, T, D), not scaled yet."""
-        return self.token_embedder(tokens_BT)
+    def embed(self, tokens_BY):
+        """Tokens -> rows of the encoder's embedding (B, Y, D), not scaled yet."""
+        return self.token_embedder(tokens_BY)
 
     def encode(self, embedded_BSD, real_BS) -> Stack:
         """The encoder over rows of its embedding and prompts alike."""
@@ -150,7 +150,7 @@ class T5Gemma(nn.Module):
 
     def __call__(self, tokens_BT):
         encoded = self.encode(self.embed(tokens_BT), jnp.ones(tokens_BT.shape, bool))
-        return self.logits(self.decode(tokens_BT, encoded.real_BS, self.cross(encoded.output_BSD))[0])
+        return self.logits(self.decode(tokens_BT, encoded.real_BY, self.cross(encoded.output_BYD))[0])
 
 
 class Prefilled(NamedTuple):
@@ -176,9 +176,9 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     """Teacher-forced pass (Family.forward)."""
     parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     encoder = _encode(network, parts, rows, own)
-    cross = parts(encoder.output_BSD, method=T5Gemma.cross)
+    cross = parts(encoder.output_BYD, method=T5Gemma.cross)
     shifted_BT = shift_right(rows.targets_BT, network.config.decoder_start_id)
-    decoded_BTD, layers, _ = parts(shifted_BT, encoder.real_BS, cross, method=T5Gemma.decode)
+    decoded_BTD, layers, _ = parts(shifted_BT, encoder.real_BY, cross, method=T5Gemma.decode)
     decoder = Stack(decoded_BTD, layers, real(rows.target_length_B, rows.targets_BT.shape[1]))
     return Outputs(_decoded(parts, decoded_BTD), {"encoder": encoder, "decoder": decoder})
 
@@ -190,11 +190,11 @@ def prefill(network: Network, backbone: dict, rows: Rows, own=None, positions: i
     parts = _parts(network, backbone, changes)
     encoder = _encode(network, parts, rows, own)
     start_B = jnp.full(len(rows.inputs_BL), network.config.decoder_start_id, jnp.int32)
-    return Prefilled(start_B, encoder.real_BS, parts(encoder.output_BSD, method=T5Gemma.cross), changes)
+    return Prefilled(start_B, encoder.real_BY, parts(encoder.output_BYD, method=T5Gemma.cross), changes)
 
 
 def empty_cache(network: Network, batch: int, length: int) -> tuple[KeysValues, ...]:
-    """Keys and values of ``length`` target positions: zeros (B, T, G, K), a pair each layer."""
+    """Keys and values of ``length`` target positions: zeros (B, T, J, K), a pair each layer."""
     return zeros_cache(network.config.decoder, network.computation, batch, length)
 
 
