@@ -34,8 +34,8 @@ LENGTH, WIDTH = 20, 192
 WORDS = "the film was a long dull joke about bright people who never quite say what they mean to each other".split()
 
 
-def write_run(folder: Path, names: list[str], seed: int) -> None:
-    """A run folder of random prompts on nano."""
+def write_run(folder: Path, names: list[str], seed: int, prompts_NPD: np.ndarray | None = None) -> None:
+    """A run folder of prompts on nano, random ones if none are given."""
     runs = [{"task": name, "seed": 0, "group": n, "learning_rate": 0.3, "factor_learning_rate": 0.3} for n, name in enumerate(names)]
     settings = Settings(
         TrainSettings("teacher", str(folder), train_steps=1), BackboneSettings("nano"), PromptSettings(length=LENGTH),
@@ -46,7 +46,8 @@ def write_run(folder: Path, names: list[str], seed: int) -> None:
     described["settings"] = settings.describe()
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(described))
-    shared = np.random.default_rng(seed).normal(size=(len(names), LENGTH, WIDTH)).astype(np.float32)
+    random_NPD = np.random.default_rng(seed).normal(size=(len(names), LENGTH, WIDTH)).astype(np.float32)
+    shared = random_NPD if prompts_NPD is None else prompts_NPD
     checkpoints = Checkpoints(folder, runs=runs)
     state = {"step": np.asarray(1), "trainable": {"bank/shared": shared}, "opt_state": ()}
     checkpoints.save(1, state, None, {"step": 1, "has_best": False})

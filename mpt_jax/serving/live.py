@@ -42,6 +42,7 @@ class Live:
             self.sources.add(self.banks.source(folder, settings.checkpoint))
         self.batcher = Batcher(settings, spec_of(settings, list(self.sources)), measures, self._left)
         self.ready = False
+        self.batching: asyncio.Task | None = None  # what answers; it ends with the server
         self._pending: collections.Counter[tuple[int, int]] = collections.Counter()  # queries by (prompt length, bank row)
         self._retired: set[tuple[int, int]] = set()
         self._changing = asyncio.Lock()
