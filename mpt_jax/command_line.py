@@ -5,7 +5,6 @@ Settings are flags in snake case (``--train_steps 500``) or gin's own (``--gin.T
 
 import argparse
 import difflib
-import importlib.metadata
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -153,9 +152,11 @@ def _plain(message: str, command: str) -> str:
 
 def version() -> str:
     """The version of this package, as pip knows it."""
+    from importlib import metadata  # a third of the time of --help, which does not need it
+
     try:
-        return importlib.metadata.version("mpt_jax")
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version("mpt_jax")
+    except metadata.PackageNotFoundError:
         return "(not installed)"
 
 
