@@ -243,3 +243,14 @@ def test_the_encoder_of_t5gemma_alone_has_the_prompts(tmp_path):
     check_engines(tmp_path, dataclasses.replace(config, **sides), str(vocabulary / "tokenizer.json"))
     written = parse_json((tmp_path / "hf" / "config.json").read_bytes(), "config.json")
     assert (written["encoder"]["vocab_size"], written["decoder"]["vocab_size"]) == (510 + 4 + 4 + 7, 510)
+
+
+@pytest.mark.slow
+def test_nano_as_tokens(tmp_path):
+    described = {"backbone": "nano", "fingerprint": tiny_bank.fingerprint("nano")}
+    runs = [tiny_bank.write_prompts(tmp_path / name, described, names, 192, 20, seed, 1.0) for name, names, seed in
+            (("a", ("sst2", "trec"), 0), ("b", ("mrpc",), 1))]  # fmt: skip
+    asked = [Query(text, ("sst2", "mrpc", "trec")[n % 3]) for n, text in enumerate(TEXTS + SENTENCES)]
+    convert(runs, "tokens", str(tmp_path / "hf"))
+    ours = our_tokens(runs, asked)
+    assert their_tokens(tmp_path / "hf", asked, 16, True) == ours == ct2_tokens(tmp_path / "hf", asked, 16)
