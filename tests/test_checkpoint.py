@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_passed_over_only_when_asked(run_dir, capsys):
     unfinished = run_dir / "checkpoints" / "11.orbax-checkpoint-tmp"
     unfinished.mkdir()
     start_state = TrainState(**state())
-    with pytest.raises(UserError, match=r"checkpoints/9' is damaged.*SKIP_DAMAGED_CHECKPOINTS=True"):
+    with pytest.raises(UserError, match=r"checkpoints/9' is damaged.*--skip_damaged_checkpoints"):
         resume(Checkpoints(run_dir), start_state)
     assert "cleared: 11.orbax-checkpoint-tmp" in capsys.readouterr().err and not unfinished.exists()
     again = Checkpoints(run_dir)
