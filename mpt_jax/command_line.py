@@ -312,7 +312,9 @@ def _gin_binding(word: str, command: str) -> Binding:
         raise UserError(f"{word}: a binding is --gin.NAME=VALUE" + (f", or {macro.example}." if macro else "."))
     name = name.strip()
     fields = macros()[name].fields if name in macros() else (name,) if FIELD.fullmatch(name) else ()
-    if fields and not _reads(command, fields):  # no error: bindings are often given to several commands alike
+    known = {read.partition(".")[0] for row in COMMANDS.values() for read in row.reads}  # a method's own settings are gin_settings.py's
+    read_elsewhere = any(field.partition(".")[0] in known for field in fields)
+    if read_elsewhere and not _reads(command, fields):  # no error: bindings are often given to several commands alike
         print(f"--gin.{name}: {command} does not read this setting, it changes nothing here", file=sys.stderr)
     return Binding(name, text.strip(), f"--gin.{name}")
 

@@ -184,3 +184,9 @@ def test_a_dry_run_of_a_few_shot_stage_names_its_rows(world, capsys):
     argv = ["fewshot", "--dry_run", "--k_shot", "4", "--gin.PromptSettings.transfer=none"]
     assert main([*arguments("train", "", world, TASKS=["vowel"]), *argv]) == 0
     assert "4 drawn (K_SHOT)" in capsys.readouterr().out
+
+
+def test_settings_of_a_method_are_read_where_the_method_is_chosen(capsys):
+    """No note says that the command leaves them alone: which method reads them is known once gin has named one."""
+    parse_arguments(["train", "teacher", "--method=lora", "--gin.LoraSettings.rank=4", "--tasks=a", "--model_dir=x"])
+    assert "does not read" not in capsys.readouterr().err
