@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from mpt_jax import paths
+from mpt_jax import buckets, paths
 from mpt_jax.bindings import Binding
 from mpt_jax.config import STAGES
 from mpt_jax.errors import EXIT_CODES, UserError
@@ -51,9 +51,9 @@ COMMANDS = {
     "serve": Command("answer over HTTP from any number of run folders on one backbone"),
 }  # fmt: skip
 PATHS: dict[str, tuple[str, tuple[str, ...]]] = {  # arguments that are paths: flag, and the addresses that it takes as well
-    "source": ("--from", paths.BUCKETS), "backbone": ("--backbone", paths.BUCKETS), "input": ("--input", ()), "output": ("--output", ()),
-    "json": ("--json", ()), "nearest": ("--nearest", ()), "run": ("--run", ()),
-    "run_dirs": ("run folder", ()), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),
+    "source": ("--from", buckets.SCHEMES), "backbone": ("--backbone", buckets.READ_IN_PLACE), "input": ("--input", buckets.SCHEMES),
+    "output": ("--output", ()), "json": ("--json", ()), "nearest": ("--nearest", ()), "run": ("--run", ()),
+    "run_dirs": ("run folder", buckets.SCHEMES), "model_dir": ("--model_dir", ()), "gin_file": ("--gin_file", ()),
 }  # fmt: skip
 
 
@@ -252,6 +252,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if command in ("report", "convert") and not (arguments.run_dirs if command == "report" else arguments.source):
         raise UserError(f"{command} needs a run folder; type {'mpt-jax report runs/target' if command == 'report' else '--from FOLDER'}.")
     for name, (flag, remote) in PATHS.items():
+        remote = buckets.SCHEMES if (name, command) == ("output", "report") else remote
         given = getattr(arguments, name, None)
         if isinstance(given, list):
             setattr(arguments, name, [paths.local(flag, path, remote) for path in given])

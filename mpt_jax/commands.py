@@ -2,7 +2,7 @@
 
 import argparse
 
-from mpt_jax import tasks
+from mpt_jax import buckets, tasks
 from mpt_jax.config import BackboneSettings, CompileSettings, DataSettings, EvalSettings, MeshSettings, TaskSettings
 from mpt_jax.data.cache import cached_names
 from mpt_jax.data.checked_folder import cache_folder
@@ -14,11 +14,20 @@ def task_names(required: bool = True) -> tuple[str, ...]:
     """The tasks that TASKS or MIXTURE_OR_TASK_NAME names; mixtures become their tasks. The user's module is imported first."""
     chosen = configured(TaskSettings)
     tasks.paper.configure(chosen.data_dir, chosen.download)
-    tasks.import_module(chosen.module or None)
+    tasks.import_module(_brought("MIXTURE_OR_TASK_MODULE", chosen.module) or None)
     if not chosen.chosen and required:
         raise UserError("no task is named: type --tasks NAME,NAME; `mpt-jax tasks` lists them.")
     names = tasks.expand(chosen.chosen, cached_names(cache_folder(configured(DataSettings).cache_dir)))
     return tuple(tasks.paper.variant_of(name, chosen.label_targets, chosen.as_published) for name in names)
+
+
+def _brought(setting: str, path: str) -> str:
+    """A path, or the place here of what is at an address in a bucket."""
+    if not buckets.is_address(path):
+        return path
+    from mpt_jax.bucket_run import brought
+
+    return brought(setting, path)
 
 
 def _print_first(text: str) -> None:
@@ -42,7 +51,8 @@ def command_train(arguments: argparse.Namespace) -> None:
         return
     with distributed.Preemption() as preemption:
         folder = run_train(settings, task_names(), operative(), preemption.reached)
-    _print_first(f"{folder}\n")
+    in_bucket = buckets.is_address(settings.train.model_dir)
+    _print_first(f"{settings.train.model_dir if in_bucket else folder}\n")
 
 
 def command_eval(arguments: argparse.Namespace) -> None:
@@ -59,7 +69,7 @@ def command_infer(arguments: argparse.Namespace) -> None:
 
     names = task_names(required=False)
     settings, data, mesh = configured(EvalSettings), configured(DataSettings), configured(MeshSettings)
-    _print_first(run_infer(settings, data, mesh, names, arguments.input, arguments.output, arguments.score))
+    _print_first(run_infer(settings, data, mesh, names, _brought("--input", arguments.input), arguments.output, arguments.score))
 
 
 def command_cache(arguments: argparse.Namespace) -> None:
@@ -102,17 +112,25 @@ def command_compile(arguments: argparse.Namespace) -> None:
 def command_convert(arguments: argparse.Namespace) -> None:
     """Converts backbones and prompts."""
     from mpt_jax.convert import convert
+    from mpt_jax.model.formats.files import Folder, is_remote
 
-    written = convert(arguments.source, arguments.to, arguments.output, arguments.task, arguments.backbone, arguments.combine)
+    source = arguments.source
+    if Folder(source).exists("run.json") if is_remote(source) else buckets.is_address(source):
+        source = _brought("--from", source)  # of all else the readers bring what they need
+    written = convert(source, arguments.to, arguments.output, arguments.task, arguments.backbone, arguments.combine)
     print("\n".join(written) if len(written) <= 8 else f"{arguments.output}: {len(written)} files")
 
 
 def command_report(arguments: argparse.Namespace) -> None:
     """Makes tables, plots and a page from run folders."""
+    from mpt_jax.bucket_run import made_in
     from mpt_jax.infer.report import report
 
-    for path in report(arguments.run_dirs, arguments.output or arguments.run_dirs[0]):
-        print(path)
+    output = arguments.output or arguments.run_dirs[0]
+    with made_in(output) as folder:
+        written = report([_brought("run folder", path) for path in arguments.run_dirs], folder)
+    for path in written:
+        print(f"{output.rstrip('/')}/{path.name}" if buckets.is_address(output) else path)
 
 
 def command_quickstart(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from mpt_jax import checks, paths
+from mpt_jax import buckets, checks, paths
 from mpt_jax.computation import Computation
 from mpt_jax.errors import UserError
 
@@ -46,7 +46,7 @@ class BackboneSettings:
     def __post_init__(self):
         checks.check_types(self)
         checks.check_folder("BACKBONE", self.path)
-        checks.set_paths(self, {"path": "BACKBONE"}, paths.BUCKETS)
+        checks.set_paths(self, {"path": "BACKBONE"}, buckets.SCHEMES)
         checks.set_paths(self, {"vocabulary": "VOCABULARY"})
         Computation(self.dtype, self.remat, self.attention)
 
@@ -78,7 +78,7 @@ class PromptSettings:
 
     def __post_init__(self):
         checks.check_types(self)
-        checks.set_paths(self, {"init_file": "PromptSettings.init_file"}, paths.BUCKETS)
+        checks.set_paths(self, {"init_file": "PromptSettings.init_file"}, buckets.READ_IN_PLACE)
         checks.check_range("PromptSettings.length (PROMPT_LENGTH)", self.length, 1, MOST_LENGTH)
         checks.check_range("PromptSettings.rank (PROMPT_RANK)", self.rank, 0, MOST_RANK)
         checks.check_range("PromptSettings.init_vocabulary_rows", self.init_vocabulary_rows, 1)
@@ -190,7 +190,7 @@ class DataSettings:
         if set(self.feature_lengths) != set(LENGTHS):
             message = f"DataSettings.feature_lengths (TASK_FEATURE_LENGTHS) = {self.feature_lengths!r}"
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
-        checks.set_paths(self, {"cache_dir": "CACHE_DIR"})
+        checks.set_paths(self, {"cache_dir": "CACHE_DIR"}, buckets.SCHEMES)
         checks.check_texts("DataSettings.cue (CUE)", self.cue)
         limits = {"batch_size": (1, MOST_ROWS), "micro_batch_size": (1, MOST_ROWS), "prefetch": (1, MOST_AHEAD)}
         for name, (low, high) in {**limits, "mixing_cap": (1, math.inf), "k_shot": (0, 1_000_000)}.items():
@@ -248,7 +248,8 @@ class TaskSettings:
         if not all(isinstance(name, str) for name in self.names):
             raise UserError(f"TASKS = {self.names!r}; it takes a list of names.")
         checks.check_different("TASKS", self.names)
-        checks.set_paths(self, {"data_dir": "TASK_DATA_DIR", "module": "MIXTURE_OR_TASK_MODULE"})
+        checks.set_paths(self, {"data_dir": "TASK_DATA_DIR"})
+        checks.set_paths(self, {"module": "MIXTURE_OR_TASK_MODULE"}, buckets.SCHEMES)
 
     @property
     def chosen(self) -> list[str]:
@@ -291,7 +292,7 @@ class TrainSettings:
     def __post_init__(self):
         checks.check_types(self)
         object.__setattr__(self, "model_dir", paths.expanded("MODEL_DIR", self.model_dir))  # what it may be: paths.writable_run
-        checks.set_paths(self, {"teacher_dir": "TEACHER_DIR", "source_dir": "SOURCE_DIR"})
+        checks.set_paths(self, {"teacher_dir": "TEACHER_DIR", "source_dir": "SOURCE_DIR"}, buckets.SCHEMES)
         checks.check_choice("TrainSettings.stage", self.stage, STAGES)
         checks.check_choice("TrainSettings.eval_method", self.eval_method, tuple(ANSWERS))
         zero_or_more = ("eval_steps", "eval_rows", "checkpoint_steps", "patience")
@@ -344,7 +345,7 @@ class EvalSettings:
 
     def __post_init__(self):
         checks.check_types(self)
-        checks.set_paths(self, {"model_dir": "MODEL_DIR"})
+        checks.set_paths(self, {"model_dir": "MODEL_DIR"}, buckets.SCHEMES)
         checks.check_choice("EvalSettings.method", self.method, tuple(ANSWERS))
         checks.check_choice("EvalSettings.checkpoint", self.checkpoint, ("best", "last"))
         checks.check_range("EvalSettings.batch_size (EVAL_BATCH_SIZE)", self.batch_size, 1, MOST_ROWS)

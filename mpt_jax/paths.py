@@ -9,7 +9,6 @@ from pathlib import Path
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import shown
 
-BUCKETS = ("gs://",)  # what some readers understand (model/formats)
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 MOST_BYTES, MOST_NAME, MOST_FOLDERS = 4095, 255, 200  # of a path and of a name in it, as Linux has it; folders in one another [ours]
 GLOB = "[]*?\\"  # Orbax looks for the parts of a checkpoint by a pattern made from the folder's own path

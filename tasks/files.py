@@ -11,6 +11,8 @@ from mpt_jax.tasks.errors import TaskError
 from mpt_jax.tasks.lines import LINE_LIMIT, check_file, json_object, lines
 from mpt_jax.tasks.table import FORMATS, Task, add
 
+from mpt_jax import buckets
+
 Files = str | Path | Sequence[str | Path]  # a file, a pattern of files, or a list of them
 csv_reader.field_size_limit(LINE_LIMIT)  # Python's own limit of 131,072 cuts off real texts
 
@@ -101,9 +103,15 @@ def _resolve_all(name: str, split: str, folder: Path, given: Files) -> str | tup
 
 
 def _resolve(folder: Path, path: str | Path) -> str:
+    if buckets.is_address(path):
+        return str(path)
     path = os.path.expanduser(path)
     beside = str(folder / path)
-    return beside if os.path.lexists(beside) or glob.glob(beside) else str(Path.cwd() / path)
+    if os.path.lexists(beside) or glob.glob(beside):
+        return beside
+    in_bucket = buckets.address_of(folder)  # of a module that came from a bucket
+    here = str(Path.cwd() / path)
+    return f"{in_bucket}/{path}" if in_bucket and not os.path.isabs(path) and not os.path.lexists(here) and not glob.glob(here) else here
 
 
 def paths_of(task: Task, split: str) -> list[str]:
@@ -111,6 +119,7 @@ def paths_of(task: Task, split: str) -> list[str]:
     given = task.files[split]
     found = []
     for path in (given,) if isinstance(given, str) else given:
+        path = _brought(task, path)
         if os.path.lexists(path) or not glob.has_magic(path):
             found.append(path)
         elif several := sorted(glob.glob(path)):
@@ -118,6 +127,20 @@ def paths_of(task: Task, split: str) -> list[str]:
         else:
             raise TaskError(f"{path}: no file fits this pattern: correct `files` of the task or the current folder")
     return found
+
+
+def _brought(task: Task, path: str) -> str:
+    """A path, or the place here of what is at an address, which a module in a bucket may name by its own place here.
+
+    Of a pattern the folder is brought here.
+    """
+    address = path if buckets.is_address(path) else buckets.address_of(path)
+    if address is None:
+        return path
+    folder, _, last = address.rpartition("/")
+    if glob.has_magic(last):
+        return f"{buckets.here(f'files of task {task.name!r}', folder)}/{last}"
+    return buckets.here(f"files of task {task.name!r}", address)
 
 
 def read_records(

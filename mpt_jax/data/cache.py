@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpt_jax import tasks
+from mpt_jax import buckets, tasks
 from mpt_jax.data import cache_writer
 from mpt_jax.data.cache_writer import Progress
 from mpt_jax.data.checked_folder import META, checked_meta, clear_left_overs, damaged, key_name, map_array, read_meta
@@ -119,10 +119,12 @@ def open_cache(
     """
     tasks.check_one_meaning(name)
     cache_dir, known = Path(cache_dir), _registered(name)
-    latest = trust or not known
+    latest, address = trust or not known, buckets.address_of(cache_dir)
+    if address and latest:  # which is the latest, the bucket tells
+        buckets.here("CACHE_DIR", f"{address}/{name}/{split}")
     folder = _latest(name, split, vocabulary, cache_dir) if latest else _current(name, split, vocabulary, cache_dir)
     try:
-        there = folder is not None and folder.exists()
+        there = folder is not None and (folder.exists() or bool(address and buckets.fetch_folder(buckets.address_of(folder), folder)))
     except OSError as error:
         raise UserError(f"the cache {str(folder)!r} cannot be read ({error.strerror}): name another by --cache_dir") from error
     if there and not overwrite:
@@ -153,6 +155,9 @@ def write_cache(
     cache_writer.write(
         key, cache_writer.examples_of(name, split, vocabulary), vocabulary, folder, progress
     )
+    address = buckets.address_of(folder)
+    if address:
+        buckets.put_folder(folder, address)
     return read_cache(folder)
 
 

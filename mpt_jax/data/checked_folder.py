@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpt_jax import buckets
 from mpt_jax.errors import UserError
 
 META = "meta.json"
@@ -31,6 +32,8 @@ def cache_folder(setting: str = "") -> Path:
     given = setting or os.environ.get("MPT_CACHE_DIR") or "~/.cache/mpt_jax"
     if "\0" in given:
         raise UserError(f"CACHE_DIR = {given!r} holds a zero byte, which no name may have.")
+    if buckets.is_address(given):
+        return buckets.place_of(given)
     try:
         return Path(given).expanduser()
     except RuntimeError as error:  # neither HOME nor an entry of the user

@@ -1,8 +1,11 @@
 """What the commands eval, infer, cache and tasks do, from settings to the text they print."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from mpt_jax import distributed, tasks
+from mpt_jax import buckets, distributed, tasks
+from mpt_jax.bucket_run import brought, put_results
 from mpt_jax.checks import check_folder
 from mpt_jax.config import BackboneSettings, DataSettings, EvalSettings, MeshSettings
 from mpt_jax.data.cache import open_cache
@@ -30,11 +33,17 @@ def _load(settings: EvalSettings, data: DataSettings, mesh: MeshSettings) -> Pre
     return load(settings.model_dir, settings.checkpoint, feature_lengths=given, batch_size=settings.batch_size, mesh=mesh_or_none(mesh))
 
 
+def _here(settings: EvalSettings) -> EvalSettings:
+    """With the run's place on this host, where it is in a bucket."""
+    return dataclasses.replace(settings, model_dir=brought("MODEL_DIR", settings.model_dir))
+
+
 def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, names: Sequence[str]) -> str:
     """Scores the named tasks (default: all of the run), writes ``eval/<task>.json`` in the run folder, returns a Markdown table.
 
     A task with several seeds is scored with each; of several learning rates those that did best on the dev split in training.
     """
+    given, settings = settings, _here(settings)
     predictor = _load(settings, data, mesh)
     chosen = tuple(names) or predictor.tasks
     bank_rows = {name: predictor.bank_rows(name) for name in chosen}
@@ -56,6 +65,8 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
     how = {"checkpoint": settings.checkpoint, "step": predictor.step, "method": settings.method}
     how |= {} if search == GREEDY else {"search": search.describe()}
     paths = evaluate.write_results(settings.model_dir, results, predictor.run, how)
+    if buckets.is_address(given.model_dir):
+        put_results(given.model_dir, Path(settings.model_dir), paths)
     summaries = [evaluate.summary_of([r for r in results if r.task == name], predictor.run) for name in chosen]
     lengths = f"input length {spec.input_length}, target length {spec.target_length} tokens"
     for feature in ("inputs", "targets"):
@@ -70,7 +81,7 @@ def run_infer(
     """Answers each row of a JSONL file (or TASK:SPLIT) into another file; returns one line that says so."""
     if len(names) > 1:
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
-    predictor = _load(settings, data, mesh)
+    predictor = _load(_here(settings), data, mesh)
     folder = cache_folder(data.cache_dir)
     count = rows.infer(predictor, source, output, names[0] if names else None, score, folder, search_of(settings))
     said = f"{count} rows written to {output}"

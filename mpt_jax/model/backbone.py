@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Sharding
 
+from mpt_jax import bucket_run, buckets
 from mpt_jax.config import BackboneSettings
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
@@ -60,6 +61,8 @@ def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
     """Where a backbone of a known name is, or the path itself. Raises UserError if there is neither, in the words of who gave it."""
     if name and (is_remote(name) or os.path.exists(name)):
         return name
+    if buckets.is_address(name):  # of a scheme that the readers do not know themselves
+        return bucket_run.brought(given_as.removesuffix(" ="), name)
     if name and os.path.isdir(SHIPPED / name):
         return str(SHIPPED / name)
     if name in PACKAGED:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpt_jax.bucket_run import brought
 from mpt_jax.checkpoint import Loaded, load
 from mpt_jax.config import WEIGHT_STAGES, DataSettings, Settings, scoring_steps
 from mpt_jax.data.cache import TokenCache
@@ -185,7 +186,7 @@ def read_prompts(
 
     Raises UserError if it is not finished, was trained on another backbone, or trained a backbone itself.
     """
-    loaded = load(run_dir)
+    loaded = load(brought(setting, run_dir))
     trained, run = loaded.trainable, loaded.run
     require(run, run_dir, "backbone.name", "backbone.fingerprint", "runs")
     bank = bank_alone(trained, run, run_dir)

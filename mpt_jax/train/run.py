@@ -1,11 +1,13 @@
 """From settings to a trained run folder."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mpt_jax import digests, distributed, paths, sharding
+from mpt_jax import digests, distributed, sharding
+from mpt_jax.bucket_run import training_folder
 from mpt_jax.checkpoint import Best, Checkpoints
 from mpt_jax.checks import check_folder
 from mpt_jax.config import Settings
@@ -15,7 +17,6 @@ from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.data.sampler import Stream
 from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
-from mpt_jax.folder_lock import locked
 from mpt_jax.goodput import Clock, keep_in_run_json
 from mpt_jax.methods.method import BACKBONE, own_of, places_for, sizes
 from mpt_jax.methods.table import method_of
@@ -56,7 +57,8 @@ def run_train(
     """
     check_together(settings)
     clock = Clock()
-    with locked(paths.writable_run("MODEL_DIR", settings.train.model_dir)):
+    with training_folder("MODEL_DIR", settings.train.model_dir) as folder:
+        settings = settings._replace(train=dataclasses.replace(settings.train, model_dir=folder))
         program, caches = prepare(settings, tasks, backbone)
         run_folder = open_folder(program, caches, config_gin)
 

@@ -1,0 +1,59 @@
+"""A real object-store server on this machine, for the tests of buckets: Google's protocol or Amazon's. It can be stopped and started."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+BUCKET = "bucket"
+
+
+class Server:
+    """gs: gcp-storage-emulator, which keeps its objects in a folder. s3: moto, which keeps them in memory."""
+
+    def __init__(self, scheme: str, folder: Path):
+        self.scheme, self.folder = scheme, folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that lead gcsfs, s3fs and TensorStore here."""
+        if self.scheme == "gs":
+            return {"STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url}
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        return {"AWS_ENDPOINT_URL": self.url, **keys}
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.scheme == "gs":
+            where = [f"--data-dir={self.folder}", "start", "--host=127.0.0.1", f"--port={self.port}"]
+            options = [*where, "--quiet", f"--default-bucket={BUCKET}"]
+            argv = [sys.executable, "-c", "from gcp_storage_emulator.__main__ import main; main()", *options]
+        else:
+            argv = [sys.executable, "-c", "from moto.server import main; main()", "--host=127.0.0.1", f"--port={self.port}"]
+        with (self.folder.parent / f"{self.scheme}_server.log").open("a") as log:
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, **self.environment})
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(self.url, timeout=5).close()
+                break
+            except urllib.error.HTTPError:
+                break
+            except OSError:
+                assert self._process.poll() is None and time.monotonic() < deadline, "the object server does not start"
+                time.sleep(0.1)
+        if self.scheme == "s3":
+            urllib.request.urlopen(urllib.request.Request(f"{self.url}/{BUCKET}", method="PUT"), timeout=10).close()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
