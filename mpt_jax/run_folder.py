@@ -216,7 +216,8 @@ def differences(old: dict, new: dict) -> list[str]:
     """
     new = json.loads(json.dumps(new))
     before, now = _identity(old), _identity(new)
-    changed = [name for name, value in sorted(before.items()) if now.get(name) != value]
+    in_order = sorted(before, key=lambda name: (name != "tasks", name))
+    changed = [name for name in in_order if now.get(name) != before[name]]
     if not changed and old.get("runs", new.get("runs")) != new.get("runs"):
         return ["seeds, learning rates, groups or few-shot rows of its runs"]
     return [f"{name}: {before[name]!r} there, {now.get(name)!r} now" for name in changed]

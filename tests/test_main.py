@@ -140,9 +140,9 @@ def test_a_gin_file_is_named_with_its_line(capsys, tmp_path, text, messages):
         ("MODEL_DIR='runs/a", ("--gin.MODEL_DIR='runs/a: a text with matching quotes is expected", "type --gin.MODEL_DIR=text")),
         ("TASK_FEATURE_LENGTHS=32,8", ("--gin.TASK_FEATURE_LENGTHS=32,8:", "inputs=256,targets=128")),
         ("SEED=1-3", ("SEED", "'1-3' is not a whole number")),
-        ("MODEL_DIR=gs://bucket/run", ("gs://… cannot be used",)),
+        ("MODEL_DIR=hdfs://bucket/run", ("hdfs:/", "cannot be used, only a local path")),
         ("MODEL_DIR=seeds[1,2]", ("seeds[1,2]' holds [ ], a pattern for Orbax",)),
-        ("CACHE_DIR=s3://bucket", ("CACHE_DIR = 's3://bucket'",)),
+        ("CACHE_DIR=hdfs://bucket", ("CACHE_DIR = 'hdfs://bucket'",)),
         ("SOURCE_DIR=~nobody_here/x", ("SOURCE_DIR", "there is no user 'nobody_here'")),
         ("K_SHOT=0", ("K_SHOT = 0: stage 'fewshot' trains on K_SHOT rows, 1 or more",)),
     ],
@@ -153,7 +153,7 @@ def test_bindings_that_cannot_be_used_are_named(capsys, world, folder, binding, 
 
 
 def test_addresses_and_home_folders_on_the_command_line(capsys, tmp_path):
-    fails(capsys, ["report", "gs://bucket/run"], "run folder = 'gs://bucket/run'")
+    fails(capsys, ["report", "hdfs://bucket/run"], "run folder = 'hdfs://bucket/run'")
     fails(capsys, ["convert", "--from", "nano", "--to", "npz", "--output", "s3://b/x"], "--output = 's3://b/x'")
     fails(capsys, ["report", "~/no_run_here"], f"{Path.home()}/no_run_here' is not a run folder")
 

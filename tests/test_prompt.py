@@ -153,7 +153,7 @@ def test_teachers_with_prompts_of_their_own_are_a_source(rank):
         for number, (seed, task) in enumerate((seed, task) for seed in (3, 4) for task in NAMES)
     ]
     for seed, first in ((4, 3), (9, 0)):  # its own seed's, or the first seed's
-        found, names = prompt._source_runs(prompt.paths_of(bank), {"runs": rows}, seed)
+        found, names = prompt.source_runs(prompt.paths_of(bank), {"runs": rows}, seed)
         settings = PromptSettings(length=bank.shared_GPD.shape[1], rank=rank, transfer="task", transfer_task="c")
         target = prompt.transfer(found, names, settings, 1, seed=0)
         assert names == NAMES

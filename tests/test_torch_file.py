@@ -21,8 +21,8 @@ PROGRAMS = {
     "a storage that takes forever to print": (b"\x80\x02" + PAIRS + b"Q.", "refers to 'tuple'"),
     "arguments that take forever to print": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + PAIRS + b"R.", "refused"),
     "dicts that take forever to walk": (b"\x80\x02" + DICTS + b".", "holds no tensors"),
-    "millions of opcodes": (b"\x80\x02" + b"K\x01" * 3_000_000 + b".", "more than 300000 opcodes"),
-    "marks without end": (b"\x80\x02" + b"(" * 140_000 + b"t" * 140_000 + b".", "holds a tuple"),
+    "millions of opcodes": (b"\x80\x02" + b"K\x01" * 3_000_000 + b".", "more than 150000 opcodes"),
+    "marks without end": (b"\x80\x02" + b"(" * 70_000 + b"t" * 70_000 + b".", "holds a tuple"),
     "a number of a million digits": (b"\x80\x02}\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"K\x01s.", "holds no tensors"),
     "a negative offset": (torch_like.program({"a": torch_like.tensor("0", FULL, offset=-1)}), "starts at -1 of its storage"),
     "an offset beyond the storage": (

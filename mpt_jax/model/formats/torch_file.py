@@ -40,7 +40,7 @@ ALLOWED = {
     *(f"torch {name}" for name in STORAGES),
 }
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # first number of files before torch 1.6
-MAX_OPCODES = 300_000  # a tensor takes 30; T5-11B has 1,400 tensors
+MAX_OPCODES = 150_000  # a tensor takes 30; T5-11B has 1,400 tensors
 MAX_TABLE = 16 * 2**20  # bytes of the program
 SUMMED_BYTES = 2**20  # read at once to check a storage
 
