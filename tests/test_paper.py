@@ -312,7 +312,8 @@ def test_missing_data_is_told_at_once(tmp_path):
         "        try: call()\n"
         "        except tasks.TaskError as error: text = str(error)\n"
         "        assert time.monotonic() - start < 5\n"
-        "        for part in (name, 'https://', 'MPT_TASK_DATA', '--task_data_dir', 'tensorflow_datasets.load'): assert part in text, text\n"
+        "        for part in (name, 'https://', 'MPT_TASK_DATA', '--task_data_dir', 'tensorflow_datasets.load'):\n"
+        "            assert part in text, text\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("MPT_TASK_DATA", "TFDS_DATA_DIR")}
