@@ -71,7 +71,7 @@ def test_made_up_teachers_name_different_tokens():
     assert (total_BT < 1).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_case_trains_and_is_measured(tmp_path, capsys):
     side = Side(tmp_path, cases.TINY._replace(buckets=(16,)), 100.0)
     case = cases.Case("t5_base source cached", "jax", "step", 1.0, "t5_base", "cached")

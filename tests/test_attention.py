@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_model import given, own, rows_of, tiny, weights
 
 from mpt_jax.config import Computation
@@ -51,6 +52,7 @@ def test_attention_is_a_softmax_over_the_keys_that_may_be_seen():
             np.testing.assert_allclose(found[b, :, h], weight @ np.asarray(value[b, :, h]) / weight.sum(1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_few_target_positions_give_the_logits_of_many():
     """Teacher-forced logits of 4 = K / 4 targets, by keys and values and without; and no keys are made for few."""
     params, network = weights(CONFIG), given(CONFIG)

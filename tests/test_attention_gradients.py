@@ -9,7 +9,7 @@ import pytest
 from mpt_jax.model import attention
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_of_bfloat16_attention_are_products_of_bfloat16_arrays():
     """A float32 operand would run at a fraction of an accelerator's rate; the results stay near those of float32."""
     keys = jax.random.split(jax.random.PRNGKey(0), 4)

@@ -92,6 +92,7 @@ def test_one_beam_is_greedy_decoding(name):
     np.testing.assert_array_equal(ours(name, 1, 1.0), greedy_decode(network, tiny.weights(config), own, rows, tiny.STEPS, ENDS))
 
 
+@pytest.mark.slow
 def test_with_enough_beams_it_finds_the_best_of_all_answers():
     """Of five tokens, one of them an end: every answer of up to 3 tokens is tried."""
     config = tiny.t5(vocab_size=5)

@@ -193,6 +193,7 @@ def test_an_input_of_one_token_and_a_row_that_only_fills_up():
     np.testing.assert_allclose(found[:2], alone, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", SLOW_WINDOWED])
 def test_bfloat16_is_near_float32(name):
     config, some, mine = CONFIGS[name], rows(slots=SLOTS), own(prompts())
@@ -210,6 +211,7 @@ def test_bfloat16_is_near_float32(name):
     assert tokens.shape == (3, STEPS)
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_give_the_same_gradient():
     weights, some, mine = params(CONFIGS["gemma2"]), rows(slots=SLOTS), own(prompts())
     value, grads = gradient(given(CONFIGS["gemma2"]), weights, some, mine)
@@ -218,6 +220,7 @@ def test_rematerialised_layers_give_the_same_gradient():
     np.testing.assert_allclose(again["prompt"], grads["prompt"], rtol=0, atol=1e-6 * np.abs(grads["prompt"]).max())
 
 
+@pytest.mark.slow
 def test_dropout_follows_its_seed_and_rate_zero_needs_none():
     weights, some, mine = params(CONFIGS["llama"]), rows(slots=SLOTS), own(prompts())
     dropped = jax.jit(loss, static_argnums=0)
@@ -236,6 +239,7 @@ def test_dropout_follows_its_seed_and_rate_zero_needs_none():
 LABELS = Labels(np.array([[7, 1, 0], [7, 8, 1], [30, 1, 0]], np.int32), np.array([2, 3, 2], np.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", SLOW_WINDOWED])
 def test_labels_are_ranked_over_one_prefix(name):
     """Log-probabilities of each label are those of a pass over prompt, input and label; the walk chooses as greedy decoding would."""

@@ -221,6 +221,7 @@ def compiled(folder, topology_name, config, *more):
     return json.loads((folder / "r.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_for_pretend_devices(tmp_path):
     report, text = compiled(tmp_path, "cpu:8", CONFIG, "--gin.MESH_TENSOR=2", "--measure", "1")
     assert report["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2} and report["tasks"] == 6 and report["examples"] == 32
@@ -233,7 +234,7 @@ def test_the_command_for_pretend_devices(tmp_path):
     assert report["train"]["gathered_share_of_backbone"] < 0.5 and {"decode", "encode"} == set(report["decode"]["programs"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_teachers_that_ran_before_are_no_part_of_the_step(tmp_path):
     report, _ = compiled(tmp_path, "cpu:2", CONFIG, "--gin.DistillationSettings.teacher_mode='cached'", "--train_only", "--measure", "1")
     parts = report["train"]["need"]["flops"]

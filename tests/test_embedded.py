@@ -213,6 +213,7 @@ for name in SOURCES + TARGETS:
 """
 
 
+@pytest.mark.slow
 def test_same_rows_whatever_the_hash_seed():
     outputs = []
     for seed in ("1", "2"):

@@ -39,6 +39,7 @@ def test_no_example_has_sixty_lines_of_code(file):
     assert len([line for line in example(file).splitlines() if line.strip()]) < 60
 
 
+@pytest.mark.slow
 def test_a_task_with_a_score_of_its_own_trains(tmp_path):
     (tmp_path / "my_task.py").write_text(example("my_task.py"))
     rows = [{"word": "ant" if n % 2 else "whale", "label": "small" if n % 2 else "large"} for n in range(12)]

@@ -308,7 +308,7 @@ print(status("VmHWM") - before)
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc to measure memory")
 @pytest.mark.parametrize(
-    "kind, dtype", [("hf", "float32"), *(pytest.param(kind, "float16", marks=pytest.mark.slow) for kind in ("hf", "t5x", "orbax"))]
+    "kind, dtype", [("hf", "float32"), *(pytest.param(kind, "float16", marks=pytest.mark.long) for kind in ("hf", "t5x", "orbax"))]
 )
 def test_peak_memory_is_the_model_and_1_3_times_its_largest_array(kind, dtype, tmp_path):
     config = T5Config("custom", 16_384, 512, 8, 64, 1024, 12, 12)

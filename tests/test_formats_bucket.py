@@ -77,6 +77,7 @@ def bucket(tmp_path):
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_backbones_in_a_bucket(bucket):
     folder, url = bucket
     for kind in ("t5x", "orbax", "hf", "own"):

@@ -131,6 +131,7 @@ def scene(request, tmp_path):
     return tmp_path / "hf", config, params, tokens(config, 3, 9, 0), tokens(config, 3, 5, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", [TINY, TINY_V1_0], ids=["v1.1", "v1.0"], indirect=True)
 def test_a_bank_in_peft(scene, tmp_path):
     peft = pytest.importorskip("peft")
@@ -243,6 +244,7 @@ def test_tokenizers_of_written_folders(tmp_path):
             assert theirs(text).input_ids == [*ours.encode(text), 1]
 
 
+@pytest.mark.slow
 def test_a_bank_trained_here_in_peft(table, tmp_path):
     """Trained by the command, exported by the command, answered by PEFT as by us."""
     peft = pytest.importorskip("peft")

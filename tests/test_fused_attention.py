@@ -49,7 +49,7 @@ def values_and_gradients(function, inputs, bias, weight):
 SLOW_CASES = ((3, 64, "key"), (6, 32, "position"), (2, 128, "both"))
 
 
-@pytest.mark.parametrize("H, K, parts", [(4, 64, "both"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)])
+@pytest.mark.parametrize("H, K, parts", [(4, 64, "both"), *(pytest.param(*case, marks=pytest.mark.long) for case in SLOW_CASES)])
 def test_the_kernel_gives_what_products_give(H, K, parts):
     """Lengths that no tile divides; heads two to a program, all in one, four that do not divide six, one each."""
     inputs, bias, weight = arrays(2, 13, 37, H, K)
@@ -60,6 +60,7 @@ def test_the_kernel_gives_what_products_give(H, K, parts):
         np.testing.assert_allclose(array, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_near_to_float32_as_products_are():
     inputs, bias, weight = arrays(2, 24, 40, 2, 64)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (inputs, weight))
@@ -91,7 +92,7 @@ def assert_same(found, expected):
     np.testing.assert_allclose(np.asarray(found[1]), np.asarray(expected[1]), atol=1e-5 * float(jnp.abs(expected[1]).max()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["none", "layers"])
 def test_a_network_with_the_kernel_is_the_same_network(monkeypatch, remat):
     monkeypatch.setattr(attention, "target_device", lambda: V5E)

@@ -146,6 +146,7 @@ def greedy_among(labels, backbone, prompts, rows):
     return written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 3])
 def test_the_walk_is_greedy_decoding_among_labels(seed):
     model = few_tokens_model(seed)

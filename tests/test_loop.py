@@ -98,6 +98,7 @@ def train_with_patience(folder, caches, last_step: int, scores=SCORES, **fields)
     return read_metrics(folder), loop.best, int(state.step)
 
 
+@pytest.mark.slow
 def test_a_group_without_a_better_score_draws_no_more_rows(tmp_path):
     """Group a stops at step 6, two scorings after its best; group b at 10; then the run ends, also when it was cut in between."""
     caches = {task: sized_cache(tmp_path, 40, name=f"rows_{task}", longest=14) for task in "ab"}

@@ -47,8 +47,7 @@ def settings_in(world: Path, name: str, model_dir: str, stage: str = ""):
     return settings._replace(backbone=BackboneSettings(str(world / "backbone")), data=data)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "lora" else pytest.mark.long) for name in NAMES])
 def test_a_run_that_is_ended_and_continued_is_the_same_to_the_bit_and_answers(name, world):
     """Trained arrays, moments of the optimiser by way of the next steps, best weights; then eval and predictions."""
     backbone = load_backbone(BackboneSettings(str(world / "backbone")))
@@ -71,7 +70,7 @@ def test_a_run_that_is_ended_and_continued_is_the_same_to_the_bit_and_answers(na
     assert len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lora", "attempt"])
 def test_few_shot_runs_of_a_method(name, world):
     folder = run_train(settings_in(world, name, f"{name}_few", "fewshot"), ("digit",))

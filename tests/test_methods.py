@@ -148,9 +148,8 @@ ANSWERED = [  # the parts of the network that methods change, in each family tha
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name, family", ANSWERED)
-
 def test_rows_have_their_own_parameters_in_every_way_of_answering(name, family):
     """Rows of two tasks together, by slots, give the logits of each alone; greedy tokens, a single beam and scores fit the logits."""
     config, start = FAMILIES[family], start_of(name, FAMILIES[family], seeds=(1, 2, 3))
@@ -181,7 +180,7 @@ def test_rows_have_their_own_parameters_in_every_way_of_answering(name, family):
 
 QUICK, EVERYWHERE = ("lora",), ("lora:all", "prefix")  # run by default; run on decoder-only models too
 CASES = [
-    pytest.param(name, config, id=f"{name}-{label}", marks=() if (name in QUICK and config is T5) else pytest.mark.slow)
+    pytest.param(name, config, id=f"{name}-{label}", marks=() if (name in QUICK and config is T5) else pytest.mark.long)
     for label, config in (("t5", T5), ("causal", CAUSAL)) for name in NAMES if (config is T5 and ":" not in name) or name in EVERYWHERE
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from benchmarks.nano import minilm, packed, training, vocabulary
 from mpt_jax.config import BackboneSettings
 from mpt_jax.model.backbone import SHIPPED, load_backbone
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 PIECES = SHIPPED / "nano" / "spiece.model"
 LONG = "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l"

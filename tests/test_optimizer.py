@@ -43,6 +43,7 @@ def test_what_is_neither_a_tasks_nor_a_groups_belongs_to_the_only_group():
     assert {path: array.shape for path, array in from_groups(views, parts).items()} == {path: array.shape for path, array in flat.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_a_group_among_others_is_the_group_alone(name):
     settings = OptimizerSettings(name=name, warmup_steps=2)

@@ -194,6 +194,7 @@ def test_requests_and_tweets_agree_with_their_labels(tmp_path):
     assert made[0]["targets"] == "travel" and "book flight" in {row["targets"] for row in made}
 
 
+@pytest.mark.slow
 @needs_data
 def test_same_rows_twice(monkeypatch):
     monkeypatch.setattr(embedded_rows, "target_texts", lambda: {"causing pain"})

@@ -35,6 +35,7 @@ def alone(folders):
     return {folder[-1]: mpt_jax.load(folder) for folder in folders}
 
 
+@pytest.mark.slow
 def test_mixed_tasks_in_one_call_are_answered_as_each_run_alone_does(folders, alone):
     together = mpt_jax.load(folders)
     assert together.tasks == ("sst2", "a/mrpc", "b/mrpc", "rte", "cola")

@@ -51,6 +51,7 @@ def expected(config, temperature: float, top_p: float) -> np.ndarray:
     return first[:, None] * np.stack([probabilities(logits_BTV[token, 1]) for token in range(V)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 1.0), (1.0, 0.8)])
 def test_tokens_are_drawn_as_often_as_the_network_says(name, temperature, top_p):
@@ -89,6 +90,7 @@ def answers(config, inputs, batch_size: int, search: Search, task_id=None) -> li
     return [tokens.tolist() for tokens in requests.decode(model, given, spec, search=search)]
 
 
+@pytest.mark.slow
 def test_a_row_draws_the_same_answer_whichever_rows_share_its_batch():
     config, search = tiny.t5(vocab_size=384), Search(temperature=1.5, sample_seed=3)
     inputs = [[5 + n % 11, 9, 20 + n][: 1 + n % 3] for n in range(9)]

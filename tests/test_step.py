@@ -74,6 +74,7 @@ def test_one_compilation_for_each_bucket(caches):
     assert sorted(step_fn.traces) == sorted([f"accumulate {a} {b}" for a, b in seen] + ["update"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distillation", [None, DISTILLATION])
 def test_micro_batches_equal_the_whole_batch(caches, distillation):
     """Tolerance 1e-5 on parameters after three updates, float32."""
@@ -107,6 +108,7 @@ def test_lengths_say_what_is_real_whatever_the_padding(caches):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 def test_four_runs_together_equal_each_alone(caches):
     """Tolerance 1e-5 on parameters after three updates, float32."""
     bank = new_bank(4, 2)
@@ -123,6 +125,7 @@ def test_four_runs_together_equal_each_alone(caches):
             np.testing.assert_allclose(array, mine, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_distillation_is_zero_when_student_is_teacher(caches):
     bank = new_bank(1, 2)
     step_fn, state, frozen = make_step(bank, DISTILLATION, np.asarray(compose_all(bank)))
@@ -131,6 +134,7 @@ def test_distillation_is_zero_when_student_is_teacher(caches):
         np.testing.assert_allclose(metrics[name], 0.0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden, positions", [("last", "inputs"), ("all", "all"), ("none", "inputs")])
 def test_distillation_falls_in_training(caches, hidden, positions):
     settings = DistillationSettings(weight=100.0, hidden=hidden, hidden_positions=positions)
@@ -145,6 +149,7 @@ def test_distillation_falls_in_training(caches, hidden, positions):
     assert history[-1] < 0.8 * history[0]
 
 
+@pytest.mark.slow
 def test_teacher_gradients_are_exactly_absent(caches):
     """The gradient with respect to teacher prompts of the whole objective is zero to the bit."""
     step_fn, state, frozen = make_step(new_bank(1, 2), DISTILLATION, TEACHER[:2])
@@ -172,6 +177,7 @@ def test_runs_do_not_see_each_others_rows(caches):
     assert np.abs(first["bank/shared"][1] - second["bank/shared"][1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_everything_trains_in_finetuning(caches):
     """The backbone that was loaded stays as it is: what trains, and is donated to the step, is a copy."""
     optimizer = OptimizerSettings(learning_rate=1e-2, warmup_steps=0)
@@ -191,6 +197,7 @@ def test_everything_trains_in_finetuning(caches):
         np.testing.assert_array_equal(backbone.flat()[path], before[path])
 
 
+@pytest.mark.slow
 def test_dropout_draws_by_seed_step_and_micro_batch(caches):
     """The same step gives the same gradients twice; another step or micro-batch of the same rows, or another seed, gives others."""
     step_fn, state, frozen = make_step(new_bank(1, 2))

@@ -117,6 +117,7 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(tiny.real_only(long.logits_BTV), tiny.real_only(short.logits_BTV), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5gemma", "t5gemma2"])
 def test_the_gradient_to_the_prompt_is_that_of_finite_differences(name):
     """Along random directions, layers rematerialised or not."""

@@ -49,7 +49,7 @@ def train(settings, stream_list, steps=4):
 SLOW_CASES = (("last", "all"), ("none", "inputs"))
 
 
-@pytest.mark.parametrize("hidden, positions", [("last", "inputs"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)])
+@pytest.mark.parametrize("hidden, positions", [("last", "inputs"), *(pytest.param(*case, marks=pytest.mark.long) for case in SLOW_CASES)])
 def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches, tmp_path, hidden, positions):
     """Tolerance 1e-5 on parameters after four updates."""
     settings = dataclasses.replace(EXACT, hidden=hidden, hidden_positions=positions)
@@ -73,6 +73,7 @@ def test_states_of_stacks_of_two_widths_are_kept_and_opened_again(caches, tmp_pa
         assert batch["teacher_encoder_BYD"].any() and batch["teacher_decoder_BYD"].any()
 
 
+@pytest.mark.slow
 def test_a_few_tokens_and_half_precision_come_near(caches, tmp_path):
     stream_list = streams(caches, 2)
     near = dataclasses.replace(EXACT, cached_top=64, cached_dtype="float16")

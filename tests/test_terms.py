@@ -50,6 +50,7 @@ def test_encoder_positions_are_counted_with_the_prompt_where_it_is_compared(cach
             np.testing.assert_array_equal(count_N, batch.target_tokens_N)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["inputs", "all"])
 def test_what_is_reported_is_what_is_minimised(caches, positions):
     """A group of one task: the loss of a step is the weighted sum of the reported means, whatever is compared. float32, 1e-5."""
