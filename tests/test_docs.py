@@ -119,8 +119,13 @@ def test_readmes_own_task_trains_is_scored_and_answers(folder, monkeypatch):
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 16
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [("README.md", "docs/evaluation.md"), ("docs/coming_from.md",)], ids=["readme", "coming_from"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("README.md", "docs/evaluation.md"), marks=pytest.mark.slow, id="readme"),
+        pytest.param(("docs/coming_from.md",), marks=pytest.mark.long, id="coming_from"),
+    ],
+)
 def test_commands_of_the_pages_run_as_printed(names, folder, monkeypatch):
     """One after another in one folder, with few steps and short rows."""
     (folder / "rows.jsonl").write_text('{"inputs": "definition: full of joy"}\n')

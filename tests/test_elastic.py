@@ -61,13 +61,13 @@ def rows_by_step(run: Path) -> dict[int, str]:
     return {line["step"]: line["rows"] for line in read_metrics(run) if "rows" in line}
 
 
-@pytest.mark.slow
+STOCHASTIC = [(1, 8, (2, 2)), (2, 4, (1, 1)), (4, 2, (4, 1)), (1, 1, (1, 1))]
+PROPORTIONAL = [(2, 1, (1, 2)), (1, 1, (1, 1))]
+
+
 @pytest.mark.parametrize(
     "mixing, layouts",
-    [
-        ("stochastic", [(1, 8, (2, 2)), (2, 4, (1, 1)), (4, 2, (4, 1)), (1, 1, (1, 1))]),
-        ("proportional", [(2, 1, (1, 2)), (1, 1, (1, 1))]),
-    ],
+    [pytest.param("stochastic", STOCHASTIC, marks=pytest.mark.slow), pytest.param("proportional", PROPORTIONAL, marks=pytest.mark.long)],
 )
 def test_a_run_goes_on_with_other_processes_devices_and_meshes(world, table, mixing, layouts):
     """layouts: processes, devices of each, (fsdp, tensor). Switched at random steps; rows equal, bank within 1e-5 in float32."""

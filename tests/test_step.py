@@ -134,8 +134,13 @@ def test_distillation_is_zero_when_student_is_teacher(caches):
         np.testing.assert_allclose(metrics[name], 0.0, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("hidden, positions", [("last", "inputs"), ("all", "all"), ("none", "inputs")])
+@pytest.mark.parametrize(
+    "hidden, positions",
+    [
+        pytest.param("last", "inputs", marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("all", "all"), ("none", "inputs"))),
+    ],
+)
 def test_distillation_falls_in_training(caches, hidden, positions):
     settings = DistillationSettings(weight=100.0, hidden=hidden, hidden_positions=positions)
     step_fn, state, frozen = make_step(new_bank(1, 2), settings, TEACHER[:2], rate=0.03)
