@@ -327,14 +327,21 @@ def _work(module: str, seed: int, jobs: Sequence[tuple[str, int]], folder: Path,
         for name, number in jobs:
             what = samples[name].mutated(random.Random(f"{seed}:{name}:{number}"))
             out.write(json.dumps([name, number, what]) + "\n")
-            start, result, detail = time.process_time(), "read", ""
-            try:
-                readers[name].read(samples[name].copy)
-            except BaseException as error:  # whatever it is: it is what is looked for
-                result, detail = _named(error), str(error)[:500]
-            seconds = time.process_time() - start
+            result, detail, seconds = _outcome(readers[name], samples[name].copy)
+            if seconds > SECONDS:  # once more: what a busy machine makes slow is not slow twice
+                result, detail, seconds = min(_outcome(readers[name], samples[name].copy), (result, detail, seconds), key=lambda o: o[2])
             result = "slow" if seconds > SECONDS and result in ALLOWED else result
             out.write(json.dumps([name, number, what, result, detail, seconds]) + "\n")
+
+
+def _outcome(reader: Reader, copy: Path) -> tuple[str, str, float]:
+    """What a read gives: result, detail, seconds of CPU."""
+    start, result, detail = time.process_time(), "read", ""
+    try:
+        reader.read(copy)
+    except BaseException as error:  # whatever it is: it is what is looked for
+        result, detail = _named(error), str(error)[:500]
+    return result, detail, time.process_time() - start
 
 
 def _named(error: BaseException) -> str:

@@ -151,7 +151,7 @@ def test_many_mutations_are_read_or_refused(name, tmp_path):
 @pytest.mark.slow
 def test_what_must_not_happen_is_found(tmp_path):
     """The harness itself: readers that raise, abort, hang, take time or memory are each reported, and the next one is read."""
-    outcomes = hunt("bad_readers", ["raises", "aborts", "hangs", "is_slow", "takes_memory", "is_sound"], SEED, 1, tmp_path, silence=10.0)
+    outcomes = hunt("bad_readers", ["raises", "aborts", "hangs", "is_slow", "takes_memory", "is_sound"], SEED, 1, tmp_path, silence=20.0)
     found = {outcome.reader: outcome.result for outcome in outcomes}
     assert found.pop("aborts").startswith("the process ended with -6")
     assert found == {"raises": "KeyError", "hangs": "hangs", "is_slow": "slow", "takes_memory": "MemoryError", "is_sound": "read"}
