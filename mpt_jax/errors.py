@@ -31,4 +31,7 @@ class Preempted(BaseException):
 
 
 class UserError(ValueError):
-    """Bad input: the message names the value, the limit and the setting to change."""
+    """Bad input: the message names the value, the limit and the setting to change. On one line, whatever a file's texts hold."""
+
+    def __str__(self) -> str:
+        return "\\n".join(super().__str__().splitlines())
