@@ -1,9 +1,9 @@
 """Messages for a user are on one line."""
 
 import pytest
+from mpt_jax.tasks import TaskError
 
 from mpt_jax.errors import UserError
-from mpt_jax.tasks import TaskError
 
 
 @pytest.mark.parametrize("kind", [UserError, TaskError])
