@@ -92,8 +92,7 @@ def test_golden_values_of_transformers(name, prompted):
     check(ours(CONFIGS[name], prompted), {key: golden[f"{name}/{prompted}/{key}"] for key in ("logits", "tokens")})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("prompted", [False, True])
+@pytest.mark.parametrize("prompted", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_greedy_tokens_are_those_of_transformers(name, prompted, tmp_path):
     pytest.importorskip("transformers", reason="parity needs the extra `parity`")
