@@ -45,7 +45,7 @@ def table(line: dict) -> str:
     counts = sorted({len(runs) for runs in line["runs"].values()})
     repeats = "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     company = f"cores busy with other processes meanwhile: up to {_percent(line['busy_elsewhere'])}"
-    measured = f"{line['machine']['cpu']}, {repeats} repeats; {company}{'; ' + told if told else ''}"
+    measured = f"{line['machine']['cpu']}, {repeats} repeats; {company}{'. Also: ' + told if told else ''}"
     head = "| | median | lowest – highest repeat | times the peer | useful share |\n|---|---:|---:|---:|---:|"
     return f"**{line['case']}**, {measured}\n\n{head}\n" + "\n".join(rows) + "\n"
 
