@@ -22,7 +22,7 @@ from mpt_jax.methods.inside import INSIDE, modules
 from mpt_jax.methods.method import part_of
 from mpt_jax.methods.table import method_named
 from mpt_jax.model import formats
-from mpt_jax.model.backbone import backbone_folder, fingerprint_of
+from mpt_jax.model.backbone import backbone_folder, check_weights, fingerprint_of
 from mpt_jax.model.changes import LAYERS
 from mpt_jax.model.families import family_of
 from mpt_jax.model.formats import safetensors
@@ -40,8 +40,16 @@ BEFORE = "base_model.model."  # PEFT's, before the names of modules
 PLAIN = {
     "bias": ("none",), "use_dora": (False,), "rank_pattern": ({},), "alpha_pattern": ({},), "modules_to_save": (None, []),
     "fan_in_fan_out": (False,), "layer_replication": (None,), "prefix_projection": (False,), "lora_bias": (False,),
-    "trainable_token_indices": (None,), "target_parameters": (None, []), "layers_to_transform": (None,),
+    "trainable_token_indices": (None,), "target_parameters": (None, []), "layers_to_transform": (None,), "use_qalora": (False,),
+    "init_lora_weights": (True, False, "gaussian"),  # the others may change the backbone's weights (PiSSA, OLoRA, CorDA)
 }  # fmt: skip
+# what is read above or below, and what tells nothing of the numbers; any other setting must be off
+READ = (
+    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules", "feedforward_modules",
+    "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim", "num_attention_heads", "encoder_hidden_size",
+    "peft_version", "revision", "inference_mode", "auto_mapping", "lora_dropout", "megatron_core", "qalora_group_size", "layers_pattern",
+    "exclude_modules", "init_ia3_weights", "ensure_weight_tying", "runtime_config",
+)  # fmt: skip
 
 
 class Adapter(NamedTuple):
@@ -92,8 +100,7 @@ def _their_names(config: Any) -> dict[str, str]:
 
 def write(output: str, adapter: Adapter, backbone: str | None = None) -> list[str]:
     """Writes a PEFT adapter folder. Raises UserError for what PEFT has no place for."""
-    name = backbone or adapter.run["backbone"]["name"]
-    config, _, _ = formats.read_backbone(backbone_folder(name, "--backbone"))
+    config, _, _, name = _backbone_of(adapter, backbone)
     settings, arrays = {"lora": _lora, "ia3": _ia3, "prefix": _prefix}[adapter.method](config, adapter)
     common = {"peft_type": KINDS[adapter.method], "task_type": peft_facts(config)["task_type"], "base_model_name_or_path": name}
     settings = common | {"inference_mode": True} | settings
@@ -104,6 +111,15 @@ def write(output: str, adapter: Adapter, backbone: str | None = None) -> list[st
         safetensors.write(os.path.join(folder, ADAPTER_WEIGHTS[0]), held, {"format": "pt"})
 
     return write_folder(output, fill)
+
+
+def _backbone_of(adapter: Adapter, backbone: str | None) -> tuple[Any, dict[str, LazyArray], str | None, str]:
+    """Config, arrays and vocabulary of the backbone that a run was trained on, and its name. Raises UserError for another one."""
+    known = adapter.run["backbone"]
+    name = backbone or known["name"]
+    config, arrays, vocabulary = formats.read_backbone(backbone_folder(name, "--backbone"))
+    check_weights(known, name, fingerprint_of(arrays), "the run was", "give the run's own backbone by --backbone")
+    return config, arrays, vocabulary, name
 
 
 def _lora(config: Any, adapter: Adapter) -> tuple[dict, dict]:
@@ -160,6 +176,9 @@ def read(source: str, backbone: str) -> Adapter:
     odd = next((name for name, plain in PLAIN.items() if name in settings and settings[name] not in plain), None)
     if odd:
         raise UserError(f"{where}: {odd} = {shown(settings[odd])}; only {shown(PLAIN[odd][0])} is read.")
+    unknown = next((name for name, value in settings.items() if name not in (*PLAIN, *READ) and value not in (None, False, [], {})), None)
+    if unknown:
+        raise UserError(f"{where}: {unknown} = {shown(settings[unknown])} is not known here; it could change what the adapter does.")
     if not folder.exists(ADAPTER_WEIGHTS[0]):
         raise UserError(f"{folder.path} has an adapter_config.json but no {ADAPTER_WEIGHTS[0]}.")
     weights, _ = safetensors.read(folder, ADAPTER_WEIGHTS[0])
@@ -184,6 +203,10 @@ def _read_lora(config: Any, settings: Mapping[str, Any], weights: Mapping[str, n
         if not dot or name not in ("A.weight", "B.weight") or array.ndim != 2:
             raise UserError(f"{where}: its weights hold {key!r} {array.shape}, which is not a factor of LoRA.")
         found[module, "down" if name[0] == "A" else "up"] = array.T
+    for module in dict.fromkeys(module for module, _ in found):
+        ranks = [found[module, name].shape[axis] if (module, name) in found else 0 for name, axis in (("down", 1), ("up", 0))]
+        if ranks != [rank, rank]:
+            raise UserError(f"{where}: {shown(module)} has factors of ranks {ranks[0]} (A) and {ranks[1]} (B); r = {rank}.")
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     return {lora.SCALE: np.float32(scale)} | _stacked(config, found, where)
 
@@ -276,10 +299,7 @@ def folded(adapter: Adapter, backbone: str | None) -> tuple[Any, dict[str, LazyA
     if adapter.method not in FOLDED or any(path.endswith("/bias") for path in adapter.arrays):
         what = "biases" if adapter.method in FOLDED else f"what METHOD = {adapter.method!r} trains"
         raise UserError(f"a backbone has no place for {what}; {' and '.join(FOLDED)} can be folded into one.")
-    name, known = backbone or adapter.run["backbone"]["name"], adapter.run["backbone"]
-    config, arrays, vocabulary = formats.read_backbone(backbone_folder(name, "--backbone"))
-    if fingerprint_of(arrays) != known["fingerprint"]:
-        raise UserError(f"--backbone {name!r} is not the one that the run was trained on ({known['fingerprint']}); give that one.")
+    config, arrays, vocabulary, _ = _backbone_of(adapter, backbone)
     found: dict[str, dict[str, np.ndarray]] = {}
     for path, part, array in each_layer(config, adapter.arrays):
         found.setdefault(path, {})[part] = array

@@ -15,6 +15,7 @@ import numpy as np
 from mpt_jax.convert_prompts import combined, write_tokens
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import BANK
+from mpt_jax.methods.method import BACKBONE
 from mpt_jax.model import formats
 from mpt_jax.model.formats import prompt_writers, prompts, t5x
 from mpt_jax.model.formats.files import Folder, is_remote
@@ -171,7 +172,10 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
     trained, run = load_trainable(run_dir)
     bank = bank_alone(trained, run, run_dir)
     if bank is None:
-        raise UserError(f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own.")
+        if any(path.startswith(BACKBONE) for path in trained):
+            raise UserError(f"{run_dir} trained a backbone, not prompts; convert it with --to hf, t5x, orbax or own.")
+        ways = "lora, ia3 and prefix go to peft, lora and ia3 into a backbone (hf, own); the others stay run folders"
+        raise UserError(f"{run_dir} trained {run['method']!r}, not prompts alone: {ways}.")
     metadata = prompts.run_metadata(run, run_dir)
     for n, scores in _scores(run_dir).items():
         if n < len(metadata["runs"]):

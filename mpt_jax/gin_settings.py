@@ -79,10 +79,18 @@ def _add_methods() -> None:
 
 
 def _assigned(files: Sequence[str], folders: Sequence[str]) -> set[str]:
-    """Names that the given files assign themselves, other than those of the stages."""
-    own = [file for file in files if file not in {f"{stage}.gin" for stage in STAGES}]
-    paths_of = [next(path for folder in [os.curdir, *folders] if (path := Path(folder) / file).is_file()) for file in own]
-    return {name for path in paths_of for name in re.findall(r"^(\w+) = ", path.read_text(encoding="utf-8"), re.M)}
+    """Names that the given files assign, and those that they include, other than the package's own stages and their base."""
+    shipped, found, seen, left = {f"{stage}.gin" for stage in STAGES} | {"base.gin"}, set(), set(), list(files)
+    while left:
+        file = left.pop()
+        path = next((path for folder in [os.curdir, *folders] if (path := Path(folder) / file).is_file()), None)
+        if file in shipped or path is None or path in seen:
+            continue
+        seen.add(path)
+        text = path.read_text(encoding="utf-8")
+        found |= set(re.findall(r"^(\w+)\s*=", text, re.M))
+        left += re.findall(r"""^include\s+['"]([^'"]+)['"]""", text, re.M)
+    return found
 
 
 def _rates_of_method(given: set[str]) -> list[str]:
@@ -90,7 +98,7 @@ def _rates_of_method(given: set[str]) -> list[str]:
     from mpt_jax.methods.table import METHODS
 
     config = gin.config_str()
-    named = re.search(r"^METHOD = '(\w+)'", config, re.M)
+    named = re.search(r"^METHOD = '([^']+)'", config, re.M)
     method = METHODS.get(named[1]) if named else None
     if method is None or method.name in ("prompt", "weights"):
         return []

@@ -26,7 +26,8 @@ from mpt_jax.methods.table import method_named
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import fingerprint_of
 from mpt_jax.model.families.family import Network
-from mpt_jax.model.formats.arrays import flatten, unflatten
+from mpt_jax.model.formats import safetensors
+from mpt_jax.model.formats.arrays import flatten, in_memory, unflatten
 
 SETTINGS = {"lora": LoraSettings(rank=3, alpha=5.0, matrices=("query", "out", "wo")), "ia3": Ia3Settings(),
             "prefix": PrefixSettings(stacks=("decoder",), init_scale=0.5), "bitfit": BitfitSettings()}  # fmt: skip
@@ -121,6 +122,31 @@ def test_a_backbone_with_a_run_folded_in_gives_its_logits(method, backbone, tmp_
     found = ours(backbone, {path: lazy.load(np.float32) for path, lazy in arrays.items()})
     expected = ours(backbone, flat_weights(backbone), method, own)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 1.0))
+
+
+GOOD = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+QUERY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+
+
+@pytest.mark.parametrize(
+    "settings, factors, message",
+    [
+        ({"init_lora_weights": "pissa"}, {}, "init_lora_weights = 'pissa'; only True is read"),
+        ({"alora_invocation_tokens": [1, 2]}, {}, r"alora_invocation_tokens = \[1, 2\] is not known here"),
+        ({}, {"A": (2, 48)}, r"has factors of ranks 2 \(A\) and 0 \(B\); r = 2"),
+        ({}, {"A": (2, 48), "B": (48, 3)}, r"has factors of ranks 2 \(A\) and 3 \(B\); r = 2"),
+        ({"r": 4}, {"A": (2, 48), "B": (48, 2)}, r"has factors of ranks 2 \(A\) and 2 \(B\); r = 4"),
+    ],
+)
+def test_an_adapter_whose_numbers_mean_something_else_is_refused(settings, factors, message, tmp_path):
+    formats.write_backbone("own", str(tmp_path / "backbone"), BACKBONES["llama"], flat_weights("llama"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps(GOOD | settings))
+    held = {QUERY.format(name): in_memory(np.ones(shape, np.float32), name) for name, shape in factors.items()}
+    safetensors.write(str(adapter / "adapter_model.safetensors"), held, {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        convert(str(adapter), "run", str(tmp_path / "x"), backbone=str(tmp_path / "backbone"))
 
 
 def test_what_weights_and_peft_have_no_place_for_is_refused(tmp_path):

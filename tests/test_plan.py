@@ -100,7 +100,7 @@ def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
     plan = plan_runs(aligned, TASKS)
     prompts = teacher_prompts(plan, aligned, tiny_backbone())
     np.testing.assert_array_equal(prompts, np.asarray(compose_all(teachers))[[2, 1]])
-    with pytest.raises(UserError, match="compares prompts of one length; teachers have 3, PROMPT_LENGTH is 5"):
+    with pytest.raises(UserError, match="compares prompts of one length; teachers have 3, method .prompt. puts 5 in front"):
         teacher_prompts(plan, aligned._replace(prompt=PromptSettings(length=5)), tiny_backbone())
     with pytest.raises(UserError, match="no teacher for source task c .it has a, b."):
         teacher_prompts(plan_runs(aligned, ("a", "c")), aligned, tiny_backbone())

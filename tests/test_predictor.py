@@ -86,7 +86,10 @@ def test_learning_rates_that_no_dev_score_decides_are_told(run_dir, tmp_path, ca
     loaded = mpt_jax.load(run_dir)
     loaded.run["runs"] = described["runs"]
     (line,) = loaded.undecided()
-    assert line.startswith("no dev scores tell which of 2 learning rates is best for task 'sst2': answers are those of 0.3")
+    assert line.startswith("no dev scores tell which of 2 learning rates or sources is best for task 'sst2': answers are those of 0.3")
+    for n, described_row in enumerate(described["runs"]):
+        described_row.update({"learning_rate": 0.3, "source": f"source {n}"})
+    assert "learning rates or sources is best for task 'sst2': answers are those of 0.3" in loaded.undecided()[0]
 
 
 def test_scores_are_log_probabilities_of_the_forward_pass(run_dir, prompts):

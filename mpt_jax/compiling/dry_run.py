@@ -1,7 +1,5 @@
 """``mpt-jax train STAGE --dry_run``: what training would do, from the real backbone and rows, without a step and without a run folder."""
 
-from collections.abc import Iterable
-
 import jax
 
 from mpt_jax import sharding
@@ -9,6 +7,7 @@ from mpt_jax.compiling.chips import GIB
 from mpt_jax.compiling.programs import DoesNotFit, make_stage, train_programs
 from mpt_jax.config import Settings
 from mpt_jax.data.cache import TokenCache
+from mpt_jax.methods.method import sizes
 from mpt_jax.train.program import Program
 from mpt_jax.train.run import check_together, prepare
 
@@ -29,17 +28,13 @@ def dry_run(settings: Settings, tasks: tuple[str, ...]) -> str:
         "rows of a run": f"{settings.data.k_shot} drawn (K_SHOT)" if settings.data.k_shot else "all rows of its tasks",
         "steps": f"{train.train_steps:,} of {settings.data.batch_size * program.plan.num_groups:,} examples",
         "written": f"{scored}a checkpoint every {train.steps_between_checkpoints:,} steps, in {train.model_dir}",
-        "trainable parameters": f"{_count(program.trainable.values()):,}",
-        "frozen parameters": f"{_count(program.frozen.values()):,}",
+        "trainable parameters": f"{sizes(program.trainable, program.method.parts):,}",
+        "frozen parameters": f"{sum(int(array.size) for array in program.frozen.values()):,}",
         "memory per device": _memory(settings, program, tasks),
     }
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {text}" for name, text in facts.items()]
     return "\n".join([*rows, "", *lines, "", "A dry run: nothing was trained."]) + "\n"
-
-
-def _count(arrays: Iterable[jax.Array]) -> int:
-    return sum(int(array.size) for array in arrays)
 
 
 def _rows(settings: Settings, caches: list[TokenCache]) -> list[str]:

@@ -45,6 +45,11 @@ def best_dev(run_dir: str | Path) -> dict[int, float]:
     return {run: max(value for _, value in points) for (_, run), points in dev_curves(read_metrics(run_dir)).items()}
 
 
+def tried(row: dict) -> tuple:
+    """What runs of a task try in order to keep the best: learning rates, and the source that they start from."""
+    return tuple(row.get(name) for name in ("learning_rate", "factor_learning_rate", "source"))
+
+
 def chosen_settings(rows: Sequence[dict], numbers: Sequence[int], best: dict[int, float]) -> list[int]:
     """Bank rows of a task whose learning rates and source did best on the dev split, on the mean over seeds; all where none differ.
 
@@ -52,8 +57,7 @@ def chosen_settings(rows: Sequence[dict], numbers: Sequence[int], best: dict[int
     """
     by_rates: dict[tuple, list[int]] = {}
     for n in numbers:
-        rates = tuple(rows[n].get(name) for name in ("learning_rate", "factor_learning_rate", "source"))
-        by_rates.setdefault(rates, []).append(n)
+        by_rates.setdefault(tried(rows[n]), []).append(n)
     groups = list(by_rates.values())
     if len(groups) == 1 or not all(n in best for n in numbers):
         return list(numbers)

@@ -258,7 +258,7 @@ class Banks:
         trained, run, *_ = load_checkpoint(run_dir, checkpoint)
         require(run, run_dir, *NEEDED)
         self.backbone.check_same(run, f"run {str(run_dir)!r}", "give runs of one backbone, or answer for this one alone")
-        bank = bank_alone(trained, run, str(run_dir)) if run["method"] == METHOD.name else None
+        bank = bank_alone(trained, run, str(run_dir))
         if bank is None:
             raise UserError(f"run {str(run_dir)!r} trained {run['method']!r}, and only prompts share batches: load it alone.")
         for name in COMMON:

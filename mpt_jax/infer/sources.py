@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.infer.history import chosen_settings
+from mpt_jax.infer.history import chosen_settings, tried
 from mpt_jax.infer.requests import Model
 
 
@@ -34,14 +34,15 @@ class Source(NamedTuple):
         return tuple(self.run["tasks"])
 
     def undecided(self) -> list[str]:
-        """A line for each task that has several learning rates, and no dev scores to tell which did best."""
+        """A line for each task that has several learning rates or sources, and no dev scores to tell which did best."""
         lines = []
         for task in self.tasks if self.model.own else ():
             rows = {n: row for n, row in enumerate(self.run["runs"]) if row["task"] == task}
-            rates = list(dict.fromkeys((row.get("learning_rate"), row.get("factor_learning_rate")) for row in rows.values()))
-            if len(rates) > 1 and not all(n in self.best for n in rows):
-                does = f"answers are those of {rates[0][0]}, eval averages over all"
-                lines.append(f"no dev scores tell which of {len(rates)} learning rates is best for task {task!r}: {does}")
+            settings = list(dict.fromkeys(map(tried, rows.values())))
+            if len(settings) > 1 and not all(n in self.best for n in rows):
+                first = ", ".join(str(value) for value in settings[0] if value is not None)
+                does = f"answers are those of {first}, eval averages over all"
+                lines.append(f"no dev scores tell which of {len(settings)} learning rates or sources is best for task {task!r}: {does}")
         return lines
 
     def bank_rows(self, task: str | None) -> list[int]:

@@ -37,7 +37,8 @@ class PrefixSettings(MethodSettings):
         super().__post_init__()
         checks.check_range("PrefixSettings.hidden", self.hidden, 0, 65_536)
         checks.check_range("PrefixSettings.init_scale", self.init_scale, 0.0, 1e3)
-        if not self.stacks or not set(self.stacks) <= {"encoder", "decoder"}:
+        known = all(stack in ("encoder", "decoder") for stack in self.stacks)
+        if not self.stacks or not known:
             raise UserError(f"PrefixSettings.stacks = {list(self.stacks)!r}; it takes a list of 'encoder' and 'decoder'.")
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
@@ -71,15 +72,35 @@ def _each_layer(array: jax.Array) -> list[jax.Array]:
 
 
 def rows_of_slots(array_U: jax.Array, slot_B: jax.Array) -> jax.Array:
-    """What each row's slot holds, (B, ...) of (U, ...), by a product: a gather's gradient is a scatter, which is slow on CPU.
+    """What each row's slot holds, (B, ...) of (U, ...). A single slot stays as it is and serves every row.
 
-    A single slot stays as it is and serves every row.
+    A gradient that is not finite reaches its own slot alone: the others' runs go on.
     """
-    if array_U.shape[0] == 1:
-        return array_U
-    is_slot_BU = (slot_B[:, None] == jnp.arange(array_U.shape[0])).astype(array_U.dtype)
-    flat = jnp.dot(is_slot_BU, array_U.reshape(array_U.shape[0], -1), precision=jax.lax.Precision.HIGHEST)
-    return flat.reshape(-1, *array_U.shape[1:])
+    return array_U if array_U.shape[0] == 1 else _gathered(array_U, slot_B, array_U.shape[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _gathered(array_U: jax.Array, slot_B: jax.Array, slots: int) -> jax.Array:
+    return jnp.take(array_U, slot_B, axis=0, mode="clip")
+
+
+def _gathered_forward(array_U, slot_B, slots):
+    return _gathered(array_U, slot_B, slots), slot_B
+
+
+def _gathered_backward(slots, slot_B, grad_B):
+    """By a product: the gradient of a gather would be scattered, which XLA runs slowly on CPU."""
+    flat = grad_B.reshape(grad_B.shape[0], -1)
+    finite_B = jnp.isfinite(flat).all(axis=1)
+    is_slot_BU = slot_B[:, None] == jnp.arange(slots)
+    flat = jnp.where(finite_B[:, None], flat, 0)  # 0 * NaN would be NaN in every slot
+    summed = jnp.dot(is_slot_BU.astype(flat.dtype).T, flat, precision=jax.lax.Precision.HIGHEST)
+    finite_U = ~(is_slot_BU & ~finite_B[:, None]).any(axis=0)
+    summed = jnp.where(finite_U[:, None], summed, jnp.nan).astype(grad_B.dtype)
+    return summed.reshape(slots, *grad_B.shape[1:]), np.zeros(slot_B.shape, jax.dtypes.float0)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def before_layers(stack: nn.Module, layers: int, dtype: str) -> list[tuple[jax.Array, jax.Array] | None]:

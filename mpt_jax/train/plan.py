@@ -22,7 +22,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.method import BACKBONE, KEPT, MUST, NEVER, Method, check_counts
 from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of
-from mpt_jax.methods.table import method_named
+from mpt_jax.methods.table import method_named, method_of
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.run_folder import require
 
@@ -256,7 +256,8 @@ def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.nd
         chosen.append((same_seed or of_task)[0])
     prompts_NPD = np.asarray(compose_all(bank))[chosen]
     same_length = distillation.hidden_positions == "all" and distillation.hidden != "none"
-    if same_length and prompts_NPD.shape[1] != settings.prompt.length:
+    length = method_of(train).prefix_length(settings)
+    if same_length and prompts_NPD.shape[1] != length:
         message = f"DistillationSettings.hidden_positions = 'all' compares prompts of one length; teachers have {prompts_NPD.shape[1]}"
-        raise UserError(f"{message}, PROMPT_LENGTH is {settings.prompt.length}.")
+        raise UserError(f"{message}, method {train.method!r} puts {length} in front (PROMPT_LENGTH); take 'inputs'.")
     return prompts_NPD

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mpt_jax.config import Computation
 from mpt_jax.model.attention import KeysValues
-from mpt_jax.model.changes import variables
+from mpt_jax.model.changes import rows_of_slots, variables
 from mpt_jax.model.families import causal_names, causal_operations
 from mpt_jax.model.families.blocks import Layer, LayerStack, Part, Seen, capped, earlier, scaled, zeros_cache
 from mpt_jax.model.families.causal_config import CAUSAL_SIZES, CausalConfig
@@ -89,12 +89,6 @@ def _parts(network: Network, backbone: dict, changes: dict, dropout_rng=None):
     return functools.partial(Causal(network.config, network.computation).apply, variables(backbone, changes), rngs=rngs)
 
 
-def _rows_of_slots(array_U, slot_B):
-    """What each row's slot holds, by a product: the gradient of a gather would be scattered, which XLA runs slowly on CPU."""
-    is_slot_BU = (slot_B[:, None] == jnp.arange(array_U.shape[0])).astype(array_U.dtype)
-    return jnp.einsum("BU,UPJK->BPJK", is_slot_BU, array_U)
-
-
 def _prefix(parts, prefix_UPD, slot_B) -> tuple[Seen, ...]:
     """The prompts' keys and values, computed once each, for every row: (B or 1, P, J, K) a layer; () without a prompt."""
     if prefix_UPD is None:
@@ -103,7 +97,7 @@ def _prefix(parts, prefix_UPD, slot_B) -> tuple[Seen, ...]:
     position_1P, real_1P = jnp.arange(length)[None], jnp.ones((1, length), bool)
     _, _, made = parts(prefix_UPD, position_1P, real_1P, method=Causal.decode)
     if slot_B is not None and number > 1:
-        made = jax.tree.map(functools.partial(_rows_of_slots, slot_B=slot_B), made)
+        made = jax.tree.map(functools.partial(rows_of_slots, slot_B=slot_B), made)
     return (Seen(made, position_1P, real_1P),)
 
 
