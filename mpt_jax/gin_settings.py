@@ -80,11 +80,12 @@ def _add_methods() -> None:
 
 def _assigned(files: Sequence[str], folders: Sequence[str]) -> set[str]:
     """Names that the given files assign, and those that they include, other than the package's own stages and their base."""
-    shipped, found, seen, left = {f"{stage}.gin" for stage in STAGES} | {"base.gin"}, set(), set(), list(files)
+    shipped = {GIN_FOLDER / f"{name}.gin" for name in (*STAGES, "base")}
+    found, seen, left = set(), set(), list(files)
     while left:
         file = left.pop()
         path = next((path for folder in [os.curdir, *folders] if (path := Path(folder) / file).is_file()), None)
-        if file in shipped or path is None or path in seen:
+        if path is None or path in shipped | seen:
             continue
         seen.add(path)
         text = path.read_text(encoding="utf-8")
@@ -98,7 +99,7 @@ def _rates_of_method(given: set[str]) -> list[str]:
     from mpt_jax.methods.table import METHODS
 
     config = gin.config_str()
-    named = re.search(r"^METHOD = '([^']+)'", config, re.M)
+    named = re.search(r"^TrainSettings\.method = '([^']+)'", config, re.M) or re.search(r"^METHOD = '([^']+)'", config, re.M)
     method = METHODS.get(named[1]) if named else None
     if method is None or method.name in ("prompt", "weights"):
         return []
