@@ -29,7 +29,7 @@ WORD = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d][\w.:/#]*)|
 def labelled(named: Named) -> dict[str, tuple[PromptFile, int]]:
     """Label -> (file, row) of every prompt: its task's name, SOURCE.TASK where several sources have it.
 
-    Raises UserError for two that cannot be told apart, and for sources of other backbones.
+    Raises UserError for two that cannot be told apart, and for sources of other backbones or vocabularies.
     """
     counts = collections.Counter(label for _, held in named for label in held.task_names)
     found: dict[str, tuple[PromptFile, int]] = {}
@@ -39,12 +39,18 @@ def labelled(named: Named) -> dict[str, tuple[PromptFile, int]]:
             if full in found:
                 raise UserError(f"two sources have a prompt called {full!r}: rename one of their folders.")
             found[full] = (held, row)
-    for fact in ("fingerprint", "width"):
-        values = {name: held.width if fact == "width" else _known(held).get(fact) for name, held in named}
-        different = {value for value in values.values() if value is not None}
-        if len(different) > 1:
-            raise UserError(f"the sources are of different backbones ({fact} {', '.join(f'{k}: {v}' for k, v in values.items())}).")
+    _check_same("the sources are of different backbones (fingerprint", {name: _known(held).get("fingerprint") for name, held in named})
+    _check_same("the sources are of different backbones (width", {name: held.width for name, held in named})
+    vocabularies = {name: _setting(held, "backbone", "vocabulary") for name, held in named}
+    _check_same("the sources were trained with different vocabularies (VOCABULARY", vocabularies)
     return found
+
+
+def _check_same(message: str, values: Mapping[str, Any]) -> None:
+    """Raises UserError where two of the values that are known differ."""
+    known = {name: value for name, value in values.items() if value is not None}
+    if len(set(known.values())) > 1:
+        raise UserError(f"{message} {', '.join(f'{name}: {shown(value)}' for name, value in known.items())}): convert them apart.")
 
 
 def chosen(found: Mapping[str, tuple[PromptFile, int]], task: str | None) -> dict[str, tuple[PromptFile, int]]:
@@ -75,25 +81,26 @@ def write_tokens(output: str, named: Named, task: str | None = None, backbone: s
         raise UserError(f"--backbone {name!r} has width {config.d_model}, the prompts have width {named[0][1].width}.")
     if facts.get("fingerprint"):
         check_weights(facts, str(name), fingerprint_of(arrays), "these prompts were", "give the folder of the same weights as --backbone")
-    path = vocabulary_path(BackboneSettings(name, vocabulary=_setting(named[0][1], "backbone", "vocabulary")), own)
+    given = next((setting for _, held in named if (setting := _setting(held, "backbone", "vocabulary"))), "")
+    path = vocabulary_path(BackboneSettings(name, vocabulary=given), own)
     plain = load_vocabulary(path).within(config.vocab_size)
     if plain.size > config.vocab_size:
         raise UserError(f"vocabulary {path!r} has {plain.size:,} ids, --backbone {name!r} embeds {config.vocab_size:,}: name its own.")
     framed_by: dict[str, Vocabulary] = {}
     tasks = []
     for label, (held, row) in found.items():
-        cue = _setting(held, "data", "cue")
+        cue = _setting(held, "data", "cue") or ""
         vocabulary = framed_by.setdefault(cue, framed(plain, config, cue))
         tasks.append(prompt_tokens.Task(label, held.select([row]).compose()[0], vocabulary, _told(held, row)))
     return write_folder(output, lambda folder: prompt_tokens.write(folder, config, arrays, path, tasks, str(name)))
 
 
-def _setting(held: PromptFile, group: str, name: str) -> str:
-    """A setting of the run that trained the prompts; '' where it is not known."""
+def _setting(held: PromptFile, group: str, name: str) -> str | None:
+    """A setting of the run that trained the prompts; None where it is not known."""
     found: Any = held.metadata.get("settings")
     for key in (group, name):
         found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, str) else ""
+    return found if isinstance(found, str) else None
 
 
 def _told(held: PromptFile, row: int) -> dict[str, Any]:
@@ -118,6 +125,7 @@ def combined(text: str, named: Named) -> PromptFile:
     shapes = {label: part.shape for label, part in parts.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"--combine adds prompts of one shape, these are {', '.join(f'{k}: {v}' for k, v in shapes.items())}.")
+    _check_same("--combine adds prompts of one cue (CUE", {label: _setting(found[label][0], "data", "cue") for label in weights})
     prompt_PD = sum(np.float64(weight) * parts[label] for label, weight in weights.items())
     held = found[next(iter(weights))][0]
     kept = {key: held.metadata[key] for key in ("backbone", "vocabulary", "settings") if key in held.metadata}

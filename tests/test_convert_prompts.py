@@ -93,10 +93,16 @@ def test_expressions_that_are_none(bank, text, message):
 def test_sources_that_do_not_go_together(bank, tmp_path):
     other = tiny_bank.write_backbone(tmp_path / "other", tiny(d_ff=24))
     tiny_bank.write_prompts(tmp_path / "c", other, ("cola",))
-    a = str(bank / "a")
+    a, b, described = str(bank / "a"), str(bank / "b"), json.loads((bank / "a" / "run.json").read_text())["settings"]["backbone"]
+    described = {"backbone": described["path"], "fingerprint": tiny_bank.fingerprint(described["path"])}
+    spoken = tiny_bank.write_prompts(tmp_path / "spoken", described, ("x",), vocabulary="/elsewhere.model")
+    cued = tiny_bank.write_prompts(tmp_path / "cued", described, ("y",), cue=" so:")
     for sources, to, more, message in (
         ([a, str(tmp_path / "c")], "tokens", {}, "the sources are of different backbones (fingerprint"),
         ([a, a], "tokens", {}, "two sources have a prompt called 'a.sst2'"),
+        ([a, spoken], "tokens", {}, "different vocabularies (VOCABULARY a: '', spoken: '/elsewhere.model')"),
+        ([b, spoken], "npz", {"combine": "rte + x"}, "different vocabularies (VOCABULARY b: '', spoken: '/elsewhere.model')"),
+        ([a, cued], "npz", {"combine": "sst2 + y"}, "one cue (CUE sst2: '', y: ' so:')"),
         ([a, a], "npz", {}, "--to npz takes one --from, 2 are given"),
         ([a], "tokens", {"task": "cola"}, "--task 'cola' is not among the prompts of the sources"),
         ([a], "tokens", {"backbone": str(tmp_path / "other")}, "these prompts were trained on backbone"),
@@ -232,6 +238,42 @@ def test_greedy_answers_of_decoder_only_models(kind, tmp_path):
     config, tokenizer = OTHERS[kind]
     vocabulary = tiny_tokenizers.write(tmp_path / "tokenizer", tokenizer)
     check_engines(tmp_path, config, str(vocabulary / "tokenizer.json"), cue="\nAnswer:")
+
+
+def test_without_padding_and_spare_rows_new_ids_are_no_answers_even_unsuppressed(tmp_path):
+    """The output row that they copy is the start's: padding stands for the end there, whose copies would end answers."""
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    folder = tiny_tokenizers.write(tmp_path / "tokenizer", "bytes_cut", {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
+    vocabulary = load_vocabulary(folder / "tokenizer.json")
+    assert vocabulary.pad_id in vocabulary.ends
+    config = dataclasses.replace(LLAMA, vocab_size=vocabulary.size)
+    described = tiny_bank.write_backbone(tmp_path / "backbone", config, str(folder / "tokenizer.json"))
+    run = tiny_bank.write_prompts(tmp_path / "a", described, ("sst2",), config.d_model, scale=0.5)
+    convert(run, "tokens", str(tmp_path / "hf"))
+    path = tmp_path / "hf" / "generation_config.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("suppress_tokens") == list(range(vocabulary.size, vocabulary.size + 4))
+    path.write_text(json.dumps(settings))
+    output_DV = formats.read_backbone(str(tmp_path / "hf"))[1]["decoder/logits_dense/kernel"].load(np.float32)
+    (start,) = vocabulary.start
+    for number in range(vocabulary.size, output_DV.shape[1]):
+        np.testing.assert_array_equal(output_DV[:, number], output_DV[:, start])
+    assert f"a copy of the row of id {start}." in (tmp_path / "hf" / "README.md").read_text()
+    asked = [Query(text, "sst2") for text in TEXTS]
+    assert their_tokens(tmp_path / "hf", asked, 16, False) == our_tokens([run], asked)
+
+
+def test_a_vocabulary_whose_special_tokens_all_end_texts_is_refused(tmp_path):
+    folder = tiny_tokenizers.write(tmp_path / "tokenizer", "bytes", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"})
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["added_tokens"] = [row for row in settings["added_tokens"] if row["content"] == "</s>"]
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    vocabulary = load_vocabulary(folder / "tokenizer.json")
+    described = tiny_bank.write_backbone(
+        tmp_path / "backbone", dataclasses.replace(LLAMA, vocab_size=vocabulary.size), str(folder / "tokenizer.json")
+    )  # fmt: skip
+    with pytest.raises(UserError, match="every special token of vocabulary .* ends a text"):
+        convert(tiny_bank.write_prompts(tmp_path / "a", described, ("sst2",)), "tokens", str(tmp_path / "hf"))
 
 
 @pytest.mark.slow

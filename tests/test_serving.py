@@ -43,6 +43,8 @@ def folder(tmp_path_factory):
     for name, names, seed in (("a", TASKS[:3], 0), ("b", TASKS[3:], 1), ("more", ("wic", "boolq"), 2)):
         tiny_bank.write_prompts(root / name, described, names, seed=seed, inputs=32)
     convert(str(root / "more"), "npz", str(root / "exported"), task="wic")
+    tiny_bank.write_prompts(root / "spoken", described, ("y",), vocabulary="/elsewhere.model")
+    convert(str(root / "spoken"), "npz", str(root / "spoken"))
     tiny_bank.write_prompts(root / "long", described, ("x",), length=6, inputs=32)
     tiny_bank.write_prompts(folder / "outside", described, ("secret",))
     tiny_bank.write_prompts(root / "other", tiny_bank.write_backbone(folder / "weights", tiny(d_ff=24)), ("x",))
@@ -208,6 +210,7 @@ def test_hostile_bodies_get_their_status(server, name):
         ({"path": "a", "name": "../x"}, 400, "it takes 1 to 100 letters"),
         ({"path": "a", "checkpoint": "newest"}, 400, "it takes 'best' or 'last'"),
         ({"path": "other"}, 422, "was trained on backbone"),
+        ({"path": "spoken.npz"}, 422, "was trained with vocabulary '/elsewhere.model', run "),
         ({"path": "long"}, 422, "its prompts have length 6, this server has compiled 4"),
         ({}, 400, "the body has no path"),
     ],
@@ -250,6 +253,19 @@ def test_counters(server):
     _, port = server
     text = call(port, "GET", "/metrics")[1]
     assert 'mpt_requests_total{path="/health",status="200"}' in text and "mpt_tasks 4.0" in text and "mpt_waiting_queries 0.0" in text
+
+
+def test_limits_below_a_runs_own_refuse_what_is_longer(folder):
+    """Its inputs have 32 tokens and its targets 16; the server reads 8 and writes 10."""
+    with serving(folder, dataclasses.replace(SMALL, input_tokens=8, output_tokens=10)) as (made, port):
+        made.live.batcher.stopping = made.live.ready = True
+        for path, row, message in (
+            ("/v1/predict", {"text": "x" * 20, "task": "sst2"}, "has 21 tokens, and task 'sst2' reads 8"),
+            ("/v1/score", {"text": "x", "task": "sst2", "target": "y" * 12}, "a target has 13 tokens, the limit is 10"),
+        ):
+            found = call(port, "POST", path, {"queries": [row]})
+            assert found[0] == 422 and message in found[1]["error"]
+        assert [row["input_tokens"] for row in call(port, "GET", "/v1/tasks")[1]["tasks"]] == [8] * 4
 
 
 def test_a_full_queue_and_a_late_answer(folder):

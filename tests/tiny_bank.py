@@ -33,12 +33,14 @@ def prompts(count: int, length: int, width: int, seed: int = 0, scale: float = 3
 
 
 def write_prompts(
-    folder: Path, described: dict, names, width: int = 16, length: int = 4, seed: int = 0, scale: float = 3.0, inputs: int = 64, cue=""
+    folder: Path, described: dict, names, width: int = 16, length: int = 4, seed: int = 0, scale: float = 3.0, inputs: int = 64, cue="",
+    vocabulary="",
 ) -> str:
     """A run of teachers: a prompt of its own for each task (a name may be there twice, with another seed). inputs: tokens at most."""
     runs = [row(name, 1 + sum(other == name for other in names[:n]), n) for n, name in enumerate(names)]
     write_run(folder, runs, {"bank/shared": prompts(len(names), length, width, seed, scale)}, **described)
     run = json.loads((folder / "run.json").read_text())
     run["settings"]["data"] |= {"feature_lengths": {"inputs": inputs, "targets": 16}, "cue": cue}
+    run["settings"]["backbone"]["vocabulary"] = vocabulary
     (folder / "run.json").write_text(json.dumps(run))
     return str(folder)

@@ -269,6 +269,10 @@ class PiecesVocabulary(Vocabulary):
             kept = [token for token in _until_end(ids, self.ends) if token != self.pad_id]
             return self._tokenizer.decode(kept, skip_special_tokens=True)
 
+    def special_ids(self) -> list[int]:
+        """Ids of the tokens that no answer's text shows, ascending."""
+        return sorted(number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
     def token(self, number: int) -> str | None:
         """The text of a token."""
         return self._tokenizer.id_to_token(number)

@@ -33,6 +33,7 @@ from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of
 from mpt_jax.methods.table import method_named
 from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.families.family import Network
+from mpt_jax.regular_files import shown
 from mpt_jax.run_folder import read_run_json, require
 
 LENGTHS = tuple(f"settings.data.feature_lengths.{name}" for name in ("inputs", "targets"))
@@ -261,12 +262,16 @@ class Banks:
         bank = bank_alone(trained, run, str(run_dir))
         if bank is None:
             raise UserError(f"run {str(run_dir)!r} trained {run['method']!r}, and only prompts share batches: load it alone.")
-        for name in COMMON:
-            there, here = run["settings"]["backbone"].get(name), getattr(self.settings, name)
-            if there is not None and there != here:
-                message = f"run {str(run_dir)!r} was trained with {name} {there!r}, run {self._first!r} with {here!r}"
-                raise UserError(f"{message}: answer for them apart.")
+        self.check_common(run["settings"]["backbone"], f"run {str(run_dir)!r}")
         return run, np.asarray(compose_all(bank), np.float32)
+
+    def check_common(self, there: Mapping, what: str) -> None:
+        """Raises UserError unless a run's settings of its backbone, where they are known, are those of the first run."""
+        for name in COMMON:
+            found, here = there.get(name), getattr(self.settings, name)
+            if found is not None and found != here:
+                message = f"{what} was trained with {name} {shown(found)}, run {self._first!r} with {here!r}"
+                raise UserError(f"{message}: answer for them apart.")
 
     def source(self, run_dir: str | Path, checkpoint: str = "best", feature_lengths: Mapping[str, int] | None = None) -> Source:
         """A run, its prompts in the bank. It is called by its folder's name, or its whole path where that is taken."""

@@ -40,7 +40,11 @@ class Live:
         self.sources = Sources()
         for folder in folders:
             self.sources.add(self.banks.source(folder, settings.checkpoint))
-        self.batcher = Batcher(settings, spec_of(settings, list(self.sources)), measures, self._left)
+        spec = spec_of(settings, list(self.sources))
+        for source in self.sources:  # what is longer than the compiled programs is refused, not cut by them
+            lengths = {name: min(getattr(source, name), getattr(spec, name)) for name in ("input_length", "target_length")}
+            self.sources.add(source._replace(**lengths))
+        self.batcher = Batcher(settings, spec, measures, self._left)
         self.ready = False
         self.batching: asyncio.Task | None = None  # what answers; it ends with the server
         self._pending: collections.Counter[tuple[int, int]] = collections.Counter()  # queries by (prompt length, bank row)
@@ -172,7 +176,9 @@ class Live:
         there = held.metadata.get("backbone", {}).get("fingerprint", backbone.fingerprint)
         if there != backbone.fingerprint:
             raise UserError(f"{place} was trained on another backbone ({there}), this is {backbone.name} ({backbone.fingerprint}).")
-        data = _object(_object(held.metadata.get("settings")).get("data"))
+        settings = _object(held.metadata.get("settings"))
+        self.banks.check_common(_object(settings.get("backbone")), f"the run of {place!r}")
+        data = _object(settings.get("data"))
         told, cue = _object(data.get("feature_lengths")), data.get("cue")
         spec = self.batcher.spec
         lengths = {"inputs": spec.input_length, "targets": spec.target_length}

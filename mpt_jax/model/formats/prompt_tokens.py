@@ -53,21 +53,22 @@ def write(folder: str, config: Any, arrays: Mapping[str, LazyArray], vocabulary:
         start = "".join(_text(task.vocabulary, number) for number in task.vocabulary.frame.input_start)
         texts[task.name] = {"before": "".join(own) + start, "after": "".join(ends.get(task.vocabulary.frame.input_end, ()))}
     for ids, own in ends.items():
-        rows.append(embedding.load(np.float32)[list(ids)])
+        every = slice(0, embedding.shape[1])
+        rows += [embedding.load(np.float32, (slice(number, number + 1), every)) for number in ids]
         tokens += own
     added_ND = np.concatenate(rows)
-    wide, weights = _wider(config, arrays, added_ND, tasks[0].vocabulary)
+    copied = None if hasattr(config, "encoder") else _silent(tasks[0].vocabulary, config.vocab_size)
+    wide, weights = _wider(config, arrays, added_ND, copied)
     huggingface_folder.write(folder, wide, weights, vocabulary)
     for name in ("spiece.model", *huggingface_tokenizer.BESIDE[1:3]):
         if os.path.exists(os.path.join(folder, name)):
             os.remove(os.path.join(folder, name))
     prompt_tokenizer.write(folder, tasks[0].vocabulary, config.vocab_size, tokens, decoder_only)
-    written = wide.vocab_size > config.vocab_size
-    if written:
+    if copied is not None:
         _forbid(folder, range(config.vocab_size, config.vocab_size + len(tokens)))
     _write_texts(folder, texts, config.vocab_size, [task.told for task in tasks])
     with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
-        file.write(_card(base, tasks, texts, decoder_only, written, embedding))
+        file.write(_card(base, tasks, texts, decoder_only, copied, embedding))
 
 
 def _stems(names: Sequence[str]) -> list[str]:
@@ -133,23 +134,35 @@ def _scaled(lazy: LazyArray, scale: float) -> LazyArray:
     return dataclasses.replace(lazy, fill=fill, origin=None)
 
 
-def _wider(config: Any, arrays: Mapping[str, LazyArray], added_ND: np.ndarray, vocabulary: Vocabulary) -> tuple[Any, dict[str, LazyArray]]:
+def _silent(vocabulary: Vocabulary, size: int) -> int:
+    """An id below ``size`` that no answer has and that ends none: one without a token, padding, the start, another special token.
+
+    Raises UserError where there is none: a copy of the row of an end would make answers shorter.
+    """
+    special = vocabulary.special_ids() if isinstance(vocabulary, PiecesVocabulary) else []
+    for number in (vocabulary.size, vocabulary.pad_id, *vocabulary.start, *special):
+        if number < size and number not in vocabulary.ends:
+            return number
+    message = f"every special token of vocabulary {vocabulary.path!r} ends a text, and all its {size:,} rows have tokens"
+    raise UserError(f"{message}: nothing would keep the new ids out of answers. Use --to npz or --to peft instead.")
+
+
+def _wider(config: Any, arrays: Mapping[str, LazyArray], added_ND: np.ndarray, copied: int | None) -> tuple[Any, dict[str, LazyArray]]:
     """(config, arrays) with the new rows. The output is no longer the embedding, so that no prompt is an output row.
 
-    An output row of a new id is a copy of one that no answer has: an unused one, or padding's. T5Gemma's encoder has a table of its own:
+    An output row of a new id is a copy of that of the id ``copied``. T5Gemma's encoder has a table of its own (copied None):
     only that grows, and its decoder has no new ids at all.
     """
     found, size = dict(arrays), config.vocab_size + len(added_ND)
     found[EMBEDDING] = _appended(arrays[EMBEDDING], added_ND)
-    if hasattr(config, "encoder"):
+    if copied is None:
         return dataclasses.replace(config, name="custom", encoder=dataclasses.replace(config.encoder, vocab_size=size)), found
     if config.logits_via_embedding:  # T5 v1.0 scales what its output reads
         scale = 1.0 if family_of(config).decoder_only else config.d_model**-0.5
         output = arrays[EMBEDDING] if scale == 1 else _scaled(arrays[EMBEDDING], scale)
     else:
         output = arrays[OUTPUT].transposed()
-    unused = vocabulary.size if vocabulary.size < config.vocab_size else vocabulary.pad_id
-    row_1D = output.load(np.float32, (slice(unused, unused + 1), slice(0, output.shape[1])))
+    row_1D = output.load(np.float32, (slice(copied, copied + 1), slice(0, output.shape[1])))
     found[OUTPUT] = _appended(output, np.repeat(row_1D, len(added_ND), axis=0)).transposed()
     return dataclasses.replace(config, name="custom", vocab_size=size, logits_via_embedding=False), found
 
@@ -167,7 +180,7 @@ def _write_texts(folder: str, texts: Mapping[str, Any], first_id: int, told: Seq
         file.write("\n")
 
 
-def _card(base: str, tasks: Sequence[Task], texts: Mapping, decoder_only: bool, written: bool, embedding: LazyArray) -> str:
+def _card(base: str, tasks: Sequence[Task], texts: Mapping, decoder_only: bool, copied: int | None, embedding: LazyArray) -> str:
     """Markdown with the YAML head that model hubs read."""
     norms = np.concatenate([np.linalg.norm(task.prompt_PD, axis=1) for task in tasks])
     rows_ND = embedding.load(np.float32, (slice(0, min(1000, embedding.shape[0])), slice(0, embedding.shape[1])))
@@ -184,9 +197,12 @@ def _card(base: str, tasks: Sequence[Task], texts: Mapping, decoder_only: bool, 
     ]  # fmt: skip
     said = [
         f"The ids of these tokens must never be answers. `generate` of transformers reads that in {GENERATION}; an engine that does not "
-        "sees, as output row of each of them, a copy of the row of an unused id. CTranslate2: `suppress_sequences=[[token], …]`."
+        f"sees, as output row of each of them, a copy of the row of id {copied}. CTranslate2: `suppress_sequences=[[token], …]`. "
+        "Probabilities straight from the logits are lower than this package's, since the sum over ids has these rows as well."
     ]
-    lines += [*(said if written else ["The decoder has no output for these tokens."]), "", "```python", _use(decoder_only), "```", ""]
+    if copied is None:
+        said = ["The decoder has no output for these tokens."]
+    lines += [*said, "", "```python", _use(decoder_only), "```", ""]
     if decoder_only:
         lines += ["An answer begins with a space. Fill a batch up on the left.", ""]
     for task in tasks:
