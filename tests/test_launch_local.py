@@ -175,7 +175,7 @@ def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_p
     assert main(arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "alone"), **steps)) == 0
     mesh = {"MESH_FSDP": 2, "MESH_TENSOR": 2}
     command = arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "two"), **steps, **mesh)
-    options = ["--target", "local", "--processes", "2", "--devices_per_process", "4", "--grace_s", "60"]
+    options = ["--target", "local", "--processes", "2", "--devices_per_process", "4", "--grace_s", "150"]
     launcher = ["-m", "mpt_jax.launch", *options, "--", *command]
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
@@ -183,16 +183,16 @@ def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_p
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([sys.executable, *launcher], cwd=ROOT, env={**os.environ, **compiled}, text=True, **pipes)
 
-    process, deadline = start(), time.monotonic() + 120
+    process, deadline = start(), time.monotonic() + 240
     checkpoints = tmp_path / "two" / "checkpoints"
     while not any(path.name.isdigit() for path in checkpoints.glob("*")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 83 and output.count("asked to end") == 1, output
     process = start()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0 and "[0] continuing from the checkpoint of step" in output and "[1] continuing" not in output
     expected, found = (load_trainable(tmp_path / name, "last")[0] for name in ("alone", "two"))
     for path in expected:

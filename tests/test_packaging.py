@@ -87,7 +87,8 @@ def install(kind: str, folder: Path) -> Path:
         made = command_of(folder, *pip, "wheel", *offline, "-w", folder / "wheels", copy)
         assert made.returncode == 0, made.stderr
         given = list((folder / "wheels").glob("*.whl"))
-    made = command_of(folder, *pip, "install", *offline, *given)
+    # the package may be among what the environment sees: this copy goes in front of it
+    made = command_of(folder, *pip, "install", "--ignore-installed", *offline, *given)
     assert made.returncode == 0, made.stderr
     return programs
 
