@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,15 @@ ENTRIES: dict[str, Any] = {
     "settings.data.k_shot": int, "settings.data.cue": str,
 }  # fmt: skip
 ROW = {"task": str, "group": int, "seed": int, "learning_rate": NUMBER, "factor_learning_rate": NUMBER, "source": str}
+
+
+def folder_names(folders: Sequence[str | Path]) -> list[str]:
+    """What run folders are called: their last part; where two are the same, as much of the path as tells them apart."""
+    parts = [Path(folder).resolve().parts for folder in folders]
+    depth = 1
+    while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
 
 
 def parse_run(content: bytes, path: str | Path) -> dict:

@@ -1,5 +1,9 @@
 """Which tasks are alike (infer/similarity.py), in numbers, in a map, and on the command line."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny_bank
@@ -8,6 +12,7 @@ from tiny_run import row, write_run
 from mpt_jax.errors import UserError
 from mpt_jax.infer import similarity
 from mpt_jax.main import main
+from mpt_jax.run_folder import folder_names
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,31 @@ def test_the_nearest_task_is_the_one_that_is_like_it(runs, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_runs_of_one_folder_name_are_apart(runs, tmp_path, capsys):
+    """Their factors are of different P*; a run that is named in two ways is one run."""
+    copies = [tmp_path / name / "source" for name in "xy"]
+    for copy in copies:
+        shutil.copytree(runs[0], copy)
+    found = similarity.tasks_of_runs(copies, folder_names(copies))
+    assert [task.label for task in found[::4]] == ["x/source/sst2", "y/source/sst2"]
+    _, factors = similarity.maps(found).values()
+    assert np.isfinite(factors[:4, :4]).all() and np.isnan(factors[:4, 4:]).all()
+    assert main(["tasks", "sst2", "--nearest", str(copies[0]), "--nearest", f"{copies[0]}/"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3
+    assert main(["tasks", "sst2", "--nearest", str(copies[0]), "--nearest", str(copies[1])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 7 and lines[2].startswith("| x/source/sst2 | y/source/sst2 | 1.000 | – |")
+
+
+def test_which_runs_hold_prompts_is_decided_by_what_their_method_trains(runs, tmp_path):
+    for method, held in (("prompt", True), ("spot", True), ("dept", False), ("lora", False), ("gone", False)):
+        copy = tmp_path / method
+        shutil.copytree(runs[1], copy)
+        path = copy / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"method": method}))
+        assert similarity.has_prompts(copy) == held
+
+
 def test_cosines():
     found = similarity.cosines([np.array([1.0, 0]), np.array([2.0, 0]), np.array([0, 1.0]), None, np.zeros(2)])
     np.testing.assert_allclose(found[:3, :3], [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
@@ -47,10 +77,6 @@ def test_cosines():
 
 def test_a_report_has_the_map(runs, tmp_path, capsys):
     """And says why it has none: of a run whose checkpoint is not there yet."""
-    import json
-    import shutil
-    from pathlib import Path
-
     for folder in runs:
         path = Path(folder) / "run.json"
         numbers = {"parameters": {"per_task": 64, "fraction_of_backbone": 0.1}}

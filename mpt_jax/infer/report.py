@@ -17,7 +17,7 @@ from mpt_jax.infer.figures import Bars, Line, line_over_runs, mean_and_std
 from mpt_jax.infer.history import best_dev, chosen_settings, curves, dev_curves, selecting_score, time_rows
 from mpt_jax.metrics import read_metrics
 from mpt_jax.regular_files import MOST_JSON_BYTES, parse_json, read_regular, shown
-from mpt_jax.run_folder import checkpoint_steps, is_number, read_run_json, require, write_text, writes
+from mpt_jax.run_folder import checkpoint_steps, folder_names, is_number, read_run_json, require, write_text, writes
 
 IN_TRAINING = "dev, best in training"
 
@@ -111,14 +111,10 @@ def _scores_in_training(folder: Path, run: dict, lines: Sequence[dict]) -> dict[
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunRecord]:
-    """Records named by their folders; where two folders have one name, with as much of the path as tells them apart."""
+    """Records named by ``folder_names``."""
     if not folders:
         raise UserError("report needs at least one run folder.")
-    parts = [Path(folder).resolve().parts for folder in folders]
-    depth = 1
-    while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
-        depth += 1
-    return [read_run(folder, "/".join(part[-depth:])) for folder, part in zip(folders, parts, strict=True)]
+    return [read_run(folder, name) for folder, name in zip(folders, folder_names(folders), strict=True)]
 
 
 def all_tasks(records: Sequence[RunRecord]) -> list[str]:

@@ -17,15 +17,19 @@ from mpt_jax.checkpoint import load_trainable
 from mpt_jax.errors import UserError
 from mpt_jax.infer.history import best_dev, chosen_settings
 from mpt_jax.methods.bank import PromptBank, compose, product, select
-from mpt_jax.methods.prompt import bank_alone
-from mpt_jax.run_folder import read_run_json, require
+from mpt_jax.methods.prompt import METHOD, bank_alone
+from mpt_jax.methods.table import METHODS
+from mpt_jax.run_folder import folder_names, read_run_json, require
 
 MOST_TASKS = 60  # of a map that can be read
 FEWEST_FACTORS = 3  # tasks of a group: the mean of two leaves them opposite, whatever they are
 
 
 class Task(NamedTuple):
-    """A task of a run: the mean of its prompt over positions (D,), and its factor less the group's mean (P * D,), where it has one."""
+    """A task of a run: the mean of its prompt over positions (D,), and its factor less the group's mean (P * D,), where it has one.
+
+    run: the real path of its folder, since two runs may have one name. group: of tasks that share a P*, of all runs.
+    """
 
     label: str
     name: str
@@ -37,9 +41,9 @@ class Task(NamedTuple):
 
 
 def has_prompts(run_dir: str | Path) -> bool:
-    """Whether a run folder holds trained prompts."""
-    run = read_run_json(run_dir)
-    return run.get("method") == "prompt" and os.path.isdir(Path(run_dir) / "checkpoints")
+    """Whether a run folder holds trained prompts and nothing else, by whatever method."""
+    method = METHODS.get(read_run_json(run_dir).get("method", ""))
+    return method is not None and method.parts == METHOD.parts and os.path.isdir(Path(run_dir) / "checkpoints")
 
 
 def tasks_of_runs(run_dirs: Sequence[str | Path], names: Sequence[str]) -> list[Task]:
@@ -60,6 +64,7 @@ def _tasks(folder: str | Path, name: str, several: bool) -> list[Task]:
     if bank is None:
         raise UserError(f"run {str(folder)!r} trained {run['method']!r}, not prompts: it has no place among tasks that are compared.")
     require(run, folder, "tasks", "backbone.fingerprint")
+    place = os.path.realpath(folder)
     best, runs = best_dev(folder), run["runs"]
     rows = [chosen_settings(runs, [n for n, row in enumerate(runs) if row["task"] == task], best)[0] for task in run["tasks"]]
     *arrays, group_N = select(bank, rows)
@@ -67,8 +72,8 @@ def _tasks(folder: str | Path, name: str, several: bool) -> list[Task]:
     prompt_NPD, factors = np.asarray(compose(chosen, np.arange(len(rows)))), _factors(chosen)
     return [
         Task(
-            f"{name}/{task}" if several else task, task, name, run["backbone"]["fingerprint"], prompt_NPD[n].mean(axis=0), factors[n],
-            (name, int(chosen.group_N[n])),
+            f"{name}/{task}" if several else task, task, place, run["backbone"]["fingerprint"], prompt_NPD[n].mean(axis=0), factors[n],
+            (place, int(chosen.group_N[n])),
         )
         for n, task in enumerate(run["tasks"])
     ]  # fmt: skip
@@ -107,18 +112,18 @@ def maps(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
 
 def nearest(run_dirs: Sequence[str | Path], task: str | None = None) -> str:
     """A Markdown table: for the tasks of the first run, or one of them, all other tasks of all runs, the nearest first."""
-    names = list(dict.fromkeys(map(str, run_dirs)))
-    folders = dict(zip(names, names, strict=True))
-    source = ((read_run_json(names[0]).get("settings") or {}).get("train") or {}).get("source_dir")
-    if isinstance(source, str) and source and os.path.isdir(source) and source not in folders:
-        folders[source] = source  # where this run started from is what one asks about first
-    found = tasks_of_runs(list(folders), [Path(folder).name or folder for folder in folders])
+    first = str(run_dirs[0])
+    source = ((read_run_json(first).get("settings") or {}).get("train") or {}).get("source_dir")
+    # where this run started from is what one asks about first
+    more = [source] if isinstance(source, str) and source and os.path.isdir(source) else []
+    folders = list(dict.fromkeys(os.path.realpath(folder) for folder in (*run_dirs, *more)))
+    found = tasks_of_runs(folders, folder_names(folders))
     own = [n for n, each in enumerate(found) if each.run == found[0].run and task in (None, each.name)]
     if not own:
         held = ", ".join(each.name for each in found if each.run == found[0].run)
-        raise UserError(f"run {names[0]!r} has no task {task!r}: it has {held}.")
+        raise UserError(f"run {first!r} has no task {task!r}: it has {held}.")
     if len(found) < 2:
-        raise UserError(f"run {names[0]!r} has one task and nothing to compare it with: name more runs, --nearest RUN --nearest OTHER.")
+        raise UserError(f"run {first!r} has one task and nothing to compare it with: name more runs, --nearest RUN --nearest OTHER.")
     tables, lines = list(maps(found).values()), ["| task | nearest | by prompt | by factor |", "|---|---|---:|---:|"]
     for n in own:
         others = [other for other in range(len(found)) if other != n]
