@@ -13,13 +13,15 @@ import sys
 import jax
 import pytest
 from stand_ins import ROOT
+from tiny_data import sized_cache
+from tiny_methods import CAUSAL
 from tiny_model import CONFIG, tiny, weights
 
 from benchmarks import slices
 from mpt_jax.compiling import fitting, hlo
 from mpt_jax.compiling.chips import CHIPS, GIB, chip_of, prepare, topology
 from mpt_jax.compiling.command import compile_report, roofline, run_compile, shape_of
-from mpt_jax.compiling.programs import DoesNotFit, Stage, make_mesh, make_stage
+from mpt_jax.compiling.programs import DoesNotFit, Stage, decode_arguments, make_mesh, make_stage, micro_batch
 from mpt_jax.compiling.report import render
 from mpt_jax.config import (
     BackboneSettings,
@@ -30,11 +32,13 @@ from mpt_jax.config import (
     Settings,
     TrainSettings,
 )  # fmt: skip
+from mpt_jax.data.batches import make_batch
 from mpt_jax.errors import UserError
 from mpt_jax.methods.method import TEACHERS
 from mpt_jax.model import formats
 from mpt_jax.model.families import t5, t5_operations
 from mpt_jax.model.families.t5_config import T5_SIZES
+from mpt_jax.train.plan import make_streams
 from mpt_jax.train.step import weighted_loss
 from mpt_jax.train.terms import terms
 
@@ -96,6 +100,36 @@ def test_products_of_the_step_are_those_that_are_needed(config, weight, remat, t
     assert t5_operations.attends_to_states(config, targets) == (targets == 2)
     assert parts["teacher"] == (parts["forward"] if weight else 0) and bool(parts["recomputed"]) == (remat == "layers")
     assert counted == sum(parts.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "config", "batch_size", "slots"),
+    [
+        ("lora", "teacher", CONFIG, 4, 4),  # three tasks in one micro-batch
+        ("lora", "teacher", CONFIG, 32, 1),  # two micro-batches a task
+        ("lora", "teacher", CONFIG, 24, 2),  # the second of five has rows of two
+        ("prompt", "source", CAUSAL, 12, 4),
+        ("prompt", "teacher", CONFIG, 4, None),  # each row takes its own prompt
+    ],
+)
+def test_the_arrays_that_are_compiled_are_those_of_training_and_of_decoding(method, stage, config, batch_size, slots, tmp_path):
+    names, data = ["a", "b", "c"], {"inputs": INPUTS, "targets": TARGETS}
+    settings = Settings(
+        TrainSettings(stage, "x", method=method), BackboneSettings(), PromptSettings(length=PROMPT), DistillationSettings(weight=0.0),
+        data=DataSettings(batch_size, 16, feature_lengths=data, input_buckets=(INPUTS,), target_buckets=(TARGETS,), mixing="equal"),
+    )  # fmt: skip
+    made = make_stage(settings, config, names, make_mesh(settings.mesh, topology("here").devices), 4)
+    caches = {name: sized_cache(tmp_path, 20, name) for name in names}
+    streams, spec = make_streams(made.program.plan, caches, settings.data), made.program.spec
+    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in micro_batch(made).items()}
+    real = [
+        {name: (array.shape, array.dtype) for name, array in micro.items()}
+        for step in range(9) for micro in make_batch(streams, step, spec, len(names)).micro
+    ]  # fmt: skip
+    assert shapes in real and spec.by_task == (slots is not None)
+    assert max(shape["task_U"][0][0] if slots else 0 for shape in real) == (slots or 0)
+    _, _, own, rows = decode_arguments(made)
+    assert {leaf.shape[0] for leaf in own.values()} == {4} and (rows.slot_B is None) == (slots is None)
 
 
 def test_textbook_operations_keep_keys_and_values_however_few_the_targets():

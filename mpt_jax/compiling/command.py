@@ -10,7 +10,7 @@ from mpt_jax import distributed, sharding
 from mpt_jax.compiling import fitting, hlo
 from mpt_jax.compiling.chips import GIB, HERE, Chip, Topology, topology
 from mpt_jax.compiling.measure import measure
-from mpt_jax.compiling.programs import Compiled, DoesNotFit, Stage, decode_programs, make_mesh, make_stage, train_programs
+from mpt_jax.compiling.programs import Compiled, DoesNotFit, Stage, decode_programs, make_mesh, make_stage, micro_batch, train_programs
 from mpt_jax.compiling.report import render
 from mpt_jax.config import Settings
 from mpt_jax.errors import UserError
@@ -19,6 +19,7 @@ from mpt_jax.model import formats
 from mpt_jax.model.attention import kernel_for
 from mpt_jax.model.backbone import backbone_folder
 from mpt_jax.model.families import FAMILIES, family_of
+from mpt_jax.model.families.family import tasks_of
 from mpt_jax.output import descriptor, kept_in_part
 from mpt_jax.sharding import whole_rows
 
@@ -153,7 +154,8 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
     if stage.prompt_length:
         family, network, data = family_of(stage.program.backbone.config), stage.program.network, stage.settings.data
         P, L, T = stage.prompt_length, data.input_length, data.target_length
-        parts = family.prompt_step(network, P, L, T, TEACHERS in stage.program.frozen)
+        prompts = tasks_of(micro_batch(stage)).shape[0] / rows
+        parts = family.prompt_step(network, P, L, T, TEACHERS in stage.program.frozen, prompts=prompts)
         parts = {name: value * rows / devices for name, value in parts.items()}
         result["need"] = {
             "flops": parts,

@@ -1,6 +1,6 @@
 """The programs of a stage from shapes alone: train step (accumulate, update) and decoding, compiled for a mesh of absent devices.
 
-B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks of the bank, G groups, R rank.
+B examples, L input tokens, P prompt positions, T target tokens, D model width, N tasks of the bank, G groups, R rank, U different tasks.
 """
 
 import re
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from mpt_jax import sharding
 from mpt_jax.config import MeshSettings, Settings
+from mpt_jax.data.batches import most_slots, slots_for
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer.decode import greedy_decode
@@ -134,17 +135,26 @@ def _everywhere(mesh: Mesh, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
 
 
-def train_programs(stage: Stage) -> list[Compiled]:
-    """``accumulate`` for the longest micro-batch, and ``update``."""
-    program, mesh, data = stage.program, stage.mesh, stage.settings.data
-    objective, places, step_fn = program.objective, program.places, program.step()
-    trainable, frozen = _placed(places, program.trainable), _placed(places, program.frozen)
+def micro_batch(stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
+    """The longest micro-batch of training, of as many different tasks as one may hold."""
+    program, mesh, data, objective = stage.program, stage.mesh, stage.settings.data, stage.program.objective
     B, L, T = program.spec.micro_batch_size, data.input_length, data.target_length
     batch = {"inputs_BL": _rows(mesh, jnp.int32, B, L), "targets_BT": _rows(mesh, jnp.int32, B, T)}
     batch |= {name: _rows(mesh, jnp.int32, B) for name in ("input_length_B", "target_length_B", "task_id_B")}
+    if program.spec.by_task:
+        U = most_slots(program.plan.group_N, data.batch_size, program.spec)
+        batch |= {"task_U": _everywhere(mesh, jnp.int32, U), "slot_B": _rows(mesh, jnp.int32, B)}
     if objective.distillation and objective.distillation.teacher_mode == "cached":
         layout = layout_of(objective.distillation, program.backbone.config, stage.settings.prompt.length)
         batch |= {name: _rows(mesh, dtype, *shape) for name, (shape, dtype) in layout.shapes(B, L, T).items()}
+    return batch
+
+
+def train_programs(stage: Stage) -> list[Compiled]:
+    """``accumulate`` for the longest micro-batch, and ``update``."""
+    program, mesh = stage.program, stage.mesh
+    objective, places, step_fn = program.objective, program.places, program.step()
+    trainable, frozen, batch = _placed(places, program.trainable), _placed(places, program.frozen), micro_batch(stage)
     rows = terms(objective)
     sums = Sums(trainable, {term.name: _everywhere(mesh, jnp.float32, len(program.plan.runs)) for term in rows})
     totals = {term.name: _everywhere(mesh, jnp.float32, program.plan.num_groups) for term in rows if term.weight}
@@ -154,9 +164,9 @@ def train_programs(stage: Stage) -> list[Compiled]:
     return [accumulate, compile_one("update", mesh, step_fn.update, state, sums)]
 
 
-def decode_programs(stage: Stage) -> list[Compiled]:
-    """Greedy decoding of the longest batch as one program, and what runs once for an input alone."""
-    program, mesh, data = stage.program, stage.mesh, stage.settings.data
+def decode_arguments(stage: Stage) -> tuple[Network, dict, dict, Rows]:
+    """Network, weights, the method's parameters and rows of the longest batch that is decoded, as infer/requests.py gives them."""
+    program, mesh = stage.program, stage.mesh
     network = Network(program.backbone.config, stage.settings.backbone.computation, program.method.adaptation)
     B = sharding.whole_rows(mesh, stage.decode_rows)
     parameters = program.trainable | program.frozen
@@ -167,11 +177,18 @@ def decode_programs(stage: Stage) -> list[Compiled]:
     def taken(own, task_id_B):
         return take(own, program.method.parts, program.plan.group_N, task_id_B)
 
-    own = jax.eval_shape(taken, own_of(parameters), jax.ShapeDtypeStruct((B,), jnp.int32))
-    own = jax.tree.map(lambda leaf: _rows(mesh, leaf.dtype, *leaf.shape), own)
-    rows, length = Rows(_rows(mesh, jnp.int32, B, data.input_length), _rows(mesh, jnp.int32, B)), data.target_length
-    arguments = network, backbone, own, rows
-    limit_B = _rows(mesh, jnp.int32, B)
+    by_task, U = program.spec.by_task, slots_for(min(B, len(program.plan.runs)))
+    own = jax.eval_shape(taken, own_of(parameters), jax.ShapeDtypeStruct((U if by_task else B,), jnp.int32))
+    own = jax.tree.map(lambda leaf: (_everywhere if by_task else _rows)(mesh, leaf.dtype, *leaf.shape), own)
+    slot_B = _rows(mesh, jnp.int32, B) if by_task else None
+    inputs_BL = _rows(mesh, jnp.int32, B, stage.settings.data.input_length)
+    return network, backbone, own, Rows(inputs_BL, _rows(mesh, jnp.int32, B), slot_B=slot_B)
+
+
+def decode_programs(stage: Stage) -> list[Compiled]:
+    """Greedy decoding of the longest batch as one program, and what runs once for an input alone."""
+    arguments, mesh, length = decode_arguments(stage), stage.mesh, stage.settings.data.target_length
+    limit_B = _rows(mesh, jnp.int32, sharding.whole_rows(mesh, stage.decode_rows))
     first = jax.jit(_prefill, static_argnums=(0, 4))
     return [
         compile_one("decode", mesh, greedy_decode, *arguments, max_length=length, ends=Vocabulary.ends, limit_B=limit_B),

@@ -307,13 +307,29 @@ def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
 def _different_tasks(task_id_B: np.ndarray, count: int, slots: tuple[int, ...]) -> MicroBatch:
     """The different tasks of the first ``count`` rows, ascending, and each row's slot among them: task_U, slot_B (filler rows: 0).
 
-    The last one is repeated until there is one of `slots`, or a power of two: so few programs serve any number.
+    The last one is repeated as ``slots_for`` says: so few programs serve any number.
     """
     task_U, slot_B = np.unique(task_id_B[:count], return_inverse=True)
-    number = len(task_U)
-    room = next((size for size in slots if size >= number), 1 << (number - 1).bit_length()) - number
+    room = slots_for(len(task_U), slots) - len(task_U)
     slot_B = np.pad(slot_B, (0, len(task_id_B) - count)).astype(np.int32)
     return {"task_U": np.pad(task_U, (0, room), mode="edge").astype(np.int32), "slot_B": slot_B}
+
+
+def slots_for(number: int, slots: tuple[int, ...] = ()) -> int:
+    """Slots (U) that so many different tasks are filled up to: the first of ``slots`` that has room for them, or a power of two."""
+    return next((size for size in slots if size >= number), 1 << (number - 1).bit_length())
+
+
+def most_slots(group_N: np.ndarray, batch_size: int, spec: BatchSpec) -> int:
+    """The most slots for different tasks (U) that a micro-batch of a spec with ``by_task`` has.
+
+    group_N: the group of each task, in groups that follow one another, as in the order of rows; each gives ``batch_size`` rows to a batch.
+    """
+    tasks_G, size = np.bincount(group_N), spec.micro_batch_size
+    rows = batch_size * len(tasks_G)
+    starts = np.union1d(np.arange(0, rows, size), np.arange(0, rows, batch_size))  # of rows of one group in one micro-batch
+    tasks = np.minimum(np.diff(starts, append=rows), tasks_G[starts // batch_size])
+    return slots_for(int(np.bincount(starts // size, tasks).max()), spec.task_slots)
 
 
 def _embedded(rows: _Rows) -> np.ndarray:
