@@ -17,6 +17,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import BANK
 from mpt_jax.methods.method import BACKBONE
 from mpt_jax.model import formats
+from mpt_jax.model.backbone import backbone_folder, check_weights, fingerprint_of
 from mpt_jax.model.formats import prompt_writers, prompts, t5x
 from mpt_jax.model.formats.files import Folder, is_remote
 from mpt_jax.model.formats.folder_writer import write_folder
@@ -101,8 +102,6 @@ def _adapted(source: str, to: str, output: str, task: str | None, backbone: str 
 
 def _write_t5x_bank(output: str, held: prompts.PromptFile, backbone: str | None) -> list[str]:
     """A run folder as T5X's trainer leaves it: run.json, and checkpoint_0 with the backbone's weights and the bank."""
-    from mpt_jax.model.backbone import check_weights, fingerprint_of
-
     known = held.metadata.get("backbone", {})
     name = backbone or known.get("name")
     if not name:
@@ -144,8 +143,6 @@ def _resolve(source: str, given_as: str) -> str:
     """A path as it is; the name of a shipped backbone as its folder."""
     if source and (is_remote(source) or os.path.exists(source)):
         return source
-    from mpt_jax.model.backbone import backbone_folder
-
     return str(backbone_folder(source, given_as))
 
 
