@@ -183,11 +183,11 @@ def their_tokens(folder, asked, limit: int, seq2seq: bool) -> list[list[int]]:
     return [until(row, ends if isinstance(ends, list) else [ends]) for row in made]
 
 
-def ct2_tokens(folder, asked, limit: int, quantization: str | None = None) -> list[list[int]]:
+def ct2_tokens(folder, asked, limit: int) -> list[list[int]]:
     """Greedy answers of CTranslate2."""
     ctranslate2, transformers = pytest.importorskip("ctranslate2"), pytest.importorskip("transformers")
-    place = f"{folder}-{quantization or 'float32'}"
-    ctranslate2.converters.TransformersConverter(str(folder)).convert(place, quantization=quantization, force=True)
+    place = f"{folder}-ct2"
+    ctranslate2.converters.TransformersConverter(str(folder)).convert(place)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     told = json.loads((folder / "prompts.json").read_text())
     lines = [tokenizer.convert_ids_to_tokens(tokenizer(told["tasks"][query.task]["before"] + query.text)["input_ids"]) for query in asked]

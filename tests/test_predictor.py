@@ -123,7 +123,7 @@ def test_wrong_calls(run_dir, tmp_path):
         (lambda: predictor.predict(["x", " "], "sst2"), "zero-length input: text 1 of 2"),
         (lambda: predictor.prompt("sst2", seed=9), "seed = 9: the run holds seeds 1, 2"),
         (lambda: predictor.score(["x"], ["a", "b"], "sst2"), "1 inputs, 2 targets"),
-        (lambda: predictor.score(["x"], ["a" * 16], "sst2"), "a target has 17 tokens, the limit is 16"),
+        (lambda: predictor.score(["x"], ["a" * 16], "sst2"), "target 0 of 1 has 17 tokens, the limit is 16"),
         (lambda: predictor.labels("unheard"), "has no labels here"),
         (lambda: predictor.predict(["x"], "sst2", max_tokens=10**9), "max_tokens = 1000000000: must be 0 .. 131,072"),
         (lambda: mpt_jax.load(run_dir, batch_size=10**9), "micro_batch_size = 1000000000: must be 1 .. 65,536"),

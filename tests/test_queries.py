@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import tiny_bank
 from tiny_model import tiny
+from tiny_run import STEP
 
 import mpt_jax
 from mpt_jax import Query
 from mpt_jax.errors import UserError
 from mpt_jax.infer.live_bank import FIRST_ROWS, LiveBank
-from mpt_jax.infer.sources import split
+from mpt_jax.infer.sources import Sources, split
 from mpt_jax.methods.prompt import METHOD
 from mpt_jax.model.families.family import Network
 
@@ -65,7 +66,7 @@ def test_queries_that_cannot_be_answered(folders, tmp_path):
         (Query("x", "sst2", 7), "seed = 7: the run holds seeds 1, 2 of task 'sst2'"),
         (Query(" ", "rte"), "zero-length input: text 1 of 2"),
         (Query(5, "rte"), "text 1 of 2"),
-        (Query("x", "rte", target="y" * 16), "a target has 17 tokens, the limit is 16"),
+        (Query("x", "rte", target="y" * 16), "target 1 of 2 has 17 tokens, the limit is 16: shorten it, or raise"),
         (Query("x", "rte", labels=("same", "same")), "are the same to vocabulary"),
         (Query("x", "rte", max_tokens=-1), "max_tokens = -1"),
     ):
@@ -76,6 +77,21 @@ def test_queries_that_cannot_be_answered(folders, tmp_path):
     for runs, message in (([folders[0], other], "give runs of one backbone"), ([folders[0]] * 2, "is given twice"), ([], "no run folder")):
         with pytest.raises(UserError, match=message):
             mpt_jax.load(runs)
+
+
+def test_a_name_that_would_stand_for_two_tasks(folders):
+    """RUN/TASK asks for a run's task, so that no other task may be called that."""
+    first = next(iter(mpt_jax.load(folders[:1]).sources))
+    other = first._replace(name="z", run={"tasks": ["a/sst2"], "runs": []})
+    for given in ([first, other], [other, first], [first._replace(name="a", run={"tasks": ["sst2", "a/sst2"], "runs": []})]):
+        sources = Sources()
+        with pytest.raises(UserError, match="the name 'a/sst2' would stand for two tasks"):
+            for source in given:
+                sources.add(source)
+
+
+def test_the_step_is_the_first_runs(folders):
+    assert mpt_jax.load(folders).step == mpt_jax.load(folders[0]).step == STEP
 
 
 def test_a_task_is_taken_out_of_a_source(folders):

@@ -49,12 +49,12 @@ class Predictor:
     ``model``, ``vocabulary``, ``run`` and ``step``, that its training had come to, are the first run's.
     """
 
-    def __init__(self, sources: Sequence[Source], batch_size: int = BATCH_SIZE, step: int | None = None):
+    def __init__(self, sources: Sequence[Source], batch_size: int = BATCH_SIZE):
         self.sources = Sources()
         for source in sources:
             self.sources.add(source)
-        first, self.step = sources[0], step
-        self.model, self.vocabulary, self.run = first.model, first.vocabulary, first.run
+        first = sources[0]
+        self.model, self.vocabulary, self.run, self.step = first.model, first.vocabulary, first.run, first.step
         lengths = (max(getattr(source, name) for source in sources) for name in ("input_length", "target_length"))
         self.spec: BatchSpec = requests.inference_spec(*lengths, batch_size)
 
@@ -209,7 +209,7 @@ def load(
     network = Network(loaded.config, given.computation, method.adaptation)
     model = Model(network, params, loaded.vocabulary(_cue(run)), own, method.parts, group_N, mesh)
     source = _source(Path(run_dir).name, run, model.vocabulary, model, range(len(group_N)), run_dir, feature_lengths)
-    return Predictor([source], batch_size, step)
+    return Predictor([source._replace(step=step)], batch_size)
 
 
 def _backbone_settings(run: Mapping, backbone: str) -> BackboneSettings:
@@ -254,16 +254,16 @@ class Banks:
             self.banks[length] = LiveBank(network, self.params, self.vocabulary(), length, config.d_model, self._mesh)
         return self.banks[length]
 
-    def read(self, run_dir: str | Path, checkpoint: str = "best") -> tuple[dict, np.ndarray]:
-        """(run.json, prompts (N, P, D) float32) of a run. Raises UserError unless it tuned prompts, on these weights, in this way."""
-        trained, run, *_ = load_checkpoint(run_dir, checkpoint)
+    def read(self, run_dir: str | Path, checkpoint: str = "best") -> tuple[dict, int, np.ndarray]:
+        """(run.json, step, prompts (N, P, D) float32) of a run. Raises UserError unless it tuned prompts, on these weights, in this way."""
+        trained, run, step, _ = load_checkpoint(run_dir, checkpoint)
         require(run, run_dir, *NEEDED)
         self.backbone.check_same(run, f"run {str(run_dir)!r}", "give runs of one backbone, or answer for this one alone")
         bank = bank_alone(trained, run, str(run_dir))
         if bank is None:
             raise UserError(f"run {str(run_dir)!r} trained {run['method']!r}, and only prompts share batches: load it alone.")
         self.check_common(run["settings"]["backbone"], f"run {str(run_dir)!r}")
-        return run, np.asarray(compose_all(bank), np.float32)
+        return run, step, np.asarray(compose_all(bank), np.float32)
 
     def check_common(self, there: Mapping, what: str) -> None:
         """Raises UserError unless a run's settings of its backbone, where they are known, are those of the first run."""
@@ -275,14 +275,14 @@ class Banks:
 
     def source(self, run_dir: str | Path, checkpoint: str = "best", feature_lengths: Mapping[str, int] | None = None) -> Source:
         """A run, its prompts in the bank. It is called by its folder's name, or its whole path where that is taken."""
-        run, prompts_NPD = self.read(run_dir, checkpoint)
+        run, step, prompts_NPD = self.read(run_dir, checkpoint)
         name = Path(run_dir).name if Path(run_dir).name not in self._names else str(run_dir)
         if name in self._names or os.path.realpath(run_dir) in self._names:
             raise UserError(f"run {str(run_dir)!r} is given twice; give it once.")
         self._names |= {name, os.path.realpath(run_dir)}
         bank = self.bank(prompts_NPD.shape[1])
         source = self.described(name, run, run_dir, bank.model, feature_lengths)
-        return source._replace(rows=bank.add(prompts_NPD))
+        return source._replace(rows=bank.add(prompts_NPD), step=step)
 
     def vocabulary(self, cue: str = "") -> Vocabulary:
         """The backbone's vocabulary with a cue, read once."""

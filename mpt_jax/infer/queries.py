@@ -20,6 +20,7 @@ from mpt_jax.infer import requests
 from mpt_jax.infer.requests import Progress, Requests
 from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.infer.sources import Source, Sources
+from mpt_jax.regular_files import shown
 
 log = logging.getLogger(__name__)
 LONGEST = "%d of %d inputs are longer than %d tokens and were cut; raise TASK_FEATURE_LENGTHS['inputs']"
@@ -90,7 +91,8 @@ def asked(queries: Sequence[Query], sources: Sources, cuts_allowed: bool = True)
         tokens = _input(query.text, where, source, around)
         if len(tokens) > source.input_length:
             if not cuts_allowed:
-                raise UserError(f"{where} has {len(tokens):,} tokens, and task {query.task!r} reads {source.input_length}: shorten it.")
+                message = f"{where} has {len(tokens):,} tokens, and task {shown(query.task)} reads {source.input_length}"
+                raise UserError(f"{message}: shorten it.")
             cuts[source.input_length] = cuts.get(source.input_length, 0) + (query.labels is None)
             tokens = cut(tokens, source.input_length, source.vocabulary.frame.input_end)
         if query.labels is not None and (task, query.labels) not in checked:
@@ -104,6 +106,14 @@ def asked(queries: Sequence[Query], sources: Sources, cuts_allowed: bool = True)
         if count:  # label scores come with answers to the same texts
             log.warning(LONGEST, count, len(queries), longest)
     return found
+
+
+def each_label(one: Asked, where: str) -> list[Asked]:
+    """A query for each of its labels, as its target, or the query alone. Raises UserError for a label that is too long."""
+    if one.labels is None:
+        return [one]
+    targets = [_target(label, f"label {number} of {len(one.labels)} of {where}", one.source) for number, label in enumerate(one.labels)]
+    return [one._replace(labels=None, target=target) for target in targets]
 
 
 def _check_texts(what: str, texts: Sequence[str]) -> None:
@@ -133,7 +143,7 @@ def _target(text: str, where: str, source: Source) -> np.ndarray:
     _check_text(where, text)
     tokens, limit = np.array(source.vocabulary.target_tokens(text), np.int32), source.target_length
     if len(tokens) > limit:
-        raise UserError(f"a target has {len(tokens)} tokens, the limit is {limit}: raise TASK_FEATURE_LENGTHS['targets'].")
+        raise UserError(f"{where} has {len(tokens):,} tokens, the limit is {limit}: shorten it, or raise TASK_FEATURE_LENGTHS['targets'].")
     return tokens
 
 

@@ -11,12 +11,14 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer.history import chosen_settings, tried
 from mpt_jax.infer.requests import Model
+from mpt_jax.regular_files import shown
 
 
 class Source(NamedTuple):
     """A run, or a file of prompts. run: its tasks and ``runs``, as run.json has them; rows: the model's bank row of each of these runs.
 
     vocabulary: with the run's cue. Lengths in tokens, EOS included. best: each run's score on the dev split (history.best_dev).
+    step: that training had come to; None for a file of prompts.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Source(NamedTuple):
     best: Mapping[int, float]
     model: Model
     rows: tuple[int, ...]
+    step: int | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,17 +84,29 @@ class Sources:
         return name in self._by_name
 
     def add(self, source: Source) -> None:
-        """Adds a source, or replaces the one of its name."""
+        """Adds a source, or replaces the one of its name. Raises UserError as ``check_names``."""
+        self.check_names(source)
         if source.name in self._by_name:
             self.remove(source.name)
         self._by_name[source.name] = source
         for task in source.tasks:
             self._by_task.setdefault(task, {})[source.name] = source
 
+    def check_names(self, source: Source) -> None:
+        """Raises UserError where, with this source, a task would have the name SOURCE/TASK of another one."""
+        together = self._by_name | {source.name: source}
+        for task in source.tasks:
+            called = f"{source.name}/{task}"
+            taken = any(name != source.name for name in self._by_task.get(called, ()))
+            twice = task if _other(task, together) else called if taken else None
+            if twice is not None:
+                message = f"with source {shown(source.name)}, the name {shown(twice)} would stand for two tasks"
+                raise UserError(f"{message}: give the source or the task another name.")
+
     def remove(self, name: str) -> Source:
         """Takes a source out. Raises UserError for a name that is not there."""
         if name not in self._by_name:
-            raise UserError(f"there is no source {name!r}; nearest: {', '.join(_near(name, self._by_name)) or 'none'}.")
+            raise UserError(f"there is no source {shown(name)}; nearest: {', '.join(_near(name, self._by_name)) or 'none'}.")
         source = self._by_name.pop(name)
         for task in source.tasks:
             del self._by_task[task][name]
@@ -122,16 +137,22 @@ class Sources:
             found = self._by_task[task]
             if len(found) > 1:
                 ways = " or ".join(repr(f"{name}/{task}") for name in list(found)[:5])
-                raise UserError(f"task {task!r} is in {len(found)} sources: name it as {ways}.")
+                raise UserError(f"task {shown(task)} is in {len(found)} sources: name it as {ways}.")
             return next(iter(found.values())), task
-        name, _, own = task.rpartition("/")
-        while name and not (name in self._by_name and own in self._by_name[name].tasks):  # names of both may hold a /
-            name, _, front = name.rpartition("/")
-            own = f"{front}/{own}"
-        if name:
-            return self._by_name[name], own
+        other = _other(task, self._by_name)
+        if other is not None:
+            return self._by_name[other[0]], other[1]
         near = _near(task, self._by_task) or list(self._by_task)
-        raise UserError(f"this run holds no prompt of task {task!r}; nearest: {_listed(near)}.")
+        raise UserError(f"this run holds no prompt of task {shown(task)}; nearest: {_listed(near)}.")
+
+
+def _other(task: str, by_name: Mapping[str, Source]) -> tuple[str, str] | None:
+    """(source, its task) that a name means as SOURCE/TASK, if there is one. Names of both may hold a /."""
+    name, _, own = task.rpartition("/")
+    while name and not (name in by_name and own in by_name[name].tasks):
+        name, _, front = name.rpartition("/")
+        own = f"{front}/{own}"
+    return (name, own) if name else None
 
 
 def _near(name: str, known: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import functools
 import hmac
+import json
+import math
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -11,12 +14,13 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mpt_jax import tasks
 from mpt_jax.errors import UserError
-from mpt_jax.infer.queries import Query
+from mpt_jax.infer.queries import Answer, Query
 from mpt_jax.regular_files import parse_json, shown
 from mpt_jax.serving.live import Live
 from mpt_jax.serving.measures import CONTENT_TYPE
@@ -26,7 +30,17 @@ Handler = Callable[[Live, Request], Awaitable[Response]]
 MOST_SEED = 2**31
 
 
-def app_of(live: Live, started: Callable[[], Awaitable[None]]) -> Starlette:
+class JSONResponse(Response):
+    """A JSON value. Half a letter, which UTF-8 cannot write, is written as its escape."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The bytes."""
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def app_of(live: Live, started: Callable[[], Awaitable[None]]) -> ASGIApp:
     """The application. started: runs once it listens, beside the requests (warming up)."""
 
     @contextlib.asynccontextmanager
@@ -51,7 +65,17 @@ def app_of(live: Live, started: Callable[[], Awaitable[None]]) -> Starlette:
         route("/health", True, GET=health),
         route("/metrics", GET=metrics),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        live.taken += scope["type"] == "http"
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            live.given_up += scope["type"] == "http"
+            raise
+
+    return counted
 
 
 async def _no_route(_: Request, error: Exception) -> Response:
@@ -77,8 +101,8 @@ async def _answered(live: Live, path: str, methods: dict[str, Handler], open_to_
 
 def _check_token(live: Live, request: Request) -> None:
     token = live.settings.token
-    given = request.headers.get("authorization", "")
-    if token and not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), f"Bearer {token}".encode()):
+    given = request.headers.get("authorization", "").encode("latin-1")  # the bytes of the header, as those of the variable
+    if token and not hmac.compare_digest(given, b"Bearer " + os.fsencode(token)):
         raise Refused(401, "a token is asked for: send the header `Authorization: Bearer TOKEN`.", {"WWW-Authenticate": "Bearer"})
 
 
@@ -139,10 +163,16 @@ def _rows(live: Live, body: dict, names: tuple[str, ...]) -> list[tuple[str, dic
 
 
 def _text(live: Live, row: dict, name: str, where: str) -> str:
-    text = _field(row, name, str, None, where)
+    text = _maybe(live, row, name, where)
     if text is None:
         raise Refused(400, f"{where} has no {name}.")
-    return _short(live, text, name, where)
+    return text
+
+
+def _maybe(live: Live, row: dict, name: str, where: str) -> str | None:
+    """A text that need not be there."""
+    text = _field(row, name, str, None, where)
+    return None if text is None else _short(live, text, name, where)
 
 
 def _short(live: Live, text: str, name: str, where: str) -> str:
@@ -155,7 +185,7 @@ async def predict(live: Live, request: Request) -> Response:
     """A text for each query."""
     asked = [
         Query(
-            _text(live, row, "text", where), _field(row, "task", str, None, where), _field(row, "seed", int, None, where),
+            _text(live, row, "text", where), _maybe(live, row, "task", where), _field(row, "seed", int, None, where),
             _field(row, "max_tokens", int, 0, where),
         )
         for where, row in _rows(live, await _body(live, request), ("text", "task", "seed", "max_tokens"))
@@ -166,22 +196,28 @@ async def predict(live: Live, request: Request) -> Response:
 async def score(live: Live, request: Request) -> Response:
     """The log-probability of each query's target, or of each of its labels (those of its task where it names none)."""
     asked: list[Query] = []
-    shapes: list[tuple[str, ...] | None] = []
+    count = 0
     for where, row in _rows(live, await _body(live, request), ("text", "task", "seed", "target", "labels")):
-        text, task = _text(live, row, "text", where), _field(row, "task", str, None, where)
+        text, task, target = _text(live, row, "text", where), _maybe(live, row, "task", where), _maybe(live, row, "target", where)
         seed = _field(row, "seed", int, None, where)
-        labels = None if "target" in row else _labels(live, row, task, where)
-        targets = [_text(live, row, "target", where)] if labels is None else labels
-        shapes.append(labels)
-        asked += [Query(text, task, seed, target=target) for target in targets]
-        if len(asked) > live.settings.max_queries:
-            message = f"{len(asked)} targets and labels, and --max_queries is {live.settings.max_queries}: send fewer at once."
+        if target is not None and row.get("labels") is not None:
+            raise Refused(400, f"{where} has a target and labels: give one of them.")
+        labels = _labels(live, row, task, where) if target is None else None
+        asked.append(Query(text, task, seed, target=target, labels=labels))
+        count += len(labels or (target,))
+        if count > live.settings.max_queries:
+            message = f"{count} targets and labels, and --max_queries is {live.settings.max_queries}: send fewer at once."
             raise Refused(413, message)
-    scores = iter([answer.score for answer in await live.answer(asked)])
-    answers = [
-        {"score": next(scores)} if labels is None else {"scores": {label: next(scores) for label in labels}} for labels in shapes
-    ]
+    answers = [_scored(number, answer) for number, answer in enumerate(await live.answer(asked))]
     return JSONResponse({"answers": answers})
+
+
+def _scored(number: int, answer: Answer) -> dict[str, Any]:
+    """What is sent of a query's scores. JSON has no infinite numbers."""
+    for score in [answer.score] if answer.scores is None else answer.scores.values():
+        if score is None or not math.isfinite(score):
+            raise Refused(422, f"query {number}: its log-probability is {score}: the task's prompt or the weights hold no usable numbers.")
+    return {"score": answer.score} if answer.scores is None else {"scores": answer.scores}
 
 
 def _labels(live: Live, row: dict, task: str | None, where: str) -> tuple[str, ...]:
@@ -207,7 +243,7 @@ async def list_tasks(live: Live, request: Request) -> Response:
 async def add_tasks(live: Live, request: Request) -> Response:
     """Adds a run folder or prompts below --root."""
     body = _known(await _body(live, request), ("path", "name", "checkpoint"), "the body")
-    path, name = _field(body, "path", str, None, "the body"), _field(body, "name", str, "", "the body")
+    path, name = _maybe(live, body, "path", "the body"), _field(body, "name", str, "", "the body")
     checkpoint = _field(body, "checkpoint", str, live.settings.checkpoint, "the body")
     if path is None:
         raise Refused(400, "the body has no path: send {\"path\": \"a run folder below --root\"}.")
@@ -219,7 +255,7 @@ async def add_tasks(live: Live, request: Request) -> Response:
 
 async def remove_task(live: Live, request: Request) -> Response:
     """Takes a task away."""
-    await live.remove(request.path_params["name"])
+    await live.remove(_short(live, request.path_params["name"], "the task's name", "the address"))
     return Response(status_code=204)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.infer import queries, requests
+from mpt_jax.infer.live_bank import LiveBank
 from mpt_jax.infer.queries import Answer, Asked
 from mpt_jax.infer.requests import SHORT
 from mpt_jax.model.families import family_of
@@ -161,6 +162,14 @@ class Batcher:
             elif not job.left:
                 job.future.set_result(job.answers)
             self.measures.queries.labels(kind_of(row.asked)).inc()
+
+    def take_rows(self, bank: LiveBank, prompts_NPD: np.ndarray) -> tuple[int, ...]:
+        """Rows of a bank for these prompts, in the thread of the model. Where it has grown, what takes rows of it is compiled at once."""
+        before, rows = bank.rows, bank.add(prompts_NPD)
+        if bank.rows > before:
+            for size in self.sizes:
+                bank.model.own_of(np.zeros(size, np.int32))
+        return rows
 
     async def do(self, function: Callable, *arguments: Any) -> Any:
         """Runs a function in the thread of the model, between batches."""

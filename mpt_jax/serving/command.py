@@ -30,7 +30,14 @@ def run_serve(folders: Sequence[str], settings: ServeSettings) -> None:
         server.run(sockets=[listener])
     if server.failed is not None:
         raise UserError(f"compiling failed: {server.failed}; a smaller --batch_size or --input_tokens needs less memory.")
-    _say("stopped: everything that was taken is answered")
+    _say(_farewell(server.live))
+
+
+def _farewell(live: Any) -> str:
+    """How it ended, when it has."""
+    if not live.given_up:
+        return f"stopped: all {live.taken:,} requests that were taken are answered"
+    return f"stopped: {live.given_up:,} of {live.taken:,} requests were not answered within --stop_s {live.settings.stop_s:g} seconds"
 
 
 def server_of(folders: Sequence[str], settings: ServeSettings, address: str) -> Any:

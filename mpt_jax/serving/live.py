@@ -5,6 +5,7 @@ P prompt positions, D model width.
 
 import asyncio
 import collections
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ class Live:
         self.batcher = Batcher(settings, spec, measures, self._left)
         self.ready = False
         self.batching: asyncio.Task | None = None  # what answers; it ends with the server
+        self.taken = self.given_up = 0  # requests that were read, and those of them that were cut off
         self._pending: collections.Counter[tuple[int, int]] = collections.Counter()  # queries by (prompt length, bank row)
         self._retired: set[tuple[int, int]] = set()
         self._changing = asyncio.Lock()
@@ -64,7 +66,10 @@ class Live:
         return count
 
     async def answer(self, given: Sequence[Query]) -> list[Answer]:
-        """An answer to each query. Raises Refused: 404 for an unknown task, 422 for what cannot be answered, 503 before it is ready."""
+        """An answer to each query; labels are scored one by one, so that any number of them needs no program of its own.
+
+        Raises Refused: 404 for an unknown task, 422 for what cannot be answered, 503 before it is ready.
+        """
         if not self.ready:
             raise Refused(503, "the server is still compiling: ask /health until it says ready", {"Retry-After": "1"})
         for task in {query.task for query in given}:
@@ -74,12 +79,15 @@ class Live:
                 raise Refused(404, str(error)) from error
         try:
             asked = queries.asked(given, self.sources, cuts_allowed=self.settings.cut)
+            parts = [queries.each_label(one, f"text {number} of {len(given)}") for number, one in enumerate(asked)]
         except UserError as error:
             raise Refused(422, str(error)) from error
         self._check_lengths(asked)
-        self.batcher.check_room(len(asked))
-        self._pending.update(map(_place, asked))
-        return await self.batcher.answer(asked)
+        rows = [row for part in parts for row in part]
+        self.batcher.check_room(len(rows))
+        self._pending.update(map(_place, rows))
+        answers = iter(await self.batcher.answer(rows))
+        return [_together(one, list(itertools.islice(answers, len(part)))) for one, part in zip(asked, parts, strict=True)]
 
     def _check_lengths(self, asked: Sequence[Asked]) -> None:
         most = self.batcher.spec.target_length
@@ -113,7 +121,7 @@ class Live:
 
         One of the same name is replaced: queries that wait are answered by the old one. Raises Refused.
         """
-        place = self._below_root(path)
+        place = await asyncio.to_thread(self._below_root, path)  # it may look at many files
         name = name or Path(place).name.removesuffix(".npz").removesuffix(".npy")
         if not NAME.fullmatch(name):
             raise Refused(400, f"name = {name!r:.60}: it takes 1 to 100 letters, digits, '_', '.' or '-'.")
@@ -129,8 +137,12 @@ class Live:
         taken = sum(bank.taken for bank in self.banks.banks.values())
         if taken + len(prompts_NPD) > self.settings.max_tasks:
             raise Refused(507, f"{taken} prompts are in memory, and --max_tasks is {self.settings.max_tasks}: take some away first.")
+        try:
+            self.sources.check_names(source)
+        except UserError as error:
+            raise Refused(422, str(error)) from error
         bank = self.banks.bank(prompts_NPD.shape[1])
-        rows = await self.batcher.do(bank.add, prompts_NPD)
+        rows = await self.batcher.do(self.batcher.take_rows, bank, prompts_NPD)
         self.sources.add(source._replace(model=bank.model, rows=rows))
         if old is not None:
             self._retire(old)
@@ -141,7 +153,7 @@ class Live:
         """The real path of what is below --root. Raises Refused for anything else."""
         if not self.settings.root:
             raise Refused(403, "nothing can be added: start the server with --root FOLDER.")
-        if "\0" in path or not path.strip():
+        if "\0" in path or not path.strip() or not _encodable(path):
             raise Refused(400, f"path = {path!r:.60} is not a path below --root.")
         root = os.path.realpath(self.settings.root)
         place = os.path.realpath(os.path.join(root, path))
@@ -157,8 +169,8 @@ class Live:
         """(the source without bank rows, prompts (N, P, D)) of what is at a path."""
         kind, _ = detect(place)
         if kind == "run":
-            run, prompts_NPD = self.banks.read(place, checkpoint)
-            source = self.banks.described(name, run, place, self._any_model())
+            run, step, prompts_NPD = self.banks.read(place, checkpoint)
+            source = self.banks.described(name, run, place, self._any_model())._replace(step=step)
         elif kind in PROMPTS:
             source, prompts_NPD = self._exported(place, name)
         else:
@@ -236,6 +248,21 @@ def _length(source: Source) -> int:
 
 def _place(asked: Asked) -> tuple[int, int]:
     return _length(asked.source), asked.row
+
+
+def _together(asked: Asked, answers: list[Answer]) -> Answer:
+    """The answer to a query, of those to its parts."""
+    if asked.labels is None:
+        return answers[0]
+    return Answer(scores={label: answer.score for label, answer in zip(asked.labels, answers, strict=True)})
+
+
+def _encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # half a letter
+        return False
+    return True
 
 
 def _object(value: Any) -> dict:

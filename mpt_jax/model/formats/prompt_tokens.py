@@ -198,7 +198,7 @@ def _card(base: str, tasks: Sequence[Task], texts: Mapping, decoder_only: bool, 
     said = [
         f"The ids of these tokens must never be answers. `generate` of transformers reads that in {GENERATION}; an engine that does not "
         f"sees, as output row of each of them, a copy of the row of id {copied}. CTranslate2: `suppress_sequences=[[token], …]`. "
-        "Probabilities straight from the logits are lower than this package's, since the sum over ids has these rows as well."
+        "Probabilities straight from the logits are lower than this package's, since the sum over ids includes these rows."
     ]
     if copied is None:
         said = ["The decoder has no output for these tokens."]
