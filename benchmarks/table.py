@@ -60,12 +60,16 @@ def rebuild(page: str, lines: list[dict]) -> str:
     for line in lines:
         by_name.setdefault(line["benchmark"], []).append(line)
     for name, found in by_name.items():
-        marks = re.compile(rf"<!-- {name} -->.*?<!-- end -->", re.S)
-        if not marks.search(page):
-            raise KeyError(f"docs/performance.md has no place for the results of {name}: add <!-- {name} --> and <!-- end -->")
-        text = f"<!-- {name} -->\n" + "\n".join(map(table, found)) + "<!-- end -->"
-        page = marks.sub(lambda _, text=text: text, page)
+        page = marked(page, name, "\n".join(map(table, found)))
     return page
+
+
+def marked(page: str, name: str, text: str) -> str:
+    """The page with a text between the marks of that name. Raises KeyError where it has none."""
+    marks = re.compile(rf"<!-- {name} -->.*?<!-- end -->", re.S)
+    if not marks.search(page):
+        raise KeyError(f"the page has no place for {name}: add <!-- {name} --> and <!-- end -->")
+    return marks.sub(lambda _: f"<!-- {name} -->\n{text}<!-- end -->", page)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.study import choices, data, lines, plan
+from benchmarks.study import choices, data, lines, page, plan
 from mpt_jax import tasks
 
 
@@ -108,3 +108,25 @@ def test_the_numbers_of_the_docs_are_those_of_the_lines():
         for cell, shots in zip(row.split("|")[2:6], (4, 16, 32, 0), strict=True):
             found = [line["dev"] for line in runs if line["way"] == way and line["shots"] == shots and line["rate"] == rate]
             assert cell.strip() == f"{sum(found) / len(found):.1f} ({len(found)})"
+
+
+def test_a_paired_difference_takes_the_pairs_of_both_and_its_interval_holds_the_mean():
+    one = {("rte", 1): 60.0, ("rte", 2): 64.0, ("cb", 1): 70.0}
+    other = {("rte", 1): 50.0, ("rte", 2): 60.0, ("cola", 1): 99.0}
+    mean, low, high, pairs = page.difference(one, other)
+    assert (mean, pairs) == (7.0, 2) and (low, high) == (4.0, 10.0)
+    assert page.difference(one, {}) is None
+
+
+def test_means_count_the_draws_that_every_target_has():
+    pairs = {(target, 1): 50.0 for target in data.TARGETS} | {(target, 2): 60.0 for target in data.TARGETS} | {("rte", 3): 0.0}
+    assert page.mean_and_spread(pairs) == (55.0, 5.0, 2)
+
+
+def test_the_page_has_the_numbers_of_the_lines(tmp_path):
+    """The committed page and picture are what the committed lines give."""
+    shown = tmp_path / "study.md"
+    shown.write_text(page.PAGE.read_text())
+    page.write(lines.FOLDER, shown, tmp_path / "study.svg")
+    assert shown.read_text() == page.PAGE.read_text()
+    assert (tmp_path / "study.svg").stat().st_size > 10_000

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.study import data, lines, plan
+from benchmarks.study import data, lines, page, plan
 from benchmarks.study.pool import run
 
 
@@ -22,7 +22,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cells whose names hold this text alone")
     parser.add_argument("--no_peft", action="store_true", help="without PEFT's multitask prompt tuning, which needs torch")
     parser.add_argument("--final", action="store_true", help="the final evaluation of what is done, on test rows: once, at the end")
+    parser.add_argument("--page", action="store_true", help="only the tables and the picture of docs/study.md, from the results")
     options = parser.parse_args()
+    if options.page:
+        page.write(options.results)
+        return 0
     folder = options.folder.absolute()
     data.prepare(folder / "data")
     until = time.monotonic() + options.seconds

@@ -1,0 +1,182 @@
+"""The tables and the picture of docs/study.md, from the lines of results alone.
+
+    python -m benchmarks.study --page
+
+What stands between the marks of a table (``<!-- means -->`` … ``<!-- end -->``) is replaced; the words around them stay.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.study import choices, plan
+from benchmarks.study.data import TARGETS
+from benchmarks.study.lines import noted
+from benchmarks.table import marked
+from mpt_jax.infer.figures import COLOURS, DASHES, QUIET, STYLE
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE, PICTURE = ROOT / "docs" / "study.md", ROOT / "docs" / "study.svg"
+SHOTS = (4, 16, 32, 0)
+AGAINST = ("MPT, nearest", "MPT, mean")  # whose differences from all others are shown, the first one that has run
+RESAMPLES = 10_000
+Pair = tuple[str, int]  # target, draw
+
+
+def counted(results: Path, split: str) -> list[dict]:
+    """The lines that count: for each way those with the rates that dev rows chose. split: 'dev' or 'test'."""
+    runs = noted("runs", results)
+    searched = {line["way"] for line in runs if line["search"]}
+    chosen = {}
+    for way in {line["way"] for line in runs}:
+        if (plan.WAYS[way].like if way in plan.WAYS and plan.WAYS[way].like else way) in searched:
+            chosen[way] = choices.best_rates(runs, way)
+    found = runs if split == "dev" else noted("test", results)
+    return [line for line in found if line["way"] in chosen and (line["rate"], line["factor_rate"]) == chosen[line["way"]]]
+
+
+def scores(lines: list[dict], split: str) -> dict[tuple[str, int], dict[Pair, float]]:
+    """(way, shots) -> score of each (target, draw)."""
+    found: dict[tuple[str, int], dict[Pair, float]] = defaultdict(dict)
+    for line in lines:
+        found[line["way"], line["shots"]][line["target"], line["draw"]] = line[split]
+    return found
+
+
+def mean_and_spread(pairs: dict[Pair, float]) -> tuple[float, float, int] | None:
+    """(mean over targets and draws, standard deviation over draws of the mean over targets, draws); only draws that all targets have."""
+    draws = [draw for draw in {draw for _, draw in pairs} if all((target, draw) in pairs for target in TARGETS)]
+    if not draws:
+        return None
+    means = [float(np.mean([pairs[target, draw] for target in TARGETS])) for draw in draws]
+    return float(np.mean(means)), float(np.std(means)), len(draws)
+
+
+def difference(one: dict[Pair, float], other: dict[Pair, float]) -> tuple[float, float, float, int] | None:
+    """(mean of one - other, lowest, highest, pairs) over the (target, draw) pairs of both: a 95 % bootstrap interval."""
+    common = sorted(set(one) & set(other))
+    if not common:
+        return None
+    gaps = np.array([one[pair] - other[pair] for pair in common])
+    again = np.random.default_rng(0).choice(gaps, (RESAMPLES, len(gaps))).mean(axis=1)
+    low, high = np.percentile(again, (2.5, 97.5))
+    return float(gaps.mean()), float(low), float(high), len(gaps)
+
+
+def instruction(results: Path, split: str) -> dict[str, dict[str, float]]:
+    """Way of reading the instruction -> target -> score."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for line in noted("test" if split == "test" else "instruction", results):
+        if line["way"].startswith("instruction"):
+            found[line["way"]][line["target"]] = line[split]
+    return found
+
+
+def _shots(number: int) -> str:
+    return f"{number} shots" if number else "all rows"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
+
+
+def means_table(found: dict, told: dict[str, dict[str, float]], ways: list[str]) -> str:
+    """Mean over the targets, by way and shots."""
+    rows = []
+    for way in ways:
+        cells = [mean_and_spread(found.get((way, shots), {})) for shots in SHOTS]
+        rows.append([way, *(f"{cell[0]:.1f} ± {cell[1]:.1f} ({cell[2]})" if cell else "" for cell in cells)])
+    for way, by_target in told.items():
+        rows.append([f"{way}, not trained", f"{np.mean(list(by_target.values())):.1f}", "", "", ""])
+    return _table(["start", *map(_shots, SHOTS)], rows)
+
+
+def targets_table(found: dict, told: dict[str, dict[str, float]], ways: list[str], shots: int) -> str:
+    """Mean over the draws, by way and target."""
+    rows = []
+    for way in ways:
+        pairs = found.get((way, shots), {})
+        by_target = [[value for (name, _), value in pairs.items() if name == target] for target in TARGETS]
+        if any(by_target):
+            rows.append([way, *(f"{np.mean(values):.1f} ± {np.std(values):.1f}" if values else "" for values in by_target)])
+    rows += [[f"{way}, not trained", *(f"{by_target[target]:.1f}" for target in TARGETS)] for way, by_target in told.items()]
+    return _table([_shots(shots), *TARGETS], rows)
+
+
+def differences_table(found: dict, told: dict[str, dict[str, float]], ways: list[str]) -> str:
+    """How much better MPT is than each other way, over the same targets and draws."""
+    rows = []
+    for ours in AGAINST:
+        for way in [way for way in ways if way != ours] + list(told):
+            cells = []
+            for shots in SHOTS:
+                mine = found.get((ours, shots), {})
+                theirs = {pair: told[way][pair[0]] for pair in mine} if way in told else found.get((way, shots), {})
+                cell = difference(mine, theirs)
+                cells.append(f"{cell[0]:+.1f} [{cell[1]:+.1f}, {cell[2]:+.1f}] ({cell[3]})" if cell else "")
+            if any(cells):
+                rows.append([f"{ours} − {way}", *cells])
+    return _table(["difference", *map(_shots, SHOTS)], rows)
+
+
+def sources_table(results: Path) -> str:
+    """Dev scores of the source runs on their own tasks."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for line in noted("sources", results):
+        found[line["run"]][line["task"]] = line["dev"]
+    names = list(dict.fromkeys(task for by_task in found.values() for task in by_task))
+    rows = [
+        [run, *(f"{by_task[name]:.1f}" if name in by_task else "" for name in names), f"{np.mean(list(by_task.values())):.1f}"]
+        for run, by_task in found.items()
+    ]
+    return _table(["source run", *names, "mean"], rows)
+
+
+def draw(path: Path, found: dict, lines: list[dict], told: dict[str, dict[str, float]], ways: list[str], split: str) -> None:
+    """Score against shots, and dev score against steps at 16 shots; an SVG."""
+    with plt.rc_context(STYLE | {"svg.hashsalt": "study", "svg.fonttype": "none"}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        left.set_title(f"Mean over {len(TARGETS)} targets ({split} rows)")
+        right.set_title("Dev score in training, 16 shots of each label")
+        for number, way in enumerate(ways):
+            style = {"color": COLOURS[number % len(COLOURS)], "ls": DASHES[number // len(COLOURS) % len(DASHES)], "marker": "o", "ms": 3.5}
+            cells = [(place, mean_and_spread(found.get((way, shots), {}))) for place, shots in enumerate(SHOTS)]
+            points = [(place, *cell[:2]) for place, cell in cells if cell]
+            if points:
+                place, mean, spread = np.array(points).T
+                left.errorbar(place + 0.03 * number, mean, spread, capsize=2.5, label=way, **style)
+            curves = [dict(line["curve"]) for line in lines if line["way"] == way and line["shots"] == 16]
+            if curves:
+                at = sorted(set.intersection(*map(set, curves)))
+                right.plot(at, [np.mean([curve[step] for curve in curves]) for step in at], label=way, **style)
+        for way, by_target in told.items():
+            left.axhline(np.mean(list(by_target.values())), color=QUIET, ls="--" if "prior" in way else ":", lw=1.2, label=way)
+        left.set_xticks(range(len(SHOTS)), [str(shots) if shots else "all rows" for shots in SHOTS])
+        left.set_xlabel("training rows of each label")
+        right.set_xlabel("step")
+        left.set_ylabel("accuracy (%)")
+        right.legend(*left.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.02))
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def write(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
+    """Rewrites what stands between the marks of the page, and the picture. Test rows count once the final evaluation has run."""
+    split = "test" if noted("test", results) else "dev"
+    lines = counted(results, split)
+    found, told = scores(lines, split), instruction(results, split)
+    ways = [way for way in (*plan.WAYS, "PEFT's MPT") if any(key[0] == way for key in found)]
+    tables = {
+        "means": means_table(found, told, ways),
+        "targets": targets_table(found, told, ways, 16),
+        "differences": differences_table(found, told, ways),
+        "sources": sources_table(results),
+    }
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = marked(text, name, table)
+    page.write_text(text, encoding="utf-8")
+    draw(picture, found, counted(results, "dev"), told, ways, split)
