@@ -119,7 +119,8 @@ class Cell(NamedTuple):
 def _targets(way: str, shots: int, draws: tuple[int, ...], search: bool = False) -> Iterator[Cell]:
     row = WAYS[way]
     needs = () if search else tuple(f"{row.like or way}-16-search-{part}" for part in PARTS)
-    needs += (row.source, f"screen {row.source}") if row.source else ()
+    needs += (row.source,) if row.source else ()
+    needs += (f"screen {row.source}",) if row.nearest else ()
     for part in PARTS:
         label = "search" if search else f"draws{draws[0]}{draws[-1]}"
         yield Cell("targets", f"{way}-{shots or 'all'}-{label}-{part}", needs, way, part, shots, draws, search)
