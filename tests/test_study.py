@@ -97,19 +97,6 @@ def test_settings_of_a_cell_name_each_target_own_text_and_source():
     assert settings.prompt.init_text == {"cb": data.TARGETS["cb"].instruction} and settings.data.k_shot == 12
 
 
-def test_the_numbers_of_the_docs_are_those_of_the_lines():
-    """docs/study.md, first table."""
-    text = (Path(__file__).parent.parent / "docs" / "study.md").read_text()
-    runs = lines.noted("runs")
-    for way in ("prompt tuning, vocabulary", "prompt tuning, text"):
-        name = way.replace("text", "instruction's tokens")
-        rate, _ = choices.best_rates(runs, way)
-        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
-        for cell, shots in zip(row.split("|")[2:6], (4, 16, 32, 0), strict=True):
-            found = [line["dev"] for line in runs if line["way"] == way and line["shots"] == shots and line["rate"] == rate]
-            assert cell.strip() == f"{sum(found) / len(found):.1f} ({len(found)})"
-
-
 def test_a_paired_difference_takes_the_pairs_of_both_and_its_interval_holds_the_mean():
     one = {("rte", 1): 60.0, ("rte", 2): 64.0, ("cb", 1): 70.0}
     other = {("rte", 1): 50.0, ("rte", 2): 60.0, ("cola", 1): 99.0}
