@@ -110,17 +110,18 @@ def main() -> None:
     state, seen = step_fn.init(program.trainable), [changed(make_batch([source], step, spec, len(names))) for step in steps]
     state = compile_buckets(step_fn, state, frozen, seen)
     batches = batch_iterator([source], spec, len(names), steps[0], program.settings.data.prefetch)
-    seconds, padding = [], []
+    seconds, padding, waited = [], [], 0.0
     for _ in steps:
         start = time.perf_counter()
-        batch = changed(next(batches))
+        drawn = next(batches)
+        waited += time.perf_counter() - start
+        batch = changed(drawn)
         state, metrics = step_fn(state, frozen, batch)
         loss = float(jax.device_get(metrics["loss"]).sum() / batch.target_tokens_N.sum())
         seconds.append(time.perf_counter() - start)
         padding.append(batch.input_padding)
-    waiting = batches.waited_s / sum(seconds)
     batches.close()
-    told |= {"loss": loss, "waiting_share": waiting, "input_padding": float(np.mean(padding))}
+    told |= {"loss": loss, "waiting_share": waited / sum(seconds), "input_padding": float(np.mean(padding))}
     finish({"seconds": seconds[arguments.warmup :], "steps": list(steps)[arguments.warmup :], **told})
 
 

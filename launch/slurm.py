@@ -174,15 +174,17 @@ def logs(arguments: argparse.Namespace) -> int:
 
 def stop(arguments: argparse.Namespace) -> int:
     """Cancels all jobs of that name, and asks until none is left."""
-    for _ in range(QUESTIONS):
+    for attempt in range(QUESTIONS + 1):
+        if attempt > 1:
+            time.sleep(arguments.poll_s)  # Slurm lists a job for a while after it was cancelled
         jobs = [job for job, state in _jobs_called(arguments.name) if state != "COMPLETING"]
         if not jobs:
             say(f"{arguments.name}: nothing is left")
             return 0
-        cancelled = ask(["scancel", *jobs])
-        if cancelled.code:
-            say(cancelled.last_lines)
-            time.sleep(arguments.poll_s)
+        if attempt < QUESTIONS:
+            cancelled = ask(["scancel", *jobs])
+            if cancelled.code:
+                say(cancelled.last_lines)
     say(f"{arguments.name} IS STILL THERE. Cancel it: {show(['scancel', *jobs])}")
     return EXIT_LEFT_BEHIND
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mpt_jax.launch.buckets import model_dir, without
+from mpt_jax.launch.buckets import called, model_dir, without
 from mpt_jax.launch.calls import LaunchError
 
 MOST_JOBS = 1000  # of one sweep [ours]
@@ -30,7 +30,7 @@ def jobs_of(sweep: str, command: Sequence[str]) -> list[Job]:
         found = values.split(",")
         if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or not all(re.fullmatch(r"[\w.+-]+", value) for value in found):
             raise LaunchError(f"--sweep {part!r}: it takes NAME=VALUE,VALUE with plain values, several of them separated by spaces.")
-        if name in axes or name.upper() == "MODEL_DIR" or len(set(found)) < len(found):
+        if called(name) in {"MODEL_DIR", *map(called, axes)} or len(set(found)) < len(found):
             raise LaunchError(f"--sweep {part!r}: give each setting and each value once, and not MODEL_DIR.")
         axes[name] = found
     if len({_short(name) for name in axes}) < len(axes):

@@ -128,10 +128,8 @@ def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         if not wheel.is_file():
             raise LaunchError(f"--wheel {wheel}: no such file.")
         write_folder(folder, arguments, command, wheel)
-        if arguments.detach:
-            return _detach(queued, folder, command)
         try:
-            return _with_restarts(queued, folder)
+            return _detach(queued, folder, command) if arguments.detach else _with_restarts(queued, folder)
         except LeftBehind as error:
             say(str(error))
             return EXIT_LEFT_BEHIND
@@ -142,20 +140,31 @@ def _detach(queued: Queued, folder: Path, command: Sequence[str]) -> int:
     run = model_dir(command)
     if run is None:
         raise LaunchError("--detach needs MODEL_DIR in the command: the slice finds its files there, and leaves its log.")
+    place = f"{queued.name} --target tpu {show([*queued.where, f'--model_dir={run}'])}"
+    state = state_of(ask(queued.describe()))[0]
+    if state:  # its files are where this job's would go
+        raise LaunchError(f"{queued.name} is there already ({state}). Give another --name, or type: python -m mpt_jax.launch stop {place}")
     with signals_wait():
-        tpu_detached.create(queued, tpu_detached.place_of(run, queued.name), folder)
-    place = f"{queued.name} --target tpu {show(queued.where)} --model_dir={run}"
+        created = tpu_detached.create(queued, tpu_detached.place_of(run, queued.name), folder)
+        if created.code and _made_after_all(queued, created):
+            _delete(queued)
+    if created.code:
+        raise queued.refused(created.last_lines)
     say(f"{queued.name} is asked for; python -m mpt_jax.launch status|logs|stop {place}")
     return 0
 
 
+def _place(arguments: argparse.Namespace, described: Answer) -> str:
+    """Where a detached job's files are: as its slice says, else below --model_dir; empty where neither does."""
+    found = tpu_detached.place_in(described.stdout) if described.code == 0 else ""
+    return found or (tpu_detached.place_of(arguments.model_dir, arguments.name) if arguments.model_dir else "")
+
+
 def status(arguments: argparse.Namespace) -> int:
     """Prints the state of a slice, and the exit codes of what ran on it as far as they are known."""
-    queued, place = Queued(arguments, arguments.name), ""
-    answer = ask(queued.describe())
+    answer = ask(Queued(arguments, arguments.name).describe())
     state, message = state_of(answer)
-    place = tpu_detached.place_in(answer.stdout) if state else ""
-    place = place or (tpu_detached.place_of(arguments.model_dir, arguments.name) if arguments.model_dir else "")
+    place = _place(arguments, answer)
     code = tpu_detached.cat(place, "code-0") if place else None
     ended = "" if code is None else f"; the command ended with code {code.strip()}"
     print(f"{arguments.name}: {state or 'not there'}{f' ({message})' if message else ''}{ended}")
@@ -164,9 +173,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 def logs(arguments: argparse.Namespace) -> int:
     """Prints what the first worker of a detached job has said so far. Raises LaunchError where nothing is known of it."""
-    answer = ask(Queued(arguments, arguments.name).describe())
-    place = tpu_detached.place_in(answer.stdout) if answer.code == 0 else ""
-    place = place or (tpu_detached.place_of(arguments.model_dir, arguments.name) if arguments.model_dir else "")
+    place = _place(arguments, ask(Queued(arguments, arguments.name).describe()))
     if not place:
         raise LaunchError(f"{arguments.name} is not there, or was not detached; with --model_dir its log is looked for in the run folder.")
     print(tpu_detached.cat(place, "log-0") or "", end="")
@@ -320,7 +327,7 @@ def _delete(queued: Queued) -> None:
         if attempt < DELETIONS:
             say(show(queued.delete()))
             deleted = ask(queued.delete())
-            if deleted.code:
-                why = deleted.last_lines
+            why = deleted.last_lines if deleted.code else why
+            if deleted.code or attempt:  # deleted, and there: it takes a while to go
                 time.sleep(queued.arguments.poll_s)
     raise LeftBehind(f"{queued.name} IS STILL THERE AND BILLED ({why}). Delete it: {show(queued.delete())}")

@@ -10,6 +10,8 @@ from pathlib import Path
 from mpt_jax.launch.buckets import MOUNT_OPTIONS, model_dir, mounted
 from mpt_jax.launch.calls import LaunchError, ask, show, variables
 
+from mpt_jax.errors import EXIT_PREEMPTED
+
 ROOT = Path(__file__).parent.parent
 FOLDER = "mpt_jax_run"  # on the workers, in the home folder
 
@@ -17,6 +19,7 @@ INSTALL = """#!/bin/bash
 # Python 3.11 and mpt_jax with the TPU's libraries, in a folder of their own
 set -euo pipefail
 cd "$HOME/{folder}"
+rm -rf venv  # half of one, where the machine started again meanwhile
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --python 3.11 venv
 python3 -m uv pip install --quiet --python venv/bin/python {constraints}"mpt_jax[tpu] @ file://$PWD/{wheel}"
@@ -24,7 +27,7 @@ python3 -m uv pip install --quiet --python venv/bin/python {constraints}"mpt_jax
 
 MOUNTS = """
 key=/usr/share/keyrings/cloud.google.asc
-curl --silent https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
+curl --fail --silent https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
 echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
   sudo tee /etc/apt/sources.list.d/gcsfuse.list
 sudo apt-get update -qq
@@ -36,11 +39,17 @@ done
 """
 
 RUN = """#!/bin/bash
-# Starts the command once; called again, after a broken connection, follows the one that runs
+# Starts the command once; called again, after a broken connection, follows the one that runs; after a restart of the machine ends
 cd "$HOME/{folder}"
 {exports}
-if mkdir started 2>/dev/null; then
-  setsid bash -c '"$@"; echo $? >code.tmp; mv code.tmp code' command {command} >log 2>&1 </dev/null &
+if mkdir "started-$(cat /proc/sys/kernel/random/boot_id)" 2>/dev/null; then
+  set -- started-*
+  if [ $# -eq 1 ]; then
+    setsid bash -c '"$@"; echo $? >code.tmp; mv code.tmp code' command {command} >log 2>&1 </dev/null &
+  elif [ ! -f code ]; then
+    echo "the machine started again, which ended the command" >>log
+    echo {preempted} >code
+  fi
 fi
 while [ ! -f log ]; do sleep 0.2; done
 tail -n +1 -f log | sed -u "s/^/[$(hostname)] /" &
@@ -82,6 +91,7 @@ def scripts(arguments: argparse.Namespace, command: Sequence[str], wheel: str) -
         "run.sh": RUN.format(
             folder=FOLDER,
             exports="\n".join(exports),
+            preempted=EXIT_PREEMPTED,
             command=show(["venv/bin/python", "-u", "-m", "mpt_jax", *command]),
         ),
     }

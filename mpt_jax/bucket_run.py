@@ -17,16 +17,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mpt_jax import buckets, distributed, paths
 from mpt_jax.errors import UserError
 from mpt_jax.folder_lock import NAME as LOCAL_LOCK
 from mpt_jax.folder_lock import locked
+from mpt_jax.run_folder import ASIDE, CHECKPOINTS
 
 IDENTITY = "bucket_run.json"  # which run the folder holds: in the bucket and here
 LOCK = "training_lock.json"  # in the bucket: who trains there, and when it last said so
-CHECKPOINTS = "checkpoints"
-NOT_PUT = (CHECKPOINTS, "damaged_checkpoints", LOCAL_LOCK, IDENTITY)
+NOT_PUT = (CHECKPOINTS, ASIDE, LOCAL_LOCK, LOCK, IDENTITY)
 LOOK_S, FILES_S = 1.0, 30.0  # between looks for new checkpoints, and for files that have grown [ours]
 BEAT_S, STALE_S = 20.0, 120.0  # between signs of life; after which there is none [ours]
 LAST_S = 60.0  # that the end of a training waits for a bucket that does not answer, or MPT_BUCKET_WAIT_S [ours]
@@ -97,11 +98,51 @@ def kept_in(address: str, local: Path) -> Iterator[None]:
     except BaseException:
         error = run.end()
         if error:
-            distributed.say(f"{error} What is saved is in {str(local)!r}; the same command on this host puts it up.")
+            distributed.say(str(error))
         raise
     error = run.end()
     if error:
-        raise UserError(f"{error} Everything is in {str(local)!r}; the same command on this host puts it up.")
+        raise error
+
+
+class _Lost(UserError):
+    """Another start trains in the address now."""
+
+
+class _Held(NamedTuple):
+    """What the lock in the bucket says: the host and process of a start, its token, and when it last said so (s since 1970)."""
+
+    host: str
+    pid: int
+    token: str
+    at: float
+
+    @classmethod
+    def read(cls, address: str) -> "_Held | None":
+        """The lock of an address; None where there is none, or none that can be read."""
+        content = buckets.read(f"{address}/{LOCK}")
+        try:
+            held = json.loads(content) if content else {}
+            return cls(str(held["host"]), int(held["pid"]), str(held.get("token")), float(held["at"]))
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            return None
+
+    def lives(self) -> bool:
+        """Whether that start may still run: it said so lately, by a clock near ours, and where it was on this host its process is there."""
+        if not abs(time.time() - self.at) < STALE_S:
+            return False
+        if self.host != socket.gethostname():
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            return True
+        return self.pid != os.getpid()  # else it is one before this one that had the same number
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, which said so {max(time.time() - self.at, 0.0):.0f} s ago"
 
 
 class _Run:
@@ -109,14 +150,30 @@ class _Run:
         self.address, self.local = address, local
         self._steps: set[str] = set()  # that are whole in the bucket
         self._stamps: dict[str, tuple[int, int]] = {}  # of files as they went up
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_up, daemon=True)
-        self._beat, self._files, self._told = 0.0, -FILES_S, False
+        self._token = secrets.token_hex(8)  # of this start, in the lock
+        self._stop, self._ended = threading.Event(), threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._keep_up, self._live)]
+        self._files, self._told = -FILES_S, False
+        self._wait_s = _last_s()
 
     def begin(self) -> None:
         """Makes the folder here what the bucket holds, says that it is trained, and starts putting up."""
         there = buckets.listed(self.address)
         self._check_lock()
+        self._say_alive()
+        try:
+            self._make_equal(there)
+            self._check_own()  # what had to come may have taken longer than a lock lives
+            self._say_alive()
+        except BaseException as error:
+            if not isinstance(error, _Lost):
+                with contextlib.suppress(UserError):
+                    buckets.remove(self.address, [LOCK])
+            raise
+        for thread in self._threads:
+            thread.start()
+
+    def _make_equal(self, there: dict[str, buckets.Object]) -> None:
         name = _identity(buckets.read(f"{self.address}/{IDENTITY}")) if IDENTITY in there else None
         own = self.local / IDENTITY
         mine = _identity(own.read_bytes()) if own.is_file() else None
@@ -125,15 +182,14 @@ class _Run:
             mine = None
         if name is None:
             name = secrets.token_hex(8)
-            if there:  # somebody put a run there by other means
-                shutil.copytree(buckets.here("MODEL_DIR", self.address), self.local, dirs_exist_ok=True)
+            if there.keys() - {LOCK}:  # somebody put a run there by other means
+                found, lock = buckets.here("MODEL_DIR", self.address), shutil.ignore_patterns(LOCK)
+                shutil.copytree(found, self.local, ignore=lock, dirs_exist_ok=True)
             buckets.write(f"{self.address}/{IDENTITY}", json.dumps({"id": name}).encode())
         else:
             self._steps = {found[1] for path in there if (found := re.fullmatch(rf"{CHECKPOINTS}/(\d+)/{buckets.MARKER}", path))}
             self._bring(there)
         own.write_text(json.dumps({"id": name}))
-        self._say_alive()
-        self._thread.start()
 
     def _bring(self, there: dict[str, buckets.Object]) -> None:
         """What the bucket has and this host lacks. Where this host is ahead, its files are the newer ones."""
@@ -147,7 +203,7 @@ class _Run:
         if ahead or (newest < 0 and (self.local / "run.json").exists()):
             return
         for name in there:
-            if name.partition("/")[0] not in (*NOT_PUT, LOCK) and not name.endswith(buckets.MARKER):
+            if name.partition("/")[0] not in NOT_PUT and not name.endswith(buckets.MARKER):
                 target = self.local / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 buckets.get_file(f"{self.address}/{name}", target)
@@ -161,53 +217,70 @@ class _Run:
         distributed.say(f"{self.address} no longer holds the run that this host had of it, which is now in {str(aside)!r}")
 
     def _check_lock(self) -> None:
-        content = buckets.read(f"{self.address}/{LOCK}")
-        try:
-            held = json.loads(content) if content else {}
-            host, age = str(held["host"]), time.time() - float(held["at"])
-        except (ValueError, LookupError, TypeError):
-            return
-        if host != socket.gethostname() and age < STALE_S:
-            who = f"process {held.get('pid')} on {host}, which said so {max(age, 0.0):.0f} s ago"
+        held = _Held.read(self.address)
+        if held is not None and held.lives():
             advice = f"Wait {STALE_S:.0f} s after its end, or give another MODEL_DIR"
-            raise UserError(f"MODEL_DIR = {self.address!r} is being trained in by {who}. {advice}.")
+            raise UserError(f"MODEL_DIR = {self.address!r} is being trained in by {held}. {advice}.")
+
+    def _check_own(self) -> None:
+        """Raises _Lost where another start has the bucket's folder now."""
+        held = _Held.read(self.address)
+        if held is None or held.token != self._token:
+            who = f"{held} trains there" if held else f"its {LOCK} is gone"
+            raise _Lost(f"MODEL_DIR = {self.address!r} is no longer this process's: {who}, so nothing more goes up.")
 
     def _say_alive(self) -> None:
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "at": time.time()}
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "at": time.time(), "token": self._token}
         buckets.write(f"{self.address}/{LOCK}", json.dumps(me).encode())
-        self._beat = time.monotonic()
+
+    def _live(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            try:
+                self._check_own()
+                self._say_alive()
+            except _Lost:  # which _keep_up says
+                return
+            except UserError:  # which _keep_up says; the bucket may answer the next time
+                continue
 
     def _keep_up(self) -> None:
         wait = LOOK_S
         while not self._stop.wait(wait):
             try:
-                if time.monotonic() - self._beat > BEAT_S:
-                    self._say_alive()
                 new = any(str(step) not in self._steps for step in _steps_of(self.local))
                 if new or time.monotonic() - self._files > FILES_S:
+                    self._check_own()
                     self.put_up()
                 wait = LOOK_S
-            except UserError as error:
+            except _Lost as error:
+                distributed.say(f"{error} Training goes on in {str(self.local)!r}.")
+                return
+            except (UserError, OSError) as error:
                 wait = min(2 * wait, 30.0)
                 if not self._told:
-                    distributed.say(f"{error} Training goes on; what it saves goes up when the bucket answers.")
+                    distributed.say(f"{self._sentence(error)} Training goes on; what it saves goes up when that is over.")
                 self._told = True
+
+    def _sentence(self, error: UserError | OSError) -> UserError:
+        if isinstance(error, UserError):
+            return error
+        return UserError(f"{error.filename or str(self.local)!r} cannot be read: {error.strerror or type(error).__name__}.")
 
     def put_up(self) -> None:
         """Whatever is finished here and not in the bucket goes up; checkpoints that are gone here go there."""
         self._files = time.monotonic()
-        for path in sorted(self.local.rglob("*")):
-            name = path.relative_to(self.local).as_posix()
-            if name.partition("/")[0] in NOT_PUT or path.suffix == ".tmp":
-                continue
-            with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
-                if path.is_file():
-                    self._put_changed(path, name)
+        for folder, folders, files in os.walk(self.local):
+            if folder == str(self.local):  # Orbax moves and removes folders in some of them meanwhile
+                folders[:], files = (sorted(set(names) - set(NOT_PUT)) for names in (folders, files))
+            for path in (Path(folder, name) for name in files if not name.endswith(".tmp")):
+                with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+                    if path.is_file():
+                        self._put_changed(path, path.relative_to(self.local).as_posix())
         for step in _steps_of(self.local):
             if str(step) not in self._steps:
                 self._put_step(str(step))
         here = _steps_of(self.local)
-        for step in sorted(self._steps, key=int):
+        for step in sorted(self._steps - _damaged(self.local), key=int):
             if here and int(step) not in here:
                 buckets.remove_folder(f"{self.address}/{CHECKPOINTS}/{step}")
                 self._steps.discard(step)
@@ -224,31 +297,55 @@ class _Run:
         self._stamps[name] = stamp
 
     def _put_step(self, step: str) -> None:
-        folder = self.local / CHECKPOINTS / step
+        address = f"{self.address}/{CHECKPOINTS}/{step}"
         try:
-            buckets.put_folder(folder, f"{self.address}/{CHECKPOINTS}/{step}")
-        except (UserError, OSError):
-            if folder.is_dir():
-                raise
-            buckets.remove_folder(f"{self.address}/{CHECKPOINTS}/{step}")  # training removed it meanwhile
+            buckets.put_folder(self.local / CHECKPOINTS / step, address)
+        except FileNotFoundError:  # of a file here: training removes the folder meanwhile
+            buckets.remove_folder(address)
             return
         self._steps.add(step)
 
     def end(self) -> UserError | None:
         """Puts up the rest, trying again for a while, and takes the lock away; the error where that failed."""
         self._stop.set()
-        self._thread.join()
-        given = os.environ.get("MPT_BUCKET_WAIT_S", "")
-        deadline = time.monotonic() + (float(given) if re.fullmatch(r"\d+(\.\d+)?", given) else LAST_S)
+        self._threads[0].join()
+        try:
+            return self._put_rest()
+        finally:
+            self._ended.set()
+
+    def _put_rest(self) -> UserError | None:
+        deadline = time.monotonic() + self._wait_s
         while True:
             try:
+                self._check_own()
                 self.put_up()
+                self._ended.set()
+                self._threads[1].join()  # or it writes the lock again
+                self._check_own()
                 buckets.remove(self.address, [LOCK])
                 return None
-            except UserError as error:
+            except _Lost as error:
+                return UserError(f"{error} What this one saved is in {str(self.local)!r}.")
+            except (UserError, OSError) as error:
                 if time.monotonic() > deadline:
-                    return error
+                    where = f"Everything is in {str(self.local)!r}; the same command on this host puts it up."
+                    return UserError(f"{self._sentence(error)} {where}")
                 time.sleep(LOOK_S)
+
+
+def _damaged(local: Path) -> set[str]:
+    """Steps whose checkpoints here were put aside as damaged; those in the bucket may be whole."""
+    folder = local / ASIDE
+    return {name.rstrip("_") for name in os.listdir(folder)} if folder.is_dir() else set()
+
+
+def _last_s() -> float:
+    """Seconds that the end of a training waits for a bucket. Raises UserError for a variable that is not a number."""
+    given = os.environ.get("MPT_BUCKET_WAIT_S", str(LAST_S))
+    if not re.fullmatch(r"\d{1,5}(\.\d+)?", given):
+        raise UserError(f"MPT_BUCKET_WAIT_S = {given!r} is not a number of seconds, 0 .. 99999; type MPT_BUCKET_WAIT_S=60.")
+    return float(given)
 
 
 def _steps_of(local: Path) -> list[int]:

@@ -6,6 +6,7 @@ is put up is there once its marker is, which is written last and names every fil
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ MARKER = "_COMMITTED.json"  # last object of a folder that is whole
 MOST_MARKER_BYTES = 2**24
 TEMPORARY = ".mpt-fetch"  # suffix of what is coming down
 READ, TRAINED = "read", "trained"  # kinds of places: what came from a bucket; runs that are trained here, and may be ahead of theirs
-SECONDS = 60.0  # that a request may take before it counts as unanswered [ours]
+CONNECT_SECONDS, SECONDS = 10.0, 60.0  # without an answer, after which a request has failed [ours]
 
 
 def is_address(path: str | os.PathLike) -> bool:
@@ -72,9 +73,13 @@ def system(address: str) -> Any:
 
 def _options(scheme: str) -> dict[str, Any]:
     if scheme == "gs":
+        from aiohttp import ClientTimeout
+
         emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-        return {"token": "anon", "endpoint_url": emulator} if emulator else {}
-    return {"config_kwargs": {"connect_timeout": 10, "read_timeout": SECONDS, "retries": {"max_attempts": 3}}}
+        place = {"token": "anon", "endpoint_url": emulator} if emulator else {}
+        # of silence, not in all: a large object takes what it takes
+        return {**place, "requests_timeout": ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=SECONDS)}
+    return {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": SECONDS, "retries": {"max_attempts": 3}}}
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -119,7 +124,8 @@ def _reason(address: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError) or str(code) == "404" or "NoSuchBucket" in text:
         return f"there is no bucket {bucket!r}, or it may not be seen ({text}); correct the name, or make the bucket."
     forbidden = str(code) in ("401", "403") or "redential" in text or type(error).__module__.startswith("google")
-    if isinstance(error, PermissionError) or forbidden:
+    # gcsfs raises a plain OSError for code 403
+    if isinstance(error, PermissionError) or forbidden or text.startswith("Forbidden"):
         ways = "gcloud auth application-default login" if address.startswith("gs:") else "aws configure, or AWS_ACCESS_KEY_ID"
         return f"it is not allowed ({text}); give credentials ({ways}) that may read and write it."
     return f"it does not answer ({text}); when it does again, the same command continues."
@@ -163,9 +169,9 @@ def write(address: str, content: bytes) -> None:
 
 
 def put_file(local: Path, address: str) -> None:
-    """A file as one object, whole or not at all."""
-    with answers(address):
-        system(address).put_file(str(local), address.partition("://")[2])
+    """A file as one object, whole or not at all. Raises FileNotFoundError where the file is not on this host."""
+    with open(local, "rb") as file, answers(address):  # read through the open file, whose name may go meanwhile
+        system(address).put_file(f"/proc/self/fd/{file.fileno()}", address.partition("://")[2])
 
 
 def remove(address: str, names: Sequence[str]) -> None:
@@ -183,13 +189,22 @@ def digest(path: Path) -> str:
 
 
 def put_folder(local: Path, address: str) -> None:
-    """A folder whose files no longer change: its files, and then its marker. What was there before is replaced, its marker first."""
-    paths = sorted(path for path in local.rglob("*") if path.is_file())
+    """A folder whose files no longer change: its files, and then its marker. What was there before is replaced, its marker first.
+
+    Raises FileNotFoundError, and leaves no marker, where the folder is removed meanwhile.
+    """
+    paths = _files(local)
     files = {path.relative_to(local).as_posix(): [path.stat().st_size, digest(path)] for path in paths}
     remove(address, [MARKER])
     for name in files:
         put_file(local / name, f"{address}/{name}")
+    if not paths or _files(local) != paths:
+        raise FileNotFoundError(errno.ENOENT, "was removed while it went up", str(local))
     write(f"{address}/{MARKER}", json.dumps({"files": files}).encode())
+
+
+def _files(local: Path) -> list[Path]:
+    return sorted(path for path in local.rglob("*") if path.is_file())
 
 
 def remove_folder(address: str) -> None:

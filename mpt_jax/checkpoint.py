@@ -27,10 +27,9 @@ from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.paths import Opened, readable_run
 from mpt_jax.regular_files import check_regular
-from mpt_jax.run_folder import CHECKPOINTS, checkpoint_steps, read_run_json
+from mpt_jax.run_folder import ASIDE, CHECKPOINTS, checkpoint_steps, read_run_json
 from mpt_jax.sharding import put_array
 
-ASIDE = "damaged_checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
 META_WITHOUT_DIGESTS = {"step", "data", "has_best"}  # all that the meta of a checkpoint of before can hold

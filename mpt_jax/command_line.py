@@ -248,7 +248,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if COMMANDS[command].gin is not None:
         _choose_files(arguments, command)
     if command == "report":
-        arguments.run_dirs += arguments.model_dir
+        arguments.run_dirs += vars(arguments).pop("model_dir")
     if command in ("report", "convert") and not (arguments.run_dirs if command == "report" else arguments.source):
         raise UserError(f"{command} needs a run folder; type {'mpt-jax report runs/target' if command == 'report' else '--from FOLDER'}.")
     for name, (flag, remote) in PATHS.items():

@@ -114,10 +114,12 @@ def command_convert(arguments: argparse.Namespace) -> None:
     from mpt_jax.convert import convert
     from mpt_jax.model.formats.files import Folder, is_remote
 
-    source = arguments.source
-    if Folder(source).exists("run.json") if is_remote(source) else buckets.is_address(source):
-        source = _brought("--from", source)  # of all else the readers bring what they need
-    written = convert(source, arguments.to, arguments.output, arguments.task, arguments.backbone, arguments.combine)
+    def usable(source: str) -> str:
+        is_brought = Folder(source).exists("run.json") if is_remote(source) else buckets.is_address(source)
+        return _brought("--from", source) if is_brought else source  # of all else the readers bring what they need
+
+    sources = [usable(source) for source in arguments.source]
+    written = convert(sources, arguments.to, arguments.output, arguments.task, arguments.backbone, arguments.combine)
     print("\n".join(written) if len(written) <= 8 else f"{arguments.output}: {len(written)} files")
 
 

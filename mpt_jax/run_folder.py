@@ -22,6 +22,7 @@ from mpt_jax.output import replaceable
 from mpt_jax.regular_files import parse_json, read_regular, shown
 
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints, each named after its step
+ASIDE = "damaged_checkpoints"  # where damaged ones are put, by the same names with `_` added to those that are taken
 VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # changing these does not change what a run computes, up to the order of sums
 FREE_TO_CHANGE = (

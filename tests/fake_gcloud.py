@@ -10,16 +10,23 @@ from stand_ins import following, opened
 
 
 def storage(folder: Path, arguments: list[str]) -> None:
-    """``storage cp FILE gs://…`` and ``storage cat gs://…``: a bucket is a folder."""
+    """``storage cp FILE gs://…``, ``storage cat gs://…``, ``storage rm gs://…/**``: a bucket is a folder."""
     paths = [argument for argument in arguments[2:] if not argument.startswith("--")]
     here = [folder / path.removeprefix("gs://") if path.startswith("gs://") else Path(path) for path in paths]
+    everything = here[0].name == "**"
+    if not (here[0].parent if everything else here[0]).exists():
+        print(f"ERROR: (gcloud.storage.{arguments[1]}) The following URLs matched no objects or files:\n{paths[0]}", file=sys.stderr)
+        sys.exit(1)
     if arguments[1] == "cat":
-        if not here[0].is_file():
-            print(f"ERROR: (gcloud.storage.cat) The following URLs matched no objects or files:\n{paths[0]}", file=sys.stderr)
-            sys.exit(1)
         print(here[0].read_text(), end="")
+    elif arguments[1] == "rm":
+        assert everything and "--quiet" in arguments
+        shutil.rmtree(here[0].parent)
     elif here[0].is_dir():
-        shutil.copytree(here[0], here[1] / here[0].name, dirs_exist_ok=True)
+        assert "--recursive" in arguments
+        # the real one keeps the folder's own name only below what exists or is written with a slash at its end
+        below = paths[1].endswith("/") or here[1].is_dir()
+        shutil.copytree(here[0], here[1] / here[0].name if below else here[1], dirs_exist_ok=True)
     else:
         here[1].parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(here[0], here[1])
@@ -56,9 +63,10 @@ if verb == "create":
     if error:
         fail(error)
     assert "max-run-duration" in flags and "valid-until-duration" in flags, "nothing would end it"
-    if "metadata-from-file" in flags:
-        assert Path(flags["metadata-from-file"].removeprefix("startup-script=")).is_file()
-    resource.write_text(flags.get("metadata", ""))
+    files = dict(part.split("=", 1) for part in flags["metadata-from-file"].split(",")) if "metadata-from-file" in flags else {}
+    resource.write_text(json.dumps({key: Path(path).read_text() for key, path in files.items()}))
+    if scenario.get("create_late_error"):
+        fail(scenario["create_late_error"])
     print(f"Create request issued for: [{name}]", file=sys.stderr)
 elif verb == "describe":
     if "describe_error" in scenario:
@@ -68,8 +76,7 @@ elif verb == "describe":
     lost = folder / f"{name}.lost"
     state = lost.read_text() if lost.exists() else following(folder, f"{name}.states", scenario.get("states", ["ACTIVE"]))
     details = {"failedData": {"error": {"code": 8, "message": scenario["failed"]}}} if state == "FAILED" else {}
-    metadata = dict([resource.read_text().split("=", 1)]) if resource.read_text() else {}
-    tpu = {"nodeSpec": [{"nodeId": name, "node": {"metadata": metadata}}]}
+    tpu = {"nodeSpec": [{"nodeId": name, "node": {"metadata": json.loads(resource.read_text())}}]}
     print(json.dumps({"name": f"queuedResources/{name}", "tpu": tpu, "state": {"state": state, **details}}))
 elif verb == "delete":
     if not resource.exists():

@@ -98,14 +98,17 @@ if program == "sbatch":
 elif program == "srun":
     sys.exit(srun(arguments))
 elif program == "scancel":
-    (folder / "cancelled").touch()
+    if not (folder / "cancelled").exists():
+        (folder / "cancelled").touch()
     while (folder / f"job{JOB}.resource").exists():
         time.sleep(0.02)
 elif program == "squeue":
     flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
     resource = folder / f"job{JOB}.resource"
-    if resource.exists() and resource.read_text() == flags["name"]:
-        print(JOB, (folder / "state").read_text().split()[0])
+    cancelled = folder / "cancelled"
+    lingers = cancelled.exists() and time.time() - cancelled.stat().st_mtime < scenario.get("lingers_s", 0)
+    if lingers or (resource.exists() and resource.read_text() == flags["name"]):
+        print(JOB, "RUNNING" if lingers else (folder / "state").read_text().split()[0])
 elif program == "sacct":
     state, code = (folder / "state").read_text().split()
     print(f"{JOB}|{state}|{code}")

@@ -9,13 +9,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 BUCKET = "bucket"
+NEEDS = {"gs": ("gcsfs", "gcp_storage_emulator"), "s3": ("s3fs", "moto", "flask_cors")}
 
 
 class Server:
-    """gs: gcp-storage-emulator, which keeps its objects in a folder. s3: moto, which keeps them in memory."""
+    """gs: gcp-storage-emulator, which keeps its objects in a folder. s3: moto, which keeps them in memory. Skips the test without them."""
 
     def __init__(self, scheme: str, folder: Path):
+        for name in NEEDS[scheme]:
+            pytest.importorskip(name)
         self.scheme, self.folder = scheme, folder
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

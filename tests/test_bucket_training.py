@@ -1,7 +1,6 @@
 """A whole source run with every folder in a bucket: killed with kill -9, on fresh hosts, the server stopped and started; the same bank."""
 
 import json
-import os
 import random
 import time
 from pathlib import Path
@@ -14,12 +13,6 @@ from tiny_world import arguments, start, write_world
 from mpt_jax import buckets
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.main import main
-
-pytest.importorskip("gcsfs")
-pytest.importorskip("gcp_storage_emulator")
-
-KILLS = int(os.environ.get("MPT_TEST_KILLS", "3"))
-STEPS = 60
 
 
 def committed_steps(run: str) -> list[int]:
@@ -45,25 +38,27 @@ def world(tmp_path, monkeypatch, table):
     server.stop()
 
 
-def source(macros: dict, run: str) -> list[str]:
-    changes = {"TEACHER_DIR": f"gs://{BUCKET}/teachers", "TRAIN_STEPS": STEPS, "MODEL_DIR": run}
+def source(macros: dict, steps: int, run: str) -> list[str]:
+    changes = {"TEACHER_DIR": f"gs://{BUCKET}/teachers", "TRAIN_STEPS": steps, "MODEL_DIR": run}
     return arguments("train", "source.gin", macros, **changes, TrainSettings__checkpoint_steps=5, TrainSettings__eval_steps=30)
 
 
-@pytest.mark.slow
-def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_not(world, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "kills, steps", [pytest.param(2, 100, marks=pytest.mark.slow, id="2"), pytest.param(10, 400, marks=pytest.mark.long, id="10")]
+)
+def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_not(world, tmp_path, monkeypatch, capsys, kills, steps):
     server, macros = world
     assert main(arguments("train", "teacher.gin", macros, MODEL_DIR=f"gs://{BUCKET}/teachers")) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == f"gs://{BUCKET}/teachers"
-    assert main(source(macros, str(tmp_path / "whole"))) == 0
-    run, rng, reached, kills = f"gs://{BUCKET}/run", random.Random(0), 0, 0
-    while kills < KILLS:
+    assert main(source(macros, steps, str(tmp_path / "whole"))) == 0
+    run, rng, reached = f"gs://{BUCKET}/run", random.Random(0), 0
+    for kill in range(kills):
         monkeypatch.setenv("MPT_CACHE_DIR", str(tmp_path / f"host{rng.randrange(3)}"))  # one of three, maybe not for the first time
         with (tmp_path / "said.txt").open("w") as log:
-            process = start(source(macros, run), tmp_path, {"MPT_TEST_KILLS": "0"}, log)
+            process = start(source(macros, steps, run), tmp_path, log=log)
         local, deadline, wanted = buckets.place_of(run, buckets.TRAINED), time.monotonic() + 200, reached + rng.randrange(1, 15)
-        if kills == 1:  # the server goes away while this one trains
-            while process.poll() is None and not (local / "metrics.jsonl").exists():
+        if kill % 3 == 1:  # the server goes away while this one trains
+            while process.poll() is None and not (local / "training.lock").exists():
                 time.sleep(0.02)
             server.stop()
             time.sleep(2)
@@ -72,19 +67,19 @@ def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_no
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(rng.random() * 0.5)
-        assert process.poll() in (None, 0), (tmp_path / "said.txt").read_text()
+        assert process.poll() is None, "it ended before it was killed: " + (tmp_path / "said.txt").read_text()
         process.kill()
         process.wait()
-        kills += 1
-        steps = committed_steps(run)
-        assert max(steps, default=0) >= reached, "a checkpoint that was there is gone"
-        reached = max(steps, default=0)
-        if steps:
-            monkeypatch.setenv("MPT_CACHE_DIR", str(tmp_path / f"reader{kills}"))
+        there = committed_steps(run)
+        assert max(there, default=0) >= reached, "a checkpoint that was there is gone"
+        reached = max(there, default=0)
+        print(f"kill {kill + 1}: {reached} of {steps} steps are in the bucket")
+        if there:
+            monkeypatch.setenv("MPT_CACHE_DIR", str(tmp_path / f"reader{kill}"))
             assert load_trainable(buckets.here("MODEL_DIR", run), "last")[0]  # digests are checked
     monkeypatch.setenv("MPT_CACHE_DIR", str(tmp_path / "fresh"))
     given = {name: macros[name] for name in ("MIXTURE_OR_TASK_MODULE", "CACHE_DIR")}
-    for argv in (source(macros, run), arguments("eval", "", given, MODEL_DIR=run)):
+    for argv in (source(macros, steps, run), arguments("eval", "", given, MODEL_DIR=run)):
         with (tmp_path / "said.txt").open("w") as log:
             assert start(argv, tmp_path, log=log).wait(300) == 0, (tmp_path / "said.txt").read_text()
     expected = load_trainable(tmp_path / "whole", "last")[0]
@@ -95,6 +90,7 @@ def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_no
     assert json.loads(buckets.read(f"{run}/eval/vowel.json"))["rows"] == 12
     assert main(["report", run, f"gs://{BUCKET}/teachers", "--output", f"gs://{BUCKET}/report"]) == 0
     assert b"| run |" in buckets.read(f"gs://{BUCKET}/report/table.md")
+    assert main(["convert", "--from", run, "--to", "npz", "--output", str(tmp_path / "prompts.npz")]) == 0
     assert not list(Path().glob("gs:*"))
 
 

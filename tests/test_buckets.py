@@ -1,22 +1,23 @@
 """Buckets (buckets.py, bucket_run.py) against real object-store servers: what is put up is whole or not there, what comes down is whole."""
 
+import http.server
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from object_server import BUCKET, Server
 
 from mpt_jax import bucket_run, buckets
 from mpt_jax.errors import UserError
-
-pytest.importorskip("gcsfs")
-pytest.importorskip("s3fs")
-pytest.importorskip("gcp_storage_emulator")
-pytest.importorskip("moto")
+from mpt_jax.main import main
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
@@ -25,6 +26,19 @@ def server(request, tmp_path_factory):
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def elsewhere(server, monkeypatch):
+    """Leads the libraries to another server, without the pauses that gcsfs makes between tries, of seconds."""
+
+    def lead(url: str, seconds: float) -> None:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST" if server.scheme == "gs" else "AWS_ENDPOINT_URL", url)
+        monkeypatch.setattr(buckets, "SECONDS", seconds)
+        if server.scheme == "gs":
+            monkeypatch.setattr("gcsfs.retry.min", lambda *_: 0.0, raising=False)
+
+    return lead
 
 
 @pytest.fixture
@@ -123,16 +137,83 @@ def test_a_put_that_is_killed_anywhere_leaves_nothing_that_is_read(address, tmp_
     assert seen == [{"old"}, None, None, None, {"new"}]
 
 
-@pytest.mark.slow
-def test_what_cannot_be_used_is_one_sentence(server, address, monkeypatch):
+AWAY = "does not answer .*when it does again, the same command continues"
+
+
+def test_what_cannot_be_used_is_one_sentence(server, address, elsewhere):
     with pytest.raises(buckets.Unreachable, match="there is no bucket 'elsewhere'"):
         buckets.write(f"{server.scheme}://elsewhere/x", b"1")
-    variable = "STORAGE_EMULATOR_HOST" if server.scheme == "gs" else "AWS_ENDPOINT_URL"
-    monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody is there
-    started = time.monotonic()
-    with pytest.raises(buckets.Unreachable, match="does not answer .*when it does again, the same command continues"):
+    elsewhere("http://127.0.0.1:9", 30.0)  # nobody is there
+    with pytest.raises(buckets.Unreachable, match=AWAY):
         buckets.listed(f"{address}/away")
-    assert time.monotonic() - started < 60
+
+
+def test_a_server_that_takes_a_request_and_never_answers_is_not_waited_for(monkeypatch):
+    retry = pytest.importorskip("gcsfs.retry")
+    monkeypatch.setattr(retry, "min", lambda *_: 0.0, raising=False)  # its pause between tries, of seconds
+    monkeypatch.setattr(buckets, "SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(buckets.Unreachable, match=AWAY):
+            buckets.write("gs://bucket/x", b"1")
+
+
+class Forbidding(http.server.BaseHTTPRequestHandler):
+    """Allows nothing."""
+
+    def refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(403)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_PUT = do_POST = do_HEAD = refuse
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_what_is_forbidden_is_not_called_unanswered(monkeypatch):
+    pytest.importorskip("gcsfs")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(buckets.Unreachable, match=r"cannot be used: it is not allowed \(.*; give credentials"):
+            buckets.write("gs://bucket/x", b"1")
+        server.shutdown()
+
+
+def test_a_folder_that_is_removed_while_it_goes_up_gets_no_marker(address, tmp_path, monkeypatch):
+    put, local = buckets.put_file, write_folder(tmp_path / "folder", x="1", y="2")
+
+    def put_and_remove(path: Path, there: str) -> None:
+        put(path, there)
+        (local / "x").unlink(missing_ok=True)
+
+    monkeypatch.setattr(buckets, "put_file", put_and_remove)
+    for _ in range(2):  # half of it gone, then all
+        with pytest.raises(FileNotFoundError):
+            buckets.put_folder(local, f"{address}/checkpoints/5")
+        assert buckets.committed(f"{address}/checkpoints/5") is None
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def test_a_file_that_is_not_on_this_host_is_not_called_a_missing_bucket(address, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        buckets.put_file(tmp_path / "none", f"{address}/none")
+
+
+@pytest.mark.slow
+def test_prompts_of_a_run_in_a_bucket_are_converted(address, tmp_path):
+    bank = Path(bucket_run.__file__).parent / "banks" / "smollm2"
+    for path in sorted(each for each in bank.rglob("*") if each.is_file()):
+        buckets.put_file(path, f"{address}/bank/{path.relative_to(bank).as_posix()}")
+    for name, source in (("here", str(bank)), ("there", f"{address}/bank")):
+        assert main(["convert", "--from", source, "--to", "npz", "--output", str(tmp_path / f"{name}.npz")]) == 0
+    found, expected = (np.load(tmp_path / f"{name}.npz") for name in ("there", "here"))
+    assert found.files == expected.files and "sst2" in found.files
+    # the metadata names the source
+    assert all((found[name] == expected[name]).all() for name in expected.files if name != "bank/metadata")
 
 
 def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
@@ -219,12 +300,107 @@ def test_a_second_host_is_refused_while_the_first_one_lives(address, tmp_path, m
     as_host(monkeypatch, "one", tmp_path)
     local = buckets.place_of(run, buckets.TRAINED)
     local.mkdir(parents=True)
-    with bucket_run.kept_in(run, local):
-        as_host(monkeypatch, "two", tmp_path)
-        with pytest.raises(UserError, match=rf"'{run}' is being trained in by process {os.getpid()} on one, which said so \d+ s ago"):
-            train_to(run, 1)
-        monkeypatch.setattr(bucket_run, "STALE_S", -1.0)
+    with pytest.raises(UserError, match="is no longer this process's: its training_lock.json is gone"):
+        with bucket_run.kept_in(run, local):
+            as_host(monkeypatch, "two", tmp_path)
+            with pytest.raises(UserError, match=rf"'{run}' is being trained in by process {os.getpid()} on one, which said so \d+ s ago"):
+                train_to(run, 1)
+            monkeypatch.setattr(bucket_run, "STALE_S", -1.0)
+            assert train_to(run, 1) == []
+
+
+def lock_text(host: str, pid: int, ago: float = 0.0) -> bytes:
+    return json.dumps({"host": host, "pid": pid, "at": time.time() - ago, "token": "another"}).encode()
+
+
+def test_another_process_of_this_host_is_a_holder_as_long_as_it_lives(address):
+    run, other = f"{address}/run", subprocess.Popen(["sleep", "60"])
+    buckets.write(f"{run}/{bucket_run.LOCK}", lock_text(socket.gethostname(), other.pid))
+    with pytest.raises(UserError, match=f"is being trained in by process {other.pid} on"):
+        train_to(run, 1)
+    other.kill()
+    other.wait()
+    assert train_to(run, 1) == []
+
+
+@pytest.mark.parametrize("ago, refused", [(30.0, True), (-30.0, True), (3600.0, False), (-3600.0, False)])
+def test_a_holder_counts_while_its_last_sign_is_near_by_whichever_clock(address, ago, refused):
+    run = f"{address}/run"
+    buckets.write(f"{run}/{bucket_run.LOCK}", lock_text("far", 1, ago))
+    if not refused:
         assert train_to(run, 1) == []
+        return
+    with pytest.raises(UserError, match="is being trained in by process 1 on far"):
+        train_to(run, 1)
+
+
+def test_who_lost_the_lock_puts_nothing_more_up_and_leaves_the_lock_alone(address, tmp_path, monkeypatch, capsys):
+    for name, seconds in (("LOOK_S", 0.02), ("BEAT_S", 0.05), ("FILES_S", 0.0)):
+        monkeypatch.setattr(bucket_run, name, seconds)
+    as_host(monkeypatch, "one", tmp_path)
+    run = f"{address}/run"
+    local = buckets.place_of(run, buckets.TRAINED)
+    local.mkdir(parents=True)
+    lost = "is no longer this process's: process 1 on two, .* trains there, so nothing more goes up"
+    with pytest.raises(UserError, match=f"{lost}. What this one saved is in '{local}'"):
+        with bucket_run.kept_in(run, local):
+            said, deadline = "", time.monotonic() + 20
+            while "nothing more goes up. Training goes on" not in said:
+                assert time.monotonic() < deadline
+                buckets.write(f"{run}/{bucket_run.LOCK}", lock_text("two", 1))
+                time.sleep(0.05)
+                said += capsys.readouterr().err
+            write_folder(local, **{"run.json": "{}", "checkpoints__1__state": "bank 1"})
+            time.sleep(0.2)
+    assert json.loads(buckets.read(f"{run}/{bucket_run.LOCK}"))["host"] == "two"
+    assert set(buckets.listed(run)) == {bucket_run.LOCK, bucket_run.IDENTITY}
+
+
+def test_what_is_put_up_goes_on_while_checkpoints_come_and_go_and_a_disk_fails_once(address, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bucket_run, "LOOK_S", 0.01)
+    monkeypatch.setattr(bucket_run, "FILES_S", 0.0)
+    put, failures = buckets.put_folder, [OSError(5, "Input/output error")]
+
+    def put_folder(folder: Path, there: str) -> None:
+        if failures:
+            raise failures.pop()
+        put(folder, there)
+
+    monkeypatch.setattr(buckets, "put_folder", put_folder)
+    run = f"{address}/run"
+    local = buckets.place_of(run, buckets.TRAINED)
+    local.mkdir(parents=True)
+    with bucket_run.kept_in(run, local):
+        ended = time.monotonic() + 1.5
+        while time.monotonic() < ended:  # as Orbax does
+            half = write_folder(local / "checkpoints" / "1.orbax-checkpoint-tmp", a__b__c="1", a__d="2", e="3")
+            half.rename(local / "checkpoints" / "1")
+            shutil.rmtree(local / "checkpoints" / "1")
+        write_folder(local / "checkpoints" / "half", state="bank 2").rename(local / "checkpoints" / "2")
+        deadline = time.monotonic() + 30
+        while f"checkpoints/2/{buckets.MARKER}" not in buckets.listed(run):
+            assert time.monotonic() < deadline, "nothing goes up any more"
+            time.sleep(0.05)
+    assert not failures and "cannot be read: Input/output error. Training goes on" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_damaged_here_stays_in_the_bucket(address):
+    run = f"{address}/run"
+    train_to(run, 3)
+    local = buckets.place_of(run, buckets.TRAINED)
+    with bucket_run.kept_in(run, local):
+        (local / "damaged_checkpoints").mkdir()
+        (local / "checkpoints" / "3").rename(local / "damaged_checkpoints" / "3_")
+    assert texts(buckets.here("X", run))["checkpoints/3/state"] == "bank 3"
+    assert train_to(run, 3) == [2, 3] and (local / "checkpoints" / "3" / "state").read_text() == "bank 3"
+
+
+@pytest.mark.parametrize("given", ["5m", "", "-1", "1e3"])
+def test_a_wait_that_is_not_a_number_is_refused_before_anything_happens(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("MPT_BUCKET_WAIT_S", given)
+    with pytest.raises(UserError, match=f"MPT_BUCKET_WAIT_S = '{given}' is not a number of seconds"):
+        with bucket_run.kept_in("gs://bucket/run", tmp_path):
+            pass
 
 
 @pytest.mark.slow

@@ -300,23 +300,22 @@ RACE = """
 import sys
 from pathlib import Path
 from tiny_data import token_cache
-folder, number = Path(sys.argv[1]), int(sys.argv[2])
+folder, turns = Path(sys.argv[1]), int(sys.argv[2])
 while not (folder / "go").exists():
     pass
-for turn in range(30):
+for turn in range(turns):
     cache = token_cache(folder / str(turn), [([5 + row, 1], [6, 1]) for row in range(50)])
     assert cache.rows == 50
 """
 
 
-def test_processes_that_start_together_share_one_cache(tmp_path):
-    running = [
-        subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path), str(number)], env=environment(), stderr=subprocess.PIPE, text=True)
-        for number in range(3)
-    ]
+@pytest.mark.parametrize("processes, turns", [(3, 30), pytest.param(4, 60, marks=pytest.mark.long)])
+def test_processes_that_start_together_share_one_cache(tmp_path, processes, turns):
+    argv = [sys.executable, "-c", RACE, str(tmp_path), str(turns)]
+    running = [subprocess.Popen(argv, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(processes)]
     (tmp_path / "go").touch()
-    assert [(process.wait(), process.stderr.read()) for process in running] == [(0, "")] * 3
-    assert [path.name for turn in tmp_path.glob("*/") for path in turn.iterdir()] == ["toy"] * 30
+    assert [(process.wait(), process.stderr.read()) for process in running] == [(0, "")] * processes
+    assert [path.name for turn in tmp_path.glob("*/") for path in turn.iterdir()] == ["toy"] * turns
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next_writer_and_a_live_one_goes_on(tmp_path):

@@ -136,6 +136,11 @@ def test_the_defaults_of_a_stage_are_those_of_its_file(capsys):
         assert shown in capsys.readouterr().out.partition("--factor_learning_rate")[2].partition("--seed")[0]
 
 
+def test_a_run_folder_of_report_is_the_same_as_a_flag():
+    for given in ("gs://bucket/run", "s3://bucket/run", "~/run"):
+        assert parse_arguments(["report", "--model_dir", given]).run_dirs == parse_arguments(["report", given]).run_dirs
+
+
 def test_help_and_version_start_quickly_and_load_no_jax():
     """Below 0.5 s on a machine that is not busy; here the libraries that would take longer must not be there."""
     code = "import sys, mpt_jax.main as m\ntry: m.main(sys.argv[1:])\n"

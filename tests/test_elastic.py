@@ -62,7 +62,7 @@ def rows_by_step(run: Path) -> dict[int, str]:
 
 
 STOCHASTIC = [(1, 8, (2, 2)), (2, 4, (1, 1)), (4, 2, (4, 1)), (1, 1, (1, 1))]
-PROPORTIONAL = [(2, 1, (1, 2)), (1, 1, (1, 1))]
+PROPORTIONAL = [*STOCHASTIC, (4, 2, (1, 2)), (2, 4, (2, 2))]  # five switches
 
 
 @pytest.mark.parametrize(

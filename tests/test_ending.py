@@ -69,6 +69,34 @@ def test_a_second_training_is_refused_while_eval_goes_on_and_ctrl_c_ends_in_one_
     assert not (run / "training.lock").exists() and load_trainable(run, "last")[0]
 
 
+@pytest.mark.long
+def test_of_two_trainings_that_start_at_once_one_runs_and_one_is_refused(world, tmp_path):
+    """Twenty times; refused within ten seconds of the start of its process."""
+    refused_s = []
+    for turn in range(20):
+        run, logs = tmp_path / f"run{turn}", [tmp_path / f"said{turn}_{number}.txt" for number in range(2)]
+        argv = arguments("train", "teacher.gin", world, MODEL_DIR=str(run), TRAIN_STEPS=100_000, TrainSettings__checkpoint_steps=5)
+        began, processes = time.monotonic(), []
+        try:
+            for path in logs:
+                with path.open("w") as log:
+                    processes.append(start(argv, tmp_path, log=log))
+            while None not in (codes := [process.poll() for process in processes]) or codes == [None, None]:
+                assert codes == [None, None] and time.monotonic() < began + 100, [path.read_text() for path in logs]
+                time.sleep(0.01)
+            refused_s.append(time.monotonic() - began)
+            runs = processes[codes.index(None)]
+            assert sorted(codes, key=str) == [2, None]
+            assert f"is being trained in by process {runs.pid} on " in logs[1 - codes.index(None)].read_text()
+            wait_for(runs, lambda run=run: steps(run))
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    print(f"refused after {min(refused_s):.1f} .. {max(refused_s):.1f} s")
+    assert max(refused_s) < 10
+
+
 @pytest.mark.slow
 def test_a_training_that_is_told_to_end_before_its_first_step_starts_again(world, tmp_path):
     run = tmp_path / "run"

@@ -13,6 +13,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.goodput import KINDS, Clock, read_time, spent
 from mpt_jax.infer.history import time_rows
 from mpt_jax.main import main
+from mpt_jax.metrics import read_metrics
 
 
 def test_seconds_go_to_one_kind_at_a_time(tmp_path):
@@ -93,6 +94,8 @@ def test_a_run_that_is_killed_and_goes_on_tells_what_it_lost(tmp_path, table):
     assert found == spent(run) and found["restarts"] == 1 and found["not_running"] > 0
     assert all(found[kind] > 0 for kind in KINDS)
     second = [line for line in read_time(run) if line["from"] == saved]
+    waited_s = [line["seconds_waiting_for_data"] for line in read_metrics(run) if "rows" in line]
+    assert waited_s[-1] == pytest.approx(second[-1]["seconds"]["waiting_for_data"], abs=1e-3)
     assert second and found["lost_to_restarts"] >= second[-1]["seconds"]["starting"] > 0
     assert main(["report", str(run), "--output", str(tmp_path / "report")]) == 0
     assert "lost to restarts" in (tmp_path / "report" / "table.md").read_text()

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from mpt_jax.launch import tpu_detached
 from mpt_jax.launch.__main__ import main, parse
+from mpt_jax.launch.buckets import model_dir, without
 from mpt_jax.launch.calls import LaunchError
 from mpt_jax.launch.k8s import manifest
 from mpt_jax.launch.sweeps import jobs_of
@@ -63,6 +66,8 @@ def test_a_detached_job_is_found_and_stopped_by_its_name_alone(target, tmp_path)
     if target.name == "tpu":
         place = tmp_path / "bucket" / "run" / "launch" / "run"
         assert {path.name for path in (place / FOLDER).iterdir()} >= {"install.sh", "run.sh", "mpt_jax-0-py3.whl"}
+        code, _, said = target.stand_in.run(*target.command("--detach"))
+        assert code == 2 and "run is there already (ACTIVE). Give another --name" in said
         (place / "log-0").write_text("step 1\n")  # as a worker does
     deadline = time.monotonic() + 10
     while "step 1" not in (found := target.act("logs"))[1]:
@@ -96,6 +101,44 @@ def test_a_launcher_killed_anywhere_leaves_a_job_that_another_one_stops(target, 
         assert code == 0 and target.stand_in.left() == [], (moment, said)
 
 
+@pytest.mark.parametrize("moment", [" describe ", "storage rm", "storage cp", " create "])
+def test_a_launcher_killed_as_it_detaches_leaves_nothing_or_a_job_that_another_one_stops(tmp_path, moment):
+    target = Target("tpu", tmp_path, create_s=0.3)
+    process = target.stand_in.start(*target.command("--detach"))
+    deadline = time.monotonic() + 30
+    while not any(moment in " ".join(call) for call in target.stand_in.calls):
+        assert process.poll() is None and time.monotonic() < deadline, moment
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(0.5)  # the call that is under way
+    assert len(target.stand_in.left()) == (moment == " create ")
+    assert target.act("stop", "--poll_s", "0.02")[0] == 0 and target.stand_in.left() == []
+
+
+def test_a_refused_slice_that_was_made_after_all_is_deleted(tmp_path):
+    target = Target("tpu", tmp_path, create_late_error="ERROR: (gcloud) DEADLINE_EXCEEDED: no answer in time")
+    code, _, said = target.stand_in.run(*target.command("--detach"))
+    assert code == 2 and "DEADLINE_EXCEEDED" in said and target.stand_in.left() == []
+
+
+def test_a_new_job_does_not_show_the_end_of_one_before_it(tmp_path):
+    target = Target("tpu", tmp_path)
+    place = tmp_path / "bucket" / "run" / "launch" / "run"
+    place.mkdir(parents=True)
+    for name in ("code-0", "log-0"):
+        (place / name).write_text("7\n")
+    assert target.stand_in.run(*target.command("--detach"))[0] == 0
+    assert target.act("status")[1] == "run: ACTIVE\n" and target.act("logs")[1] == ""
+
+
+def test_a_job_that_slurm_lists_for_a_while_after_its_end_is_waited_for(tmp_path):
+    target = Target("slurm", tmp_path, lingers_s=1.2)
+    assert target.stand_in.run(*target.command("--detach"))[0] == 0
+    code, _, said = target.act("stop", "--poll_s", "0.6")
+    assert code == 0 and "nothing is left" in said
+
+
 def test_a_job_that_cannot_be_stopped_is_named(tmp_path):
     target = Target("k8s", tmp_path, delete_errors=["unable"])
     target.stand_in.run(*target.command("--detach"))
@@ -124,25 +167,50 @@ def test_an_ended_job_tells_its_exit_code(tmp_path):
     assert "no log of other" in slurm.act("logs", name="other")[2]
 
 
-def test_the_workers_of_a_detached_slice_keep_log_and_code_and_delete_the_slice(tmp_path):
-    """The start-up script for real, in a home folder of its own, with the stand-in for gcloud and a command that fails."""
+METADATA = '#!/bin/bash\ncase " $* " in *" --fail "*) exit 22 ;; esac\necho "<html>404</html>"\n'  # curl, of a worker that has no number
+
+
+def start_worker(target: Target, home: Path, place: str) -> None:
+    """The start-up script of a detached slice for real, in a home folder of its own."""
+    home.mkdir(exist_ok=True)
+    delete = ["gcloud", "compute", "tpus", "queued-resources", "delete", "run", "--zone=us-west4-a", "--project=acme", "--force", "--quiet"]
+    script = tpu_detached.startup_script(place, FOLDER, delete, every_s=0).replace("/root", str(home))
+    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
+    curl = target.stand_in.folder / "bin" / "curl"
+    curl.write_text(METADATA)
+    curl.chmod(0o755)
+    subprocess.run(["bash", "-c", script], env={"PATH": f"{curl.parent}:/usr/bin:/bin"}, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("run", ["run", 'it\'s "$HOME"; run, 2'])
+def test_the_workers_of_a_detached_slice_keep_log_and_code_and_delete_the_slice(tmp_path, run):
+    """With a command that fails, and a deletion that is refused twice."""
+    target = Target("tpu", tmp_path, delete_errors=["busy", "busy", ""])
+    model_dir = f"gs://bucket/{run}"
+    code, _, said = target.stand_in.run(*target.options, "--detach", "--", "train", "source", "--model-dir", model_dir)
+    assert code == 0 and f"--project=acme {shlex.quote(f'--model_dir={model_dir}')}\n" in said
+    place = tmp_path / "bucket" / run / "launch" / "run"
+    (place / FOLDER / "install.sh").write_text("echo installed\n")
+    (place / FOLDER / "run.sh").write_text("echo step 1; exit 7\n")
+    start_worker(target, tmp_path / "home", f"{model_dir}/launch/run")
+    log = (place / "log-0").read_text()
+    assert log.startswith("installed\nstep 1\n") and log.count("INTERNAL") == 2 and target.stand_in.left() == []
+    code, output, _ = target.act("status", "--model_dir", model_dir)
+    assert code == 0 and "ended with code 7" in output
+    assert target.act("logs", "--model_dir", model_dir)[1] == log
+
+
+def test_a_worker_that_starts_again_ends_the_job_and_deletes_the_slice(tmp_path):
+    """The processes of before ended with the machine, so the script has nothing to wait for."""
     target = Target("tpu", tmp_path)
     assert target.stand_in.run(*target.command("--detach"))[0] == 0
     place = tmp_path / "bucket" / "run" / "launch" / "run"
-    (place / FOLDER / "install.sh").write_text("echo installed\n")
-    (place / FOLDER / "run.sh").write_text("echo step 1; exit 7\n")
-    home = tmp_path / "home"
-    home.mkdir()
-    delete = ["gcloud", "compute", "tpus", "queued-resources", "delete", "run", "--zone=us-west4-a", "--project=acme", "--force", "--quiet"]
-    script = tpu_detached.startup_script("gs://bucket/run/launch/run", FOLDER, delete, every_s=0).replace("/root", str(home))
-    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
-    (tmp_path / "bin" / "curl").write_text("#!/bin/bash\necho 0\n")
-    (tmp_path / "bin" / "curl").chmod(0o755)
-    subprocess.run(["bash", "-c", script], env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, timeout=60, check=False)
-    assert (place / "log-0").read_text() == "installed\nstep 1\n" and target.stand_in.left() == []
-    code, output, _ = target.act("status", "--model_dir", "gs://bucket/run")
-    assert code == 0 and "ended with code 7" in output
-    assert target.act("logs", "--model_dir", "gs://bucket/run")[1] == "installed\nstep 1\n"
+    shutil.copytree(place / FOLDER, tmp_path / "home" / FOLDER)
+    (tmp_path / "home" / FOLDER / "started-before").mkdir()
+    (tmp_path / "home" / FOLDER / "log").write_text("step 1\n")
+    start_worker(target, tmp_path / "home", "gs://bucket/run/launch/run")
+    assert (place / "code-0").read_text() == "83\n" and target.stand_in.left() == []
+    assert "step 1\n" in (place / "log-0").read_text() and "the machine started again" in (place / "log-0").read_text()
 
 
 def test_limits_and_prices(tmp_path, capsys, monkeypatch):
@@ -181,6 +249,23 @@ def test_jobs_of_a_sweep():
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        ["--model_dir", "runs/a"], ["--MODEL_DIR=runs/a"], ["--model-dir", "runs/a"], ["--gin.MODEL_DIR='runs/a'"],
+        ["--gin.TrainSettings.model_dir='runs/a'"], ["--model_dir=runs/b", "--MODEL-DIR", "runs/a"],
+    ],
+)  # fmt: skip
+def test_a_command_says_its_settings_as_mpt_jax_takes_them(given):
+    command = ["train", "--allow_unfinished", "source", *given, "--dry_run", "--gin.TrainSettings.seeds=1"]
+    assert model_dir(command) == "runs/a"
+    assert without(command, ["model_dir"]) == ["train", "--allow_unfinished", "source", "--dry_run", "--gin.TrainSettings.seeds=1"]
+    (job,) = jobs_of("SEED=3 ALLOW_UNFINISHED=True", command)
+    expected = ["--model_dir=runs/a/seed-3_allow_unfinished-True", "--gin.SEED=3", "--gin.ALLOW_UNFINISHED=True"]
+    assert job.command == ["train", "source", "--dry_run", *expected]
+    assert model_dir(["train", "--model_dir", "--dry_run"]) is None
+
+
+@pytest.mark.parametrize(
     "sweep, message",
     [
         ("SEED", "takes NAME=VALUE,VALUE"),
@@ -188,6 +273,8 @@ def test_jobs_of_a_sweep():
         ("SEED=1,1", "each value once"),
         ("SEED=1 SEED=2", "each setting"),
         ("MODEL_DIR=a,b", "not MODEL_DIR"),
+        ("TrainSettings.model_dir=a,b", "not MODEL_DIR"),
+        ("SEED=1 TrainSettings.seeds=2", "each setting"),
         ("SEED=[1]", "plain values"),
         ("a.x=1,2 b.X=1,2", "same last name"),
         ("A=" + ",".join(map(str, range(1001))), "makes 1,001 jobs"),
@@ -225,9 +312,10 @@ def test_a_sweep_is_a_job_each(tmp_path):
 def test_a_local_sweep_trains_one_after_the_other_and_reports(tmp_path):
     (tmp_path / "mpt_jax").mkdir()
     (tmp_path / "mpt_jax" / "__init__.py").touch()
-    for name in ("errors.py", "launched.py"):
-        (tmp_path / "mpt_jax" / name).symlink_to(ROOT / "mpt_jax" / name)
+    for path in (ROOT / "mpt_jax").glob("[a-z]*.py"):
+        (tmp_path / "mpt_jax" / path.name).symlink_to(path)
     (tmp_path / "mpt_jax" / "launch").symlink_to(ROOT / "launch")
+    (tmp_path / "gin").symlink_to(ROOT / "gin")
     (tmp_path / "mpt_jax" / "__main__.py").write_text("import json, sys; open('ran.jsonl', 'a').write(json.dumps(sys.argv[1:]) + '\\n')")
     options = ["--target", "local", "--processes", "1", "--sweep", "SEED=1,2", "--", "train", "--gin.MODEL_DIR='runs/a'"]
     done = subprocess.run([sys.executable, "-m", "mpt_jax.launch", *options], cwd=tmp_path, capture_output=True, text=True, check=False)

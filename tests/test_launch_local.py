@@ -38,10 +38,11 @@ def start(tmp_path):
     def start(code: str, *options: str) -> subprocess.Popen:
         (tmp_path / "mpt_jax").mkdir()
         (tmp_path / "mpt_jax" / "__init__.py").touch()
-        for name in ("errors.py", "launched.py"):
-            (tmp_path / "mpt_jax" / name).symlink_to(ROOT / "mpt_jax" / name)
+        for path in (ROOT / "mpt_jax").glob("[a-z]*.py"):
+            (tmp_path / "mpt_jax" / path.name).symlink_to(path)
         (tmp_path / "mpt_jax" / "__main__.py").write_text(PACKAGE + code)
         (tmp_path / "mpt_jax" / "launch").symlink_to(ROOT / "launch")
+        (tmp_path / "gin").symlink_to(ROOT / "gin")
         argv = [sys.executable, "-m", "mpt_jax.launch", "--target", "local", "--grace_s", "1", *options, "--", str(tmp_path)]
         return subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

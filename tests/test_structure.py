@@ -16,9 +16,10 @@ PACKAGES = ("mpt_jax", "tasks", "launch")
 LAYERS = (
     ("mpt_jax.errors", "mpt_jax.dims", "mpt_jax.launched"),
     ("mpt_jax.buckets",),
-    ("mpt_jax.tasks", "mpt_jax.launch"),
+    ("mpt_jax.tasks",),
     ("mpt_jax.regular_files", "mpt_jax.gguf_parts", "mpt_jax.paths", "mpt_jax.checks", "mpt_jax.bindings", "mpt_jax.gin_messages"),
     ("mpt_jax.computation", "mpt_jax.config", "mpt_jax.macros", "mpt_jax.serving.settings", "mpt_jax.command_line"),
+    ("mpt_jax.launch",),
     ("mpt_jax.distributed", "mpt_jax.output"),
     ("mpt_jax.sharding", "mpt_jax.digests", "mpt_jax.metrics", "mpt_jax.run_folder", "mpt_jax.folder_lock", "mpt_jax.goodput"),
     ("mpt_jax.bucket_run",),

@@ -5,7 +5,6 @@ B examples, L input tokens, T target tokens, E width of a sentence vector, N tas
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -150,10 +149,7 @@ def eval_batches(
 
 
 class BatchIterator:
-    """Batches of steps start_step, start_step + 1, ... made ahead by Grain's threads; the state is JSON-able.
-
-    `waited_s`: seconds that callers spent in `next` so far; near zero while reading ahead keeps up.
-    """
+    """Batches of steps start_step, start_step + 1, ... made ahead by Grain's threads; the state is JSON-able."""
 
     def __init__(
         self,
@@ -169,7 +165,6 @@ class BatchIterator:
         self._arguments = spec, num_bank_rows
         self._options = ReadOptions(num_threads=threads if prefetch else 0, prefetch_buffer_size=prefetch)
         self._steps = self._read(streams, {"next_index": start_step})
-        self.waited_s = 0.0
 
     def _read(self, streams: Sequence[Stream], state: dict[str, int]):
         from grain import MapDataset
@@ -183,10 +178,7 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Batch:
-        start = time.perf_counter()
-        batch = next(self._steps)
-        self.waited_s += time.perf_counter() - start
-        return batch
+        return next(self._steps)
 
     def get_state(self) -> dict[str, int]:
         """{"next_index": the step that `next` will return}."""

@@ -188,8 +188,9 @@ class Loop:
             values = {name: float(value_N[n]) for name, value_N in means.items()}
             values |= {"grad_norm": float(norm_G[run.group]), "finite": bool(finite_G[run.group])}
             self.writer.write(step, "train", values, run.task, int(n))
-        cut = {"examples": window.examples, "cut_inputs": window.cut_inputs, "cut_targets": window.cut_targets}
-        self.writer.write(step, "train", {**cut, "rows": f"{window.rows:08x}", "seconds_waiting_for_data": self.batches.waited_s})
+        drawn_rows = {"examples": window.examples, "cut_inputs": window.cut_inputs, "cut_targets": window.cut_targets}
+        drawn_rows |= {"rows": f"{window.rows:08x}", "seconds_waiting_for_data": self.clock.seconds["waiting_for_data"]}
+        self.writer.write(step, "train", drawn_rows)
         self.writer.flush()
         self.clock.write(step)
         if not finite_G.any():
