@@ -106,8 +106,8 @@ def _setting(held: PromptFile, group: str, name: str) -> str | None:
 def _told(held: PromptFile, row: int) -> dict[str, Any]:
     """What a card tells of a prompt."""
     runs = held.metadata.get("runs", ())
-    run = runs[row] if len(runs) == len(held.task_names) else {}
-    return {key: run[key] for key in ("seed", "learning_rate") if key in run} | dict(run.get("scores", {}))
+    known = runs[row] if len(runs) == len(held.task_names) else {}
+    return {key: known[key] for key in ("seed", "learning_rate") if key in known} | dict(known.get("scores", {}))
 
 
 def combined(text: str, named: Named) -> PromptFile:
@@ -129,8 +129,8 @@ def combined(text: str, named: Named) -> PromptFile:
     prompt_PD = sum(np.float64(weight) * parts[label] for label, weight in weights.items())
     held = found[next(iter(weights))][0]
     kept = {key: held.metadata[key] for key in ("backbone", "vocabulary", "settings") if key in held.metadata}
-    run = {"task": name, "seed": 0, "combined": {label: float(weight) for label, weight in weights.items()}}
-    return prompts.plain(np.asarray(prompt_PD)[None], [name], {"source": text, "runs": [run], **kept})
+    row = {"task": name, "seed": 0, "combined": {label: float(weight) for label, weight in weights.items()}}
+    return prompts.plain(np.asarray(prompt_PD)[None], [name], {"source": text, "runs": [row], **kept})
 
 
 class _Expression:

@@ -1,7 +1,5 @@
 """Numbers of training on their way out: metrics.jsonl, TensorBoard events, and progress on the terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -45,7 +43,7 @@ class MetricsWriter:
         return writes(self._run_dir, "MODEL_DIR")
 
     @functools.cached_property
-    def _events(self) -> Events:
+    def _events(self) -> "Events":
         return Events(self._run_dir, self._start_step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float | str], task: str | None = None, run: int | None = None) -> None:

@@ -3,8 +3,6 @@
 B examples, L input tokens, T target tokens, E width of a sentence vector, N tasks (runs), each a row of the prompt bank.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -174,7 +172,7 @@ class BatchIterator:
         steps.set_state(state)
         return steps
 
-    def __iter__(self) -> BatchIterator:
+    def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> Batch:

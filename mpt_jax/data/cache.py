@@ -6,8 +6,6 @@ object a row) and, if rows have one, `embedding.npy` (float16 [rows, E]). The ke
 went into the rows, so a changed task or vocabulary is another folder.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json
@@ -94,7 +92,7 @@ class TokenCache:
         offsets = self._arrays["extra_offsets"]
         return json.loads(self._extra[offsets[row] : offsets[row + 1]].tobytes())
 
-    def with_teacher(self, outputs: Extras) -> TokenCache:
+    def with_teacher(self, outputs: Extras) -> "TokenCache":
         """The same rows, whose micro-batches bring what a teacher made of them."""
         taught = copy.copy(self)
         taught.teacher = outputs

@@ -1,7 +1,5 @@
 """Writes a token cache: the only file of the package that runs SeqIO and TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -141,7 +139,7 @@ def _split(column) -> list:
     return column.to_list()
 
 
-def _check_vocabulary(name: str, feature: str, found: seqio.Vocabulary, vocabulary: Vocabulary) -> None:
+def _check_vocabulary(name: str, feature: str, found: "seqio.Vocabulary", vocabulary: Vocabulary) -> None:
     """UserError if a SeqIO task makes other ids of text than the backbone knows; ids as such pass."""
     import seqio
 

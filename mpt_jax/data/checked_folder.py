@@ -1,7 +1,5 @@
 """Folders of files with sums in their `meta.json`, there whole or not at all: what is opened is what was written, or a message names it."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -4,8 +4,6 @@ Every task of a stream walks a seeded permutation of its rows, a new one each ep
 gives at each step is drawn cheaply, 256 steps at a time, so its position is the sum of those counts.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -38,7 +36,7 @@ class Stream:
     mixing: str = "proportional"
     cap: int = 2**18
     subset: tuple[np.ndarray | None, ...] = ()
-    _memo: _Memo = field(init=False, repr=False)
+    _memo: "_Memo" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.caches)

@@ -7,8 +7,6 @@ them: weights, prompt, rows, lengths, settings. A part is there whole or not at 
 B examples, L input tokens, P prompt positions, T target tokens, Y positions of a stack, D model width, A log-probabilities kept.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Text to token ids and back, with the ids of SeqIO's vocabularies and without TensorFlow."""
 
-from __future__ import annotations
-
 import abc
 import copy
 import dataclasses
@@ -56,22 +54,22 @@ class Vocabulary(abc.ABC):
         self.extra_ids = extra_ids
         self.fingerprint = hashlib.sha256(content + f"|{extra_ids}".encode()).hexdigest()[:16]
 
-    def continuing(self, cue: str = "") -> Vocabulary:
+    def continuing(self, cue: str = "") -> "Vocabulary":
         """The same tokens for a decoder-only model: an input ends with the cue, and a target follows after a space."""
         return self._continuing(tuple(self.encode(cue)), " ")
 
-    def _continuing(self, cue: tuple[int, ...], space: str) -> Vocabulary:
+    def _continuing(self, cue: tuple[int, ...], space: str) -> "Vocabulary":
         found = copy.copy(self)
         found.continues, found.frame = True, Frame(self.start, cue, space, self.ends[:1])
         content = f"{self.fingerprint}|{dataclasses.astuple(found.frame)}"
         found.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return found
 
-    def within(self, size: int) -> Vocabulary:
+    def within(self, size: int) -> "Vocabulary":
         """The vocabulary without special tokens from the id ``size`` on, which a model has no embeddings of; itself where it has none."""
         return self
 
-    def answering(self, decoder_start_id: int) -> Vocabulary:
+    def answering(self, decoder_start_id: int) -> "Vocabulary":
         """The same tokens for an encoder-decoder: a target starts as every text does, except with what the decoder starts with."""
         if not self.start or self.start == (decoder_start_id,):
             return self
@@ -241,14 +239,14 @@ class PiecesVocabulary(Vocabulary):
     def size(self) -> int:
         return self._size
 
-    def within(self, size: int) -> Vocabulary:
+    def within(self, size: int) -> "Vocabulary":
         if self._size <= size:
             return self
         found = copy.copy(self)
         found._take(self.path, pieces.without(self._tokenizer, size, self.path))
         return found
 
-    def continuing(self, cue: str = "") -> Vocabulary:
+    def continuing(self, cue: str = "") -> "Vocabulary":
         """As Vocabulary.continuing; a tokenizer that puts a space before every text needs none before a target, and none before the cue."""
         if not self._spaced:
             return super().continuing(cue)
@@ -307,7 +305,7 @@ def is_pieces(file: str | Path) -> bool:
     return pieces.is_gguf(name) or name == byte_pairs.NAME or (name == tokenizer_json.NAME and not tokenizer_json.is_t5(file))
 
 
-def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
+def seqio_vocabulary(vocabulary: Vocabulary) -> "seqio.Vocabulary":
     """The SeqIO vocabulary with the same ids; imports SeqIO and TensorFlow."""
     import seqio
 

@@ -55,7 +55,7 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
         caches = {name: open_cache(name, settings.split, predictor.vocabulary, folder, trust=data.trust_caches) for name in chosen}
     runs = [EvalRun(caches[name], n, settings.max_rows) for name in chosen for n in bank_rows[name]]
     spec = predictor.spec
-    with ProgressLine("eval", sum(len(run.rows()) for run in runs), unit="rows") as progress:
+    with ProgressLine("eval", sum(len(eval_run.rows()) for eval_run in runs), unit="rows") as progress:
 
         def count(done: int, total: int) -> None:
             progress.update(done)

@@ -83,12 +83,12 @@ class EvalResult:
 
 def evaluate(
     model: Model,
-    run: EvalRun,
+    eval_run: EvalRun,
     spec: BatchSpec,
     progress: Progress | None = None,
 ) -> EvalResult:
     """Scores of one task."""
-    return evaluate_runs(model, [run], spec, progress)[0]
+    return evaluate_runs(model, [eval_run], spec, progress)[0]
 
 
 def evaluate_runs(
@@ -105,38 +105,38 @@ def evaluate_runs(
     what is decoded is found.
     Raises tasks.TaskError where a task has no scores, UserError for labels that the vocabulary cannot tell apart or that are too long.
     """
-    spellings = [spelling(run.cache.name, model.vocabulary, spec.target_length) for run in runs]
-    scorers = [run.scorer or tasks.scorer(run.cache.name, writer(model.vocabulary)) for run in runs]
-    rows = [run.rows() for run in runs]
+    spellings = [spelling(eval_run.cache.name, model.vocabulary, spec.target_length) for eval_run in runs]
+    scorers = [eval_run.scorer or tasks.scorer(eval_run.cache.name, writer(model.vocabulary)) for eval_run in runs]
+    rows = [eval_run.rows() for eval_run in runs]
     predictions_of: list[list[str]] = [[] for _ in runs]
     done, total = 0, sum(map(len, rows))
     for labels, members in _alike(runs, method).items():
         inputs, task_id, limit = [], [], []
         for n in members:
-            run, index = runs[n], rows[n]
-            inputs += [run.cache.inputs(row) for row in index]
-            task_id += [run.bank_index] * len(index)
-            limit += [run.limit(spec, model.vocabulary)] * len(index)
+            eval_run, index = runs[n], rows[n]
+            inputs += [eval_run.cache.inputs(row) for row in index]
+            task_id += [eval_run.bank_index] * len(index)
+            limit += [eval_run.limit(spec, model.vocabulary)] * len(index)
         count = progress and functools.partial(_from, progress, done, total)
         texts = _answers(model, Requests(inputs, task_id, limit), labels, method, spec, count, search)
         done += len(inputs)
         for n in members:
             predictions_of[n] = list(itertools.islice(texts, len(rows[n])))
     results = []
-    for run, index, scorer, spelled, found in zip(runs, rows, scorers, spellings, predictions_of, strict=True):
+    for eval_run, index, scorer, spelled, found in zip(runs, rows, scorers, spellings, predictions_of, strict=True):
         predictions = [spelled.get(text, text) for text in found]
-        scores = scorer(run.described_rows(model.vocabulary), predictions)
-        sizes = (run.cache.input_lengths, spec.input_length), (run.cache.target_lengths, spec.target_length)
+        scores = scorer(eval_run.described_rows(model.vocabulary), predictions)
+        sizes = (eval_run.cache.input_lengths, spec.input_length), (eval_run.cache.target_lengths, spec.target_length)
         cut = (int(np.sum(lengths[index] > limit)) for lengths, limit in sizes)
-        results.append(EvalResult(run.cache.name, run.cache.split, run.bank_index, scores, predictions, index, *cut))
+        results.append(EvalResult(eval_run.cache.name, eval_run.cache.split, eval_run.bank_index, scores, predictions, index, *cut))
     return results
 
 
 def _alike(runs: Sequence[EvalRun], method: str) -> dict[tuple[str, ...], list[int]]:
     """Numbers of the runs that are answered together, by the labels that are ranked; () = decoded."""
     groups: dict[tuple[str, ...], list[int]] = {}
-    for n, run in enumerate(runs):
-        task = tasks.TABLE.get(run.cache.name)
+    for n, eval_run in enumerate(runs):
+        task = tasks.TABLE.get(eval_run.cache.name)
         labels = task.labels if method != "decode" and task is not None and task.labels else ()
         groups.setdefault(labels, []).append(n)
     return groups

@@ -73,12 +73,12 @@ class Bars(NamedTuple):
 
 def line_over_runs(label: str, runs: Sequence[Sequence[tuple[int, float]]]) -> Line:
     """One curve from the (step, value) points of several runs; steps that are too many are averaged in bins."""
-    points: dict[int, list[float]] = {}
-    for run in runs:
-        for step, value in run:
-            points.setdefault(step, []).append(value)
-    steps = np.array(sorted(points), float)
-    values = [np.array(points[int(step)]) for step in steps]
+    at_step: dict[int, list[float]] = {}
+    for points in runs:
+        for step, value in points:
+            at_step.setdefault(step, []).append(value)
+    steps = np.array(sorted(at_step), float)
+    values = [np.array(at_step[int(step)]) for step in steps]
     rows = np.array([(v.mean(), v.min(), v.max()) for v in values]).reshape(-1, 3)
     if len(steps) > MOST_POINTS:
         size = -(-len(steps) // MOST_POINTS)

@@ -31,18 +31,18 @@ def curves(lines: Sequence[dict], split: str) -> dict[tuple[str | None, int | No
 
 
 def dev_curves(lines: Sequence[dict]) -> dict[tuple[str, int], list[tuple[int, float]]]:
-    """(task, run) -> [(step, selecting score), ...]."""
+    """(task, number of the run) -> [(step, selecting score), ...]."""
     by_name = curves(lines, "dev")
     names: dict[tuple, list[str]] = {}
-    for task, run, name in by_name:
-        names.setdefault((task, run), []).append(name)
+    for task, number, name in by_name:
+        names.setdefault((task, number), []).append(name)
     chosen = {key: selecting_score(key[0], found) for key, found in names.items()}
     return {key: by_name[*key, name] for key, name in chosen.items() if (*key, name) in by_name}
 
 
 def best_dev(run_dir: str | Path) -> dict[int, float]:
     """Bank row -> its best selecting score on the dev split in training; empty where nothing was scored."""
-    return {run: max(value for _, value in points) for (_, run), points in dev_curves(read_metrics(run_dir)).items()}
+    return {number: max(value for _, value in points) for (_, number), points in dev_curves(read_metrics(run_dir)).items()}
 
 
 def tried(row: dict) -> tuple:

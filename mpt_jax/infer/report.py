@@ -191,7 +191,7 @@ def dev_lines(records: Sequence[RunRecord]) -> list[Line]:
 
 
 def _points(by_name: dict, wanted: str) -> dict[tuple, list]:
-    return {(task, run): points for (task, run, name), points in by_name.items() if name == wanted and task is not None}
+    return {(task, number): points for (task, number, name), points in by_name.items() if name == wanted and task is not None}
 
 
 def _lines(records: Sequence[RunRecord], found: dict[str, dict[tuple, list]]) -> list[Line]:

@@ -40,9 +40,9 @@ def token_cache_batches(
         raise UserError(f"BATCH_SIZE = {cfg.batch_size} does not divide by the {groups} groups of tasks and {num_shards} hosts.")
     vocabulary = load_vocabulary(model.description["vocabulary"]["path"])
     folder = cache_folder(data.cache_dir)
-    for run in runs:
-        spelling(run.task, vocabulary, data.target_length)
-    caches = {run.task: open_cache(run.task, cfg.split, vocabulary, folder, trust=data.trust_caches) for run in runs}
+    for row in runs:
+        spelling(row.task, vocabulary, data.target_length)
+    caches = {row.task: open_cache(row.task, cfg.split, vocabulary, folder, trust=data.trust_caches) for row in runs}
     streams = plan.make_streams(planned, caches, dataclasses.replace(data, batch_size=cfg.batch_size // groups))
     inputs, targets = data.input_length, data.target_length
     spec = BatchSpec(inputs, targets, cfg.batch_size, (inputs,), (targets,))

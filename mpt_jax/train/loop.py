@@ -172,7 +172,7 @@ class Loop:
         settings, before = self.settings, self._stopped
         self._stopped |= stopped_groups(self.best and self.best.step_G, step, settings.steps_between_scores, settings.patience)
         if self._stopped != before:
-            names = ", ".join(f"{run.task} (seed {run.seed})" for run in self.runs if run.group in self._stopped - before)
+            names = ", ".join(f"{row.task} (seed {row.seed})" for row in self.runs if row.group in self._stopped - before)
             say(f"step {step}: no better dev score in {settings.patience} scorings, stopped: {names}")
             left = [stream for group, stream in enumerate(self.streams) if group not in self._stopped]
             if left:
@@ -184,10 +184,10 @@ class Loop:
         means, norm_G, finite_G = window.read()
         drawn = np.flatnonzero(np.asarray(window.target_tokens_N) > 0)
         for n in drawn:
-            run = self.runs[n]
+            row = self.runs[n]
             values = {name: float(value_N[n]) for name, value_N in means.items()}
-            values |= {"grad_norm": float(norm_G[run.group]), "finite": bool(finite_G[run.group])}
-            self.writer.write(step, "train", values, run.task, int(n))
+            values |= {"grad_norm": float(norm_G[row.group]), "finite": bool(finite_G[row.group])}
+            self.writer.write(step, "train", values, row.task, int(n))
         drawn_rows = {"examples": window.examples, "cut_inputs": window.cut_inputs, "cut_targets": window.cut_targets}
         drawn_rows |= {"rows": f"{window.rows:08x}", "seconds_waiting_for_data": self.clock.seconds["waiting_for_data"]}
         self.writer.write(step, "train", drawn_rows)
@@ -202,7 +202,7 @@ class Loop:
         self.checkpoints.wait()
         last = self.checkpoints.latest_step()
         kept = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is the last good one"
-        rates = sorted({run.learning_rate for run in self.runs})
+        rates = sorted({row.learning_rate for row in self.runs})
         message = f"loss, gradient or prompts were not finite (NaN or infinite) by step {step} in every run; {kept}"
         advice = f"Lower LEARNING_RATE (now {rates}) or set OptimizerSettings.clip_norm, in a new MODEL_DIR"
         raise UserError(f"{message}. {advice}.")
@@ -211,10 +211,10 @@ class Loop:
         """Scores the dev split and keeps what is best."""
         with self.clock.spent("scoring"):
             found = self.evaluate(state.trainable)
-        scores = [None if run.group in self._stopped else score for run, score in zip(self.runs, found, strict=True)]
-        for n, (run, score) in enumerate(zip(self.runs, scores, strict=True)):
+        scores = [None if row.group in self._stopped else score for row, score in zip(self.runs, found, strict=True)]
+        for n, (row, score) in enumerate(zip(self.runs, scores, strict=True)):
             if score is not None:
-                self.writer.write(step, "dev", score[0], run.task, n)
+                self.writer.write(step, "dev", score[0], row.task, n)
         self.writer.flush()
         self._note = f"dev score {np.mean([score[1] for score in scores if score is not None]):.1f}"
         self.best = update_best(self.best, state.trainable, scores, self.program, step)

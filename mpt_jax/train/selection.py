@@ -16,7 +16,7 @@ def dev_scores(program: Program, caches: Mapping[str, TokenCache]) -> Callable[[
     settings, plan = program.settings, program.plan
     data = settings.data
     spec = inference_spec(data.input_length, data.target_length, settings.train.eval_batch_size, data.input_buckets)
-    runs = [EvalRun(caches[run.task], n, settings.train.eval_rows) for n, run in enumerate(plan.runs)]
+    runs = [EvalRun(caches[row.task], n, settings.train.eval_rows) for n, row in enumerate(plan.runs)]
     network = dataclasses.replace(program.network, computation=settings.backbone.computation)
     vocabulary = program.backbone.vocabulary(settings.data.cue)
 

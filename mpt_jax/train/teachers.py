@@ -65,7 +65,7 @@ class Teachers(NamedTuple):
         """What is kept of a row."""
         return layout_of(self.settings, self.backbone.config, self.prompts_NPD.shape[1])
 
-    def outputs_of(self, cache: TokenCache, run: int, opened: dict[str, TeacherOutputs]) -> TeacherOutputs:
+    def outputs_of(self, cache: TokenCache, number: int, opened: dict[str, TeacherOutputs]) -> TeacherOutputs:
         """What is there already of a run's teacher for a task; opened, and checked, where ``opened`` does not hold it under its key yet."""
         compared = ("temperature", "logits", "hidden", "hidden_positions")
         key = {
@@ -74,7 +74,7 @@ class Teachers(NamedTuple):
             "rows": cache.fingerprint,
             "backbone": self.backbone.fingerprint,
             "dtype": self.network.computation.dtype,
-            "prompt": hashlib.sha256(np.ascontiguousarray(self.prompts_NPD[run], np.float32).tobytes()).hexdigest(),
+            "prompt": hashlib.sha256(np.ascontiguousarray(self.prompts_NPD[number], np.float32).tobytes()).hexdigest(),
             "lengths": [self.spec.input_length, self.spec.target_length],
             "settings": {name: getattr(self.settings, name) for name in compared},
             "layout": {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.layout).items()},
@@ -89,7 +89,7 @@ class Wanted(NamedTuple):
     """Rows (ascending, int64) of a task for which a run's teacher is still to be run."""
 
     cache: TokenCache
-    run: int
+    number: int  # of the run in the bank
     outputs: TeacherOutputs
     rows: np.ndarray
 
@@ -112,10 +112,10 @@ def teach_streams(teachers: Teachers, streams: Sequence[Stream], preempted: Call
     opened: dict[str, TeacherOutputs] = {}
     wanted: dict[Path, Wanted] = {}  # by folder: runs with the same teacher share one
     for stream in streams:
-        for cache, run, rows in zip(stream.caches, stream.bank_index, rows_in(stream, teachers.steps), strict=True):
-            outputs = teachers.outputs_of(cache, run, opened)
+        for cache, number, rows in zip(stream.caches, stream.bank_index, rows_in(stream, teachers.steps), strict=True):
+            outputs = teachers.outputs_of(cache, number, opened)
             before = wanted[outputs.folder].rows if outputs.folder in wanted else []
-            wanted[outputs.folder] = Wanted(cache, run, outputs, outputs.missing(np.union1d(before, rows).astype(np.int64)))
+            wanted[outputs.folder] = Wanted(cache, number, outputs, outputs.missing(np.union1d(before, rows).astype(np.int64)))
     _check_space(teachers, list(wanted.values()))
     with ProgressLine("teachers", sum(len(part.rows) for part in wanted.values()), unit="rows") as progress:
         for part in wanted.values():
@@ -163,7 +163,7 @@ def _compute(teachers: Teachers, wanted: Wanted, progress: ProgressLine, preempt
     pieces = range(0, len(rows), max(PART_BYTES // each, 1))
     for start in pieces:
         computed: dict[int, dict] = {}
-        batches = _run(teachers, wanted.cache, wanted.run, rows[start : start + pieces.step], progress)
+        batches = _run(teachers, wanted.cache, wanted.number, rows[start : start + pieces.step], progress)
         leave = False
         for number, batch in enumerate(batches, 1):
             computed |= batch
@@ -184,12 +184,12 @@ def _write(wanted: Wanted, rows: np.ndarray, inputs: np.ndarray, targets: np.nda
         wanted.outputs.write(rows[written], inputs[written], targets[written], computed.items())
 
 
-def _run(teachers: Teachers, cache: TokenCache, run: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[dict[int, dict]]:
+def _run(teachers: Teachers, cache: TokenCache, number: int, rows: np.ndarray, progress: ProgressLine) -> Iterator[dict[int, dict]]:
     """Arrays by file, cut to the row's own length, by row, of a batch at a time; the device works ahead of the reader."""
     size, layout = teachers.spec.micro_batch_size, teachers.layout
     top = 0 if layout.whole else layout.top
     # all rows are of one task: one prompt where it serves them all, else one for each
-    prompts_UPD = np.repeat(teachers.prompts_NPD[run][None].astype(np.float32), 1 if teachers.spec.by_task else size, axis=0)
+    prompts_UPD = np.repeat(teachers.prompts_NPD[number][None].astype(np.float32), 1 if teachers.spec.by_task else size, axis=0)
     name = "prompt_U" if teachers.spec.by_task else "prompt_B"
     prompts_UPD = sharding.put_micro_batch(teachers.mesh, {name: prompts_UPD})[name]
 

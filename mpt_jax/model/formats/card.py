@@ -80,7 +80,7 @@ def _tasks(prompts: PromptFile) -> list[str]:
     runs = prompts.metadata.get("runs", [])
     rows = ["| n | task | seed | learning rate | scores |", "|---|---|---|---|---|"]
     for n, task in enumerate(prompts.task_names):
-        run: Mapping[str, Any] = runs[n] if n < len(runs) else {}
-        scores = ", ".join(f"{name} {value:.2f}" for name, value in run.get("scores", {}).items()) or "not recorded"
-        rows.append(f"| {n} | {task} | {run.get('seed', '')} | {run.get('learning_rate', '')} | {scores} |")
+        row: Mapping[str, Any] = runs[n] if n < len(runs) else {}
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in row.get("scores", {}).items()) or "not recorded"
+        rows.append(f"| {n} | {task} | {row.get('seed', '')} | {row.get('learning_rate', '')} | {scores} |")
     return rows

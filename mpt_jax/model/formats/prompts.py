@@ -209,8 +209,8 @@ def _metadata(text: str, where: str) -> dict[str, Any]:
     metadata = parse_json(text, where)
     metadata = metadata if isinstance(metadata, dict) else {"runs": None}
     runs, backbone = metadata.get("runs", []), metadata.get("backbone", {})
-    right = isinstance(runs, list) and all(isinstance(run, dict) and isinstance(run.get("scores", {}), dict) for run in runs)
-    right = right and all(isinstance(score, int | float) for run in runs for score in run.get("scores", {}).values())
+    right = isinstance(runs, list) and all(isinstance(row, dict) and isinstance(row.get("scores", {}), dict) for row in runs)
+    right = right and all(isinstance(score, int | float) for row in runs for score in row.get("scores", {}).values())
     texts = ("name", "fingerprint", "task_type")
     right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key, ""), str) for key in texts)
     factor = backbone.get("prompt_scale", 1.0) if isinstance(backbone, dict) else None
