@@ -25,7 +25,7 @@ WANTED = {
 BASELINES = {
     "prompt_tuning": ("prompt", 0.3), "lora": ("lora", 3e-4), "bitfit": ("bitfit", 3e-4), "adapters": ("adapter", 3e-4),
     "adapter_drop": ("adapter", 3e-4), "spot": ("spot", 0.3), "attempt": ("attempt", 0.3), "dept": ("dept", 0.3),
-    "vectors": ("vectors", 0.3), "finetune": ("prompt", 3e-4),
+    "vectors": ("vectors", 0.3), "finetune": ("prompt", 3e-4), "multi_finetune": ("prompt", 3e-4), "multi_attempt": ("attempt", 0.3),
 }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""Reports (infer/report.py, comparison.py, published.py, figures.py, history.py): what tables say, pictures and pages are written, curves
-are averaged right."""
+"""Reports (infer/report.py, comparison.py, columns.py, published.py, figures.py, history.py): what tables say, pictures and pages are
+written, curves are averaged right."""
 
 import html.parser
 import json
@@ -11,6 +11,8 @@ import pytest
 from mpt_jax import tasks
 from mpt_jax.errors import UserError
 from mpt_jax.infer import evaluate, figures, history, published, report
+from mpt_jax.infer.columns import column_of
+from mpt_jax.methods.table import METHODS
 
 SUMMARY = {
     "seconds": 250.0,
@@ -253,6 +255,59 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert "glue has no score of mnli, qqp, qnli, sst2, stsb, cola" in found.note
     table = report.report([folder], tmp_path / "out")[0].read_text()
     assert "GLUE next to published numbers" in table and "| MPT | 77.6K | 85.9 |" in table
+
+
+FROM = {"source_dir": "x"}
+
+
+def of_method(folder, method, task, seed, score, **more):
+    """A run of one task and seed under a method, evaluated on test rows."""
+    write_run(folder, tasks=(task,), seeds=(seed,))
+    run = json.loads((folder / "run.json").read_text())
+    train = {"train_steps": 20, "model_dir": str(folder), "seeds": seed, **more}
+    (folder / "run.json").write_text(json.dumps(run | {"method": method, "settings": {"train": train}}))
+    (folder / "eval").mkdir()
+    found = {"task": task, "split": "test", "main_score": "accuracy", "scores": {"accuracy": score}, "std": {"accuracy": 0.0}}
+    (folder / "eval" / "x.json").write_text(json.dumps(found | {"runs": [{}]}))
+    return folder
+
+
+def test_runs_of_one_method_fill_its_line_together(tmp_path):
+    """Tasks and seeds that were trained one by one; another method, another source run and a second run of a seed stay apart."""
+    rows = [("weights", "rte", 1, 70.0), ("weights", "rte", 2, 74.0), ("weights", "sst2", 1, 90.0), ("lora", "rte", 1, 60.0)]
+    folders = [of_method(tmp_path / f"run{n}", *row) for n, row in enumerate(rows)]
+    folders.append(of_method(tmp_path / "again", "weights", "rte", 2, 50.0))
+    folders.append(of_method(tmp_path / "other", "weights", "mrpc", 1, 50.0, source_dir="elsewhere"))
+    (found,) = report.comparisons(report.read_runs(folders))
+    lines = {row[0]: dict(zip(found.rows[0], row, strict=True)) for row in found.rows if row[0].startswith("ours")}
+    assert list(lines) == [
+        "ours: run0, run1, run2 (fine-tuning)", "ours: run3 (LoRA)", "ours: again (fine-tuning)", "ours: other (fine-tuning)",
+    ]  # fmt: skip
+    assert lines["ours: run0, run1, run2 (fine-tuning)"]["rte"] == "72.0 ± 2.0 (2)"
+    assert lines["ours: run0, run1, run2 (fine-tuning)"]["sst2"] == "90.0 ± 0.0 (1)"
+
+
+@pytest.mark.parametrize(
+    "method, stage, settings, tasks, expected",
+    [
+        ("prompt", "teacher", {"prompt": {"rank": 0}}, ["rte"], "PT"),
+        ("prompt", "target", {"prompt": {"rank": 1}, "train": FROM}, ["rte"], "MPT"),
+        ("prompt", "target", {"prompt": {"rank": 1, "shared_over_targets": True}, "train": FROM}, ["a", "b"], "MPT, multi-target"),
+        ("attempt", "target", {"prompt": {"shared_over_targets": True}}, ["a", "b"], "ATTEMPT, multi-target"),
+        ("weights", "finetune", {}, ["a", "b"], "fine-tuning, multi-target"),
+        ("adapter", "teacher", {"method": {"drop_layers": 5}}, ["a", "b"], "AdapterDrop"),
+        ("mine", "teacher", {}, ["a"], "mine"),
+        (None, "teacher", {}, ["a"], ""),
+    ],
+)
+def test_a_run_belongs_to_a_published_line(method, stage, settings, tasks, expected):
+    assert column_of({"method": method, "stage": stage, "settings": settings, "tasks": tasks}) == expected
+
+
+def test_every_methods_line_is_published_or_its_own():
+    published_lines = {line.method for line in published.ROWS} | {row[0] for row in published.AVERAGES}
+    assert set(published.COLUMNS.values()) - published_lines == {"prefix tuning", "(IA)3"}
+    assert set(published.COLUMNS) == set(METHODS) - {"prompt"}
 
 
 def scored(folder, task, scores, k_shot=0):

@@ -1,19 +1,12 @@
 """Our scores next to published ones: a table for each benchmark that a run has a task of."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from mpt_jax.infer import published
-
-
-class Scored(Protocol):
-    """What is read of a report.RunRecord."""
-
-    name: str
-    run: dict
-    scores: dict
+from mpt_jax.infer.columns import Scored, column_of, lines_of
 
 
 class Comparison(NamedTuple):
@@ -27,7 +20,8 @@ class Comparison(NamedTuple):
 def comparisons(records: Sequence[Scored]) -> list[Comparison]:
     """A table for each benchmark of which some record has a score: ours first, then the published lines.
 
-    Few-shot runs stand in tables of their own, one for each number of training rows.
+    Runs of one method that differ in tasks and seeds fill one line. Few-shot runs stand in tables of their own, one for each number of
+    training rows.
     """
     few = [record for record in records if record.run["stage"] == "fewshot"]
     whole = [record for record in records if record.run["stage"] != "fewshot"]
@@ -54,14 +48,14 @@ def _base(task: str) -> str:
 def _comparison(benchmark: str, names: Sequence[str], records: Sequence[Scored], lines: Sequence[published.Row]) -> Comparison:
     rows = [["method", "trained params / task", *(name.removeprefix("superglue_") for name in names), "average", "from"]]
     missing = []
-    for record in records:
+    for record in lines_of([record for record in records if any(_base(task) in names for task in record.scores)]):
         found = {_base(task): score for task, score in record.scores.items() if _base(task) in names}
-        if not found:
-            continue
         cells = [_cell(name, found.get(name)) for name in names]
         means = [_reported(name, found[name]) for name in names if name in found]
         average = f"{np.mean([mean for mean, _ in means]):.1f}" if len(means) == len(names) and None not in means else "–"
-        rows.append([f"ours: {record.name}", _parameters(record.run), *cells, average, _backbone(record.run)])
+        column = column_of(record.run)
+        label = f"ours: {record.name}" + (f" ({column})" if column else "")
+        rows.append([label, _parameters(record.run), *cells, average, _backbone(record.run)])
         absent = [name for name in names if found.get(name) is None or _reported(name, found[name]) is None]
         if absent:
             missing.append(f"{record.name} has no score of {', '.join(absent)}")
