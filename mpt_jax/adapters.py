@@ -19,7 +19,7 @@ from mpt_jax.config import BackboneSettings, Settings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods import lora, prefix
 from mpt_jax.methods.inside import INSIDE, modules
-from mpt_jax.methods.method import part_of
+from mpt_jax.methods.method import part_of, sizes, split
 from mpt_jax.methods.table import method_named
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import backbone_folder, check_weights, fingerprint_of
@@ -271,7 +271,8 @@ def write_run(output: str, adapter: Adapter, task: str, backbone: str) -> list[s
     length = next((array.shape[1] for path, array in adapter.arrays.items() if path == f"{INSIDE}decoder/key"), 1)
     settings = Settings(TrainSettings("teacher", output, adapter.method), BackboneSettings(os.path.abspath(name)))
     settings = settings._replace(prompt=dataclasses.replace(settings.prompt, length=length, transfer="none"))
-    counted = sum(array.size for path, array in adapter.arrays.items() if part_of(path, method.parts).param_group == "weights")
+    trainable, kept = split({path: np.asarray(array, np.float32)[None] for path, array in adapter.arrays.items()}, method.parts)
+    counted = sizes(trainable, method.parts)
     row = {"task": task, "seed": settings.train.seed_list[0], "group": 0}
     total = config.num_parameters()
     run = {
@@ -283,8 +284,7 @@ def write_run(output: str, adapter: Adapter, task: str, backbone: str) -> list[s
 
     def fill(folder: str) -> None:
         write_json(Path(folder) / "run.json", run)
-        checkpoints = Checkpoints(folder, runs=run["runs"])
-        trainable = {path: np.asarray(array, np.float32)[None] for path, array in adapter.arrays.items()}
+        checkpoints = Checkpoints(folder, runs=run["runs"], kept=kept)
         checkpoints.save(0, {"step": np.asarray(0), "trainable": trainable, "opt_state": ()}, None, {"step": 0, "has_best": False})
         checkpoints.close()
 
@@ -296,9 +296,10 @@ def folded(adapter: Adapter, backbone: str | None) -> tuple[Any, dict[str, LazyA
 
     Raises UserError for methods that weights cannot hold, and for another backbone than the run's.
     """
-    if adapter.method not in FOLDED or any(path.endswith("/bias") for path in adapter.arrays):
-        what = "biases" if adapter.method in FOLDED else f"what METHOD = {adapter.method!r} trains"
-        raise UserError(f"a backbone has no place for {what}; {' and '.join(FOLDED)} can be folded into one.")
+    if adapter.method not in FOLDED:
+        raise no_place(f"what METHOD = {adapter.method!r} trains")
+    if any(path.endswith("/bias") for path in adapter.arrays):
+        raise no_place("biases")
     config, arrays, vocabulary, _ = _backbone_of(adapter, backbone)
     found: dict[str, dict[str, np.ndarray]] = {}
     for path, part, array in each_layer(config, adapter.arrays):
@@ -314,6 +315,11 @@ def folded(adapter: Adapter, backbone: str | None) -> tuple[Any, dict[str, LazyA
             bias = arrays[f"{path}/bias"].load(np.float32) * change["scale_out"]
             folded_in[f"{path}/bias"] = in_memory(bias, f"{path}/bias")
     return config, folded_in, vocabulary
+
+
+def no_place(what: str) -> UserError:
+    """The error where something is to be folded into weights that cannot hold it."""
+    return UserError(f"a backbone has no place for {what}; {' and '.join(FOLDED)} can be folded into one.")
 
 
 def is_adapter(source: str) -> bool:

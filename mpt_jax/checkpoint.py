@@ -1,4 +1,4 @@
-"""Orbax checkpoints of {trainable tree, optimiser state, step, data state} and of each run's best weights.
+"""Orbax checkpoints of {trainable tree, optimiser state, step, data state}, of each run's best weights and of what its method keeps.
 
 A checkpoint is written asynchronously into a temporary folder and renamed when complete, so that a kill at any moment leaves the
 previous one whole. The frozen backbone is never in a checkpoint; its fingerprint is in run.json. The item `meta` holds the step, digests
@@ -13,8 +13,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from mpt_jax.sharding import put_array
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
+KEPT = "kept"  # the item of what a method needs and does not train, where there is any
 META_WITHOUT_DIGESTS = {"step", "data", "has_best"}  # all that the meta of a checkpoint of before can hold
 # what Orbax, TensorStore and the file system raise for a damaged file or a disk that takes no more
 FAILURES = (ValueError, LookupError, OSError, RuntimeError, TypeError, AttributeError, AssertionError, SyntaxError)
@@ -66,12 +68,14 @@ def _quiet() -> None:
 class Checkpoints:
     """The checkpoints of a run folder; the last ``keep`` ones stay. What a killed process left half written is cleared.
 
-    runs: what run.json says of the runs; kept as a digest, so that a checkpoint of other runs is not taken for theirs. Raises UserError
-    where the folder cannot hold checkpoints, and, before and after each write, where it is no longer the folder that was opened.
+    runs: what run.json says of the runs; kept as a digest, so that a checkpoint of other runs is not taken for theirs. kept: arrays by
+    path that do not change, once in each checkpoint. Raises UserError where the folder cannot hold checkpoints, and, before and after
+    each write, where it is no longer the folder that was opened.
     """
 
-    def __init__(self, run_dir: str | Path, keep: int = 2, runs: list | None = None):
+    def __init__(self, run_dir: str | Path, keep: int = 2, runs: list | None = None, kept: Mapping[str, Any] | None = None):
         _quiet()
+        self._kept = {KEPT: dict(kept)} if kept else {}
         self._runs = {} if runs is None else {"runs": digests.of_json(runs)}
         self.folder = Path(run_dir).absolute() / CHECKPOINTS
         if self.folder.exists() and not self.folder.is_dir():
@@ -81,7 +85,7 @@ class Checkpoints:
             max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )  # fmt: skip
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*ITEMS, *self._kept))
             self._opened = Opened(self.folder)
         except FAILURES as error:
             raise UserError(f"{str(self.folder)!r} cannot hold checkpoints: {_reason(error)}. Give another MODEL_DIR.") from error
@@ -112,7 +116,7 @@ class Checkpoints:
         """
         self._check_there(step)
         best_tree = {} if best is None else {"trainable": best.trainable, "score": best.score_G, "step": best.step_G}
-        trees = {"state": state, "best": {"empty": np.zeros(1), **best_tree}}
+        trees = {"state": state, "best": {"empty": np.zeros(1), **best_tree}, **self._kept}
         if self._writer:
             self._finish_pending(step)
             # a copy: the step after this one is given the arrays' memory
@@ -202,11 +206,11 @@ class Checkpoints:
         restored = done.result()
         try:
             found = jax.tree.map(_like, state, restored["state"])
-            kept = _checked_meta(folder, restored["meta"])
+            noted = _checked_meta(folder, restored["meta"])
             if self._runs and restored["meta"].get("runs", self._runs["runs"]) != self._runs["runs"]:
                 raise ValueError("it was trained for other tasks, seeds or rates than run.json names")
             for name, tree in (("state", found), ("best", restored["best"])):
-                _check_arrays(name, tree, kept)
+                _check_arrays(name, tree, noted)
             best = _best_from(restored["best"])
         except (ValueError, LookupError, TypeError) as error:
             raise _damaged(folder, error, advice) from error
@@ -239,8 +243,8 @@ def _checked_meta(folder: Path, meta: object) -> dict | None:
     return meta["digests"]
 
 
-def _check_arrays(item: str, tree, kept: dict | None) -> None:
-    wrong = [] if kept is None else digests.changed(tree, kept[item])
+def _check_arrays(item: str, tree, noted: dict | None) -> None:
+    wrong = [] if noted is None else digests.changed(tree, noted[item])
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"the numbers of {item}: {', '.join(wrong[:3])}{more} are not those that were written")
@@ -275,7 +279,7 @@ def _check_files(step_folder: Path, advice: str) -> None:
 
 
 class Loaded(NamedTuple):
-    """Trained arrays by path on the host, run.json, the checkpoint's step, and the step (G,) of each group's best weights or None."""
+    """Arrays by path on the host, trained and kept ones; run.json, the checkpoint's step, the step (G,) of each group's best or None."""
 
     trainable: dict[str, np.ndarray]
     run: dict
@@ -304,14 +308,15 @@ def load(run_dir: str | Path, which: str = "best") -> Loaded:
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(step_folder / "meta")
-        kept = _checked_meta(step_folder, meta)
-        best = _best_from(_as_numpy(step_folder, "best", kept)) if which == "best" else None
+        noted = _checked_meta(step_folder, meta)
+        best = _best_from(_as_numpy(step_folder, "best", noted)) if which == "best" else None
         if best is not None:
             trainable = best.trainable
         else:
-            state = _as_numpy(step_folder, "state", kept)
+            state = _as_numpy(step_folder, "state", noted)
             trainable = state["trainable"] if isinstance(state, dict) else state[1]
-        trainable = {path: np.asarray(array) for path, array in trainable.items()}
+        held = _as_numpy(step_folder, KEPT, noted) if KEPT in (noted or {}) else {}  # where it is not, those of before are with the others
+        trainable = {path: np.asarray(array) for path, array in {**trainable, **held}.items()}
     except FAILURES as error:
         raise _damaged(step_folder, error, advice) from error
     if meta.get("runs", of_runs := digests.of_json(run.get("runs"))) != of_runs:
@@ -325,7 +330,7 @@ def load_trainable(run_dir: str | Path, which: str = "best") -> tuple[dict[str, 
     return load(run_dir, which)[:2]
 
 
-def _as_numpy(step_folder: Path, item: str, kept: dict | None):
+def _as_numpy(step_folder: Path, item: str, noted: dict | None):
     """What a folder holds, on the host, whatever devices it was written from, with its digests checked."""
     with ocp.PyTreeCheckpointer() as reader:
         described = reader.metadata(step_folder / item).item_metadata
@@ -333,5 +338,5 @@ def _as_numpy(step_folder: Path, item: str, kept: dict | None):
             raise ValueError(f"the description of the arrays in {item}/ cannot be read")
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described.tree)
         tree = reader.restore(step_folder / item, restore_args=on_host)
-    _check_arrays(item, tree, kept)
+    _check_arrays(item, tree, noted)
     return tree

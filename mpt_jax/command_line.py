@@ -224,7 +224,7 @@ def _parser(command: str, stage: str) -> tuple[_Parser, dict[str, argparse.Actio
         if macro.heading not in groups:
             groups[macro.heading] = parser.add_argument_group(macro.heading.lower())
         default = differs.get(macro.name, macro.default)
-        text = f"{macro.meaning} (default: {default})" if default not in ("", [], {}) else macro.meaning
+        text = f"{macro.meaning} (default: {default})" if default not in ("", [], {}, None) else macro.meaning
         add(groups[macro.heading], flag, metavar=macro.value, nargs="?" if macro.switch else None, help=text.replace("%", "%%"))
     return parser, options
 

@@ -10,11 +10,16 @@ from mpt_jax.errors import UserError
 from mpt_jax.gin_settings import configured, operative, stage_settings
 
 
+def import_module(chosen: TaskSettings) -> None:
+    """Imports the user's module, which may register tasks, scores, methods and families."""
+    tasks.paper.configure(chosen.data_dir, chosen.download)
+    tasks.import_module(_brought("MIXTURE_OR_TASK_MODULE", chosen.module) or None)
+
+
 def task_names(required: bool = True) -> tuple[str, ...]:
     """The tasks that TASKS or MIXTURE_OR_TASK_NAME names; mixtures become their tasks. The user's module is imported first."""
     chosen = configured(TaskSettings)
-    tasks.paper.configure(chosen.data_dir, chosen.download)
-    tasks.import_module(_brought("MIXTURE_OR_TASK_MODULE", chosen.module) or None)
+    import_module(chosen)
     if not chosen.chosen and required:
         raise UserError("no task is named: type --tasks NAME,NAME; `mpt-jax tasks` lists them.")
     names = tasks.expand(chosen.chosen, cached_names(cache_folder(configured(DataSettings).cache_dir)))

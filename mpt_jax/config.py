@@ -15,7 +15,8 @@ from mpt_jax.errors import UserError
 MOST_BEAMS = 64  # each holds a cache of its own
 LENGTHS = {"inputs": 256, "targets": 128}  # TASK_FEATURE_LENGTHS where it is not given [ATTEMPT, DPT]
 WEIGHT_STAGES = ("finetune", "pretrain")  # they train the backbone, and no prompt
-STAGES = ("teacher", "source", "target", "fewshot", *WEIGHT_STAGES)
+TARGET_STAGES = ("target", "fewshot")  # they start from SOURCE_DIR
+STAGES = ("teacher", "source", *TARGET_STAGES, *WEIGHT_STAGES)
 MIXINGS = ("stochastic", "proportional", "equal")  # data/sampler.py
 # EvalSettings.method: how a task's rows are answered
 ANSWERS = {
@@ -128,11 +129,11 @@ class DistillationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """One optimiser over the trainable tree, with a learning rate for each of its groups."""
+    """One optimiser over the trainable tree, with a learning rate for each of its groups; None: the method's own (methods/method.py)."""
 
     name: str = "adamw"  # 'adamw' [DPT] | 'adafactor' [PT-JAX]
-    learning_rate: float | list | tuple = 0.3  # of P*, plain prompts, or all weights; a list trains a run for each [MPT]
-    factor_learning_rate: float | list | tuple = 0.3  # of the factors: 0.3 source, 0.4 target [MPT, low confidence]
+    learning_rate: float | list | tuple | None = None  # of P*, plain prompts, or all weights; a list trains a run for each [MPT]
+    factor_learning_rate: float | list | tuple | None = None  # of the factors
     schedule: str = "linear"  # 'linear' decay to 0 [DPT] | 'constant' [PT-JAX], both after the warm-up
     warmup_steps: int = 500  # steps [ATTEMPT]; never more than a tenth of the run [DPT]
     weight_decay: float = 1e-5  # [DPT, PT-JAX]
@@ -146,6 +147,8 @@ class OptimizerSettings:
         checks.check_choice("OptimizerSettings.schedule", self.schedule, ("linear", "constant"))
         for name in ("learning_rate", "factor_learning_rate"):
             value = getattr(self, name)
+            if value is None:
+                continue
             given = value if isinstance(value, list | tuple) else (value,)
             if not given:
                 raise UserError(f"OptimizerSettings.{name} = {value!r}: it takes a number, or a list of at least one.")

@@ -23,7 +23,7 @@ from mpt_jax.model.formats.files import Folder, is_remote
 from mpt_jax.model.formats.folder_writer import write_folder
 from mpt_jax.paths import writable_run
 from mpt_jax.regular_files import shown
-from mpt_jax.run_folder import write_json
+from mpt_jax.run_folder import read_run_json, write_json
 
 BACKBONE_FORMATS = ("t5x", "t5x_scanned", "orbax", "hf", "own")
 BANK_FORMAT, TOKENS, RUN_FORMAT = "t5x_bank", "tokens", "run"
@@ -93,6 +93,9 @@ def _adapted(source: str, to: str, output: str, task: str | None, backbone: str 
         return adapters.write_run(output, adapters.read(path, backbone), task or os.path.basename(path) or "task", backbone)
     held = adapters.of_run(path, task) if kind == "run" and to in ("peft", "peft_single", *BACKBONE_FORMATS) else None
     if held is None:
+        method = read_run_json(path)["method"] if kind == "run" else ""
+        if to in BACKBONE_FORMATS and method not in ("", "prompt", "weights"):
+            raise adapters.no_place(f"what METHOD = {method!r} trains")
         return None
     if to in BACKBONE_FORMATS:
         config, arrays, vocabulary = adapters.folded(held, backbone)
@@ -222,8 +225,8 @@ def _described(held: prompts.PromptFile, labels: list[str]) -> str:
     runs = held.metadata.get("runs", [])
     texts = []
     for label in labels:
-        run = runs[held.task_names.index(label)] if len(runs) == len(held.task_names) else {}
-        facts = [f"seed {run['seed']}, learning rate {run.get('learning_rate', 'unknown')}"] if "seed" in run else []
-        facts += [f"{name} {value:.2f}" for name, value in run.get("scores", {}).items()]
+        row = runs[held.task_names.index(label)] if len(runs) == len(held.task_names) else {}
+        facts = [f"seed {row['seed']}, learning rate {row.get('learning_rate', 'unknown')}"] if "seed" in row else []
+        facts += [f"{name} {value:.2f}" for name, value in row.get("scores", {}).items()]
         texts.append(f"{label} ({', '.join(facts)})" if facts else label)
     return ", ".join(texts)

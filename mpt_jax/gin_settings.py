@@ -5,14 +5,13 @@ import logging
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gin
 from mpt_jax import paths
 from mpt_jax.bindings import Binding, as_gin
 from mpt_jax.config import (
-    STAGES,
     BackboneSettings,
     CompileSettings,
     DataSettings,
@@ -29,6 +28,9 @@ from mpt_jax.errors import UserError
 from mpt_jax.gin_messages import gin_errors
 from mpt_jax.macros import FIELD, GIN_FOLDER, macro_of, macros
 
+if typing.TYPE_CHECKING:
+    from mpt_jax.methods.method import Method
+
 SETTINGS = {
     cls: gin.external_configurable(cls, name=cls.__name__)
     for cls in (
@@ -39,9 +41,16 @@ SETTINGS = {
 MACRO = re.compile(r"\b[A-Z][A-Z_]+\b")
 
 
-def parse_gin(files: Sequence[str], bindings: Sequence[Binding], search_paths: Sequence[str] = ()) -> None:
-    """Reads gin files (found by name from any folder) and bindings. Raises UserError for unknown names and files."""
-    gin.clear_config()
+def parse_gin(
+    files: Sequence[str],
+    bindings: Sequence[Binding],
+    search_paths: Sequence[str] = (),
+    import_module: Callable[[TaskSettings], None] | None = None,
+) -> None:
+    """Reads gin files (found by name from any folder) and bindings. Raises UserError for unknown names and files.
+
+    import_module: imports the module that TaskSettings names, before the settings of the methods that it may add are read.
+    """
     folders = [paths.local("--gin_search_paths", folder) for folder in search_paths] + [str(GIN_FOLDER)]
     for folder in folders:
         gin.add_config_file_search_path(folder)
@@ -50,18 +59,13 @@ def parse_gin(files: Sequence[str], bindings: Sequence[Binding], search_paths: S
             found = {path.relative_to(folder) for folder in folders for path in Path(folder).rglob("*.gin")}
             known = sorted(path.as_posix() for path in found if path.parts[0] != "t5x")  # those are for T5X's own commands
             raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")
-    _add_methods()
     try:
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
-        for file in files:
-            with gin_errors(SETTINGS, f"--gin_file={file}: "):
-                gin.parse_config_files_and_bindings([file], [], finalize_config=False, print_includes_and_imports=False)
-        hints = _hints(gin.config_str())
-        for name, text, flag in bindings:
-            value = as_gin(flag, text, hints.get(name.rpartition("/")[2]))
-            with gin_errors(SETTINGS, f"{flag}={text}: "):
-                gin.parse_config([f"{name} = {value}"])
-        gin.parse_config(_rates_of_method({name for name, _, _ in bindings} | _assigned(files, folders)))
+        if import_module:
+            _read(files, [binding for binding in bindings if _of_tasks(binding.name)], skip_unknown=True)
+            import_module(configured(TaskSettings))
+        _add_methods()
+        _read(files, bindings)
         with gin_errors(SETTINGS, ""):
             gin.finalize()
     finally:
@@ -69,56 +73,50 @@ def parse_gin(files: Sequence[str], bindings: Sequence[Binding], search_paths: S
     _check_macros({name: flag for name, _, flag in bindings})
 
 
+def _of_tasks(name: str) -> bool:
+    """Whether a field or a macro is of TaskSettings."""
+    fields = macros()[name].fields if name in macros() else (name,)
+    return any(field.startswith(f"{TaskSettings.__name__}.") for field in fields)
+
+
+def _read(files: Sequence[str], bindings: Sequence[Binding], skip_unknown: bool = False) -> None:
+    """Files and bindings, and nothing that was read before. skip_unknown: settings that no class has are passed over."""
+    gin.clear_config()
+    for file in files:
+        with gin_errors(SETTINGS, f"--gin_file={file}: "):
+            gin.parse_config_files_and_bindings([file], [], False, skip_unknown, print_includes_and_imports=False)
+    hints = _hints(gin.config_str())
+    for name, text, flag in bindings:
+        value = as_gin(flag, text, hints.get(name.rpartition("/")[2]))
+        with gin_errors(SETTINGS, f"{flag}={text}: "):
+            gin.parse_config([f"{name} = {value}"], skip_unknown)
+
+
 def _add_methods() -> None:
-    """Makes the settings of every method known to gin. Not as this module is imported: the table of methods imports JAX."""
+    """Makes the settings of every method known to gin. Not as this module is imported: the table of methods imports JAX.
+
+    Raises UserError where two classes of settings have one name.
+    """
     from mpt_jax.methods.table import METHODS
 
     for method in METHODS.values():
-        if method.settings and method.settings not in SETTINGS:
-            SETTINGS[method.settings] = gin.external_configurable(method.settings, name=method.settings.__name__)
-
-
-def _assigned(files: Sequence[str], folders: Sequence[str]) -> set[str]:
-    """Names that the given files assign, and those that they include, other than the package's own stages and their base."""
-    shipped = {GIN_FOLDER / f"{name}.gin" for name in (*STAGES, "base")}
-    found, seen, left = set(), set(), list(files)
-    while left:
-        file = left.pop()
-        path = next((path for folder in [os.curdir, *folders] if (path := Path(folder) / file).is_file()), None)
-        if path is None or path in shipped | seen:
+        if method.settings is None or method.settings in SETTINGS:
             continue
-        seen.add(path)
-        text = path.read_text(encoding="utf-8")
-        found |= set(re.findall(r"^(\w+)\s*=", text, re.M))
-        left += re.findall(r"""^include\s+['"]([^'"]+)['"]""", text, re.M)
-    return found
+        name = method.settings.__name__
+        if name in {known.__name__ for known in SETTINGS}:
+            raise UserError(f"METHOD = {method.name!r} has settings of the class name {name}, which is taken: give the class another name.")
+        SETTINGS[method.settings] = gin.external_configurable(method.settings, name=name, module=__package__)
 
 
-def _rates_of_method(given: set[str]) -> list[str]:
-    """Assignments of the learning rates that METHOD has of its own, where none are given; the stages' are those of prompts."""
+def _given_settings(method: "Method") -> typing.Any:
+    """The settings of a method's own, or those of another method where such are given; None where neither is so."""
     from mpt_jax.methods.table import METHODS
 
     config = gin.config_str()
-    named = re.search(r"^TrainSettings\.method = '([^']+)'", config, re.M) or re.search(r"^METHOD = '([^']+)'", config, re.M)
-    method = METHODS.get(named[1]) if named else None
-    if method is None or method.name in ("prompt", "weights"):
-        return []
-    rates = {"LEARNING_RATE": method.learning_rate, "FACTOR_LEARNING_RATE": method.factor_learning_rate}
-    return [f"{name} = {rate}" for name, rate in rates.items() if name not in given and re.search(rf"^{name} = ", config, re.M)]
-
-
-def _own_settings(train: TrainSettings) -> typing.Any:
-    """The settings of the method's own, None where it has none. Raises UserError where another method's are given."""
-    from mpt_jax.methods.table import METHODS
-
-    config, own = gin.config_str(), None
-    for method in METHODS.values():
-        if method.settings and method.name == train.method:
-            own = configured(method.settings)
-        elif method.settings and re.search(rf"^{method.settings.__name__}\.", config, re.M):
-            message = f"{method.settings.__name__} is set, and METHOD = {train.method!r} does not read it"
-            raise UserError(f"{message}: set --method {method.name}, or leave it out.")
-    return own
+    given = [row.settings for row in METHODS.values() if row.settings and re.search(rf"^{row.settings.__name__}\.", config, re.M)]
+    others = [settings for settings in given if settings is not method.settings]
+    chosen = others[0] if others else method.settings
+    return configured(chosen) if chosen else None
 
 
 def _hints(config: str) -> dict[str, object]:
@@ -170,9 +168,12 @@ def _with_flag(message: str) -> str:
 
 
 def stage_settings() -> Settings:
-    """Everything a stage is made from."""
+    """Everything a stage is made from. Raises UserError for an unknown METHOD, and where another method's settings are given."""
+    from mpt_jax.methods.table import method_of, own_settings
+
     train = configured(TrainSettings)
-    return Settings(
+    method = method_of(train)
+    settings = Settings(
         train=train,
         backbone=configured(BackboneSettings),
         prompt=configured(PromptSettings),
@@ -180,8 +181,9 @@ def stage_settings() -> Settings:
         optimizer=configured(OptimizerSettings),
         data=configured(DataSettings),
         mesh=configured(MeshSettings),
-        method=_own_settings(train),
+        method=_given_settings(method),
     )
+    return own_settings(settings, method)
 
 
 def operative() -> str:

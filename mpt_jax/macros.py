@@ -7,6 +7,7 @@ import ast
 import functools
 import re
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from mpt_jax.config import STAGES
@@ -18,7 +19,10 @@ MACRO = re.compile(r"([A-Z][A-Z0-9_]*) = (.*?)(?:\s+#\s+(.*))?")
 FIELD = re.compile(r"\b[A-Z]\w*Settings\.\w+")
 FILLED = re.compile(r"(\w+\.\w+) = %(\w+)")
 HEADING = re.compile(r"# (\w[\w ]*)")
-EXAMPLES = {"TASKS": "sst2,mrpc", "TASK_FEATURE_LENGTHS": "inputs=256,targets=128", "TOPOLOGY": "v5e:4x4", "SEED": "1,2,3"}
+EXAMPLES = {
+    "TASKS": "sst2,mrpc", "TASK_FEATURE_LENGTHS": "inputs=256,targets=128", "TOPOLOGY": "v5e:4x4", "SEED": "1,2,3",
+    "LEARNING_RATE": "0.3", "FACTOR_LEARNING_RATE": "0.3",
+}  # fmt: skip
 
 
 class Macro(NamedTuple):
@@ -45,7 +49,7 @@ class Macro(NamedTuple):
         """What stands for its value in help."""
         if isinstance(self.default, str):
             return "FOLDER" if self.name.endswith("_DIR") else "TEXT"
-        return {bool: "True", list: "A,B", dict: "inputs=N,targets=N", int: "N", float: "X"}[type(self.default)]
+        return {bool: "True", list: "A,B", dict: "inputs=N,targets=N", int: "N", float: "X", NoneType: "X"}[type(self.default)]
 
     @property
     def example(self) -> str:

@@ -50,7 +50,7 @@ class _Ending:
 def _ready(arguments: argparse.Namespace, ending: _Ending) -> Callable[[argparse.Namespace], None]:
     """The function of the command, after JAX, the other processes and the settings are ready for it."""
     _prepare()
-    from mpt_jax.commands import RUN
+    from mpt_jax.commands import RUN, import_module
     from mpt_jax.gin_settings import parse_gin
 
     command = COMMANDS[arguments.command]
@@ -62,7 +62,9 @@ def _ready(arguments: argparse.Namespace, ending: _Ending) -> Callable[[argparse
         distributed.start(vars(arguments), trains=arguments.command == "train")
         ending.leave, ending.first = distributed.leave, distributed.is_first()
     if command.gin is not None:
-        parse_gin(arguments.gin_file, arguments.gin_bindings, [part for part in arguments.gin_search_paths.split(",") if part])
+        folders = [part for part in arguments.gin_search_paths.split(",") if part]
+        with _errors_of_tasks():
+            parse_gin(arguments.gin_file, arguments.gin_bindings, folders, import_module)
     return RUN[arguments.command]
 
 

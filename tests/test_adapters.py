@@ -149,6 +149,17 @@ def test_an_adapter_whose_numbers_mean_something_else_is_refused(settings, facto
         convert(str(adapter), "run", str(tmp_path / "x"), backbone=str(tmp_path / "backbone"))
 
 
+def test_what_is_added_to_positions_or_modules_cannot_be_folded(tmp_path):
+    """DePT adds a row to each position, whatever token stands there; an embedding table has a row for each token."""
+    own = {"dept/down": np.ones((1, 8, 2), np.float32), "dept/up": np.ones((1, 2, 16), np.float32), "bank/shared": np.ones((1, 3, 16))}
+    run = write_run(tmp_path / "run", [row("a")], own)
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    for method in ("dept", "bitfit", "adapter"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps(written | {"method": method}))
+        with pytest.raises(UserError, match=f"a backbone has no place for what METHOD = '{method}' trains; lora and ia3 can be folded"):
+            convert(run, "own", str(tmp_path / "merged"))
+
+
 def test_what_weights_and_peft_have_no_place_for_is_refused(tmp_path):
     run, _ = run_of("prefix", "llama", tmp_path)
     with pytest.raises(UserError, match="a backbone has no place for what METHOD = 'prefix' trains; lora and ia3 can be folded"):

@@ -65,6 +65,24 @@ def test_without_scores_the_last_is_the_best(run_dir):
     np.testing.assert_array_equal(load_trainable(run_dir)[0]["bank/shared"], state()["trainable"]["bank/shared"])
 
 
+def test_what_does_not_change_is_held_once_and_read_with_either_weights(run_dir):
+    """In a checkpoint's own item; damage to it is named."""
+    kept = {"own/sources": np.arange(6, dtype=np.float32).reshape(1, 2, 3)}
+    checkpoints = Checkpoints(run_dir, kept=kept)
+    for step in (6, 7):
+        checkpoints.save(step, state(), best(), {})
+    checkpoints.close()
+    for which, expected in (("best", 1.0), ("last", np.asarray(state()["trainable"]["bank/shared"]))):
+        found = load_trainable(run_dir, which)[0]
+        np.testing.assert_array_equal(found["own/sources"], kept["own/sources"])
+        assert np.all(found["bank/shared"] == expected) and len(found) == 2
+    restored, _, _ = Checkpoints(run_dir, kept=kept).restore(7, state(1))
+    assert restored["trainable"].keys() == state()["trainable"].keys()
+    shutil.rmtree(run_dir / "checkpoints" / "7" / "kept")
+    with pytest.raises(UserError, match="7' is damaged"):
+        load_trainable(run_dir)
+
+
 def test_only_the_newest_two_stay(run_dir):
     checkpoints = Checkpoints(run_dir)
     for step in range(1, 6):

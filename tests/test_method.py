@@ -1,5 +1,8 @@
 """What a method is (methods/method.py), and the table of methods (table.py, weights.py): whose parameters are whose."""
 
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -15,11 +18,13 @@ from mpt_jax.methods.method import (
     FROZEN,
     GROUP,
     HEAD,
+    KEPT,
     TASK,
     TEACHERS,
     Part,
     backbone_of,
     check_counts,
+    kept_of,
     own_of,
     part_of,
     places_for,
@@ -37,6 +42,13 @@ def test_prompt_stages_train_the_bank_alone():
     trainable, frozen = split(dict.fromkeys((*PATHS, TEACHERS)), PROMPTS)
     assert sorted(trainable) == ["bank/cols", "bank/rows", "bank/shared"]
     assert sorted(frozen) == sorted([*PATHS[3:], TEACHERS])
+
+
+def test_what_a_method_keeps_is_frozen_and_told_apart():
+    parts = (Part("own/scale", GROUP, KEPT), Part("own/.*", GROUP, "weights"), Part("backbone/.*", None, FROZEN))
+    trainable, frozen = split(dict.fromkeys(("own/scale", "own/down", PATHS[3])), parts)
+    assert list(trainable) == ["own/down"] and sorted(frozen) == sorted(["own/scale", PATHS[3]])
+    assert list(kept_of(frozen, parts)) == ["own/scale"]
 
 
 def test_first_row_that_matches_wins():
@@ -101,6 +113,17 @@ def test_methods_are_found_by_name_and_a_user_may_add_one():
     finally:
         METHODS.clear()
         METHODS.update(before)
+
+
+def test_the_page_names_the_rates_of_every_method():
+    """docs/methods.md, first table: LEARNING_RATE, then FACTOR_LEARNING_RATE, then the latter in the target stages where it differs."""
+    page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name, row in METHODS.items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        factors = any(part.param_group == "factors" for part in row.parts)
+        expected = [row.learning_rate, *([row.factor_learning_rate, row.target_factor_learning_rate] if factors else [])]
+        found = [float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", line.split("|")[4])]
+        assert found == [rate for rate in expected if rate is not None], name
 
 
 def test_each_example_takes_the_arrays_of_its_task_and_group():

@@ -28,6 +28,7 @@ from tiny_methods import (
 )
 from tiny_model import LENGTH, batch_at, run_forward
 
+from mpt_jax import digests
 from mpt_jax.config import PromptSettings
 from mpt_jax.data.sampler import Stream
 from mpt_jax.errors import UserError
@@ -40,7 +41,7 @@ from mpt_jax.methods.bitfit import BitfitSettings
 from mpt_jax.methods.dept import DeptSettings
 from mpt_jax.methods.ia3 import Ia3Settings
 from mpt_jax.methods.lora import LoraSettings
-from mpt_jax.methods.method import KEPT, MUST, TASK, part_of, sizes
+from mpt_jax.methods.method import MUST, TASK, kept_of, part_of, sizes
 from mpt_jax.methods.prefix import PrefixSettings
 from mpt_jax.methods.prompt import GIVEN
 from mpt_jax.methods.vectors import VectorSettings, group_of
@@ -208,14 +209,15 @@ def test_eight_runs_train_together_what_is_theirs(name, config, caches):
     """
     seeds = [1, 2, 3, 4]
     program, stream_list = program_of(name, ("a", "b"), config, seeds=seeds), one_each(caches, 8)
-    parts, kept = program.method.parts, {path for path in program.trainable if part_of(path, program.method.parts).param_group == KEPT}
-    assert len(program.plan.runs) == 8 and all(path.startswith("backbone/") for path in program.frozen)
+    parts, kept = program.method.parts, kept_of(program.frozen, program.method.parts)
+    assert len(program.plan.runs) == 8 and all(path in kept or path.startswith("backbone/") for path in program.frozen)
     frozen = {path: np.asarray(array).tobytes() for path, array in program.frozen.items()}
     start = {path: np.array(array) for path, array in program.trainable.items()}
     step_fn, state = train(program, stream_list)
     assert {path: np.asarray(array).tobytes() for path, array in program.frozen.items()} == frozen
+    assert state.trainable.keys() == start.keys() and not any(path in name for name in digests.names(state.opt_state) for path in kept)
     for path, array in state.trainable.items():
-        assert np.array_equal(start[path], array) == (path in kept) or path.endswith(WITHOUT_EFFECT), path
+        assert not np.array_equal(start[path], array) or path.endswith(WITHOUT_EFFECT), path
 
     _, one = train(program_of(name, ("b",), config, seeds=4), [dataclasses.replace(stream_list[7], bank_index=(0,))])
     for path, array in one.trainable.items():
@@ -224,10 +226,10 @@ def test_eight_runs_train_together_what_is_theirs(name, config, caches):
 
     batch, rng = batch_at(stream_list, 0, 8, program.spec), np.random.default_rng(3)
     there = moved(start, parts, spread=0.1)
-    way = {path: np.zeros_like(a) if path in kept else rng.normal(size=a.shape).astype(np.float32) for path, a in sorted(there.items())}
+    way = {path: rng.normal(size=array.shape).astype(np.float32) for path, array in sorted(there.items())}
     grads = sums_of(step_fn, program, batch, there).grads
     for path, grad in grads.items():
-        assert bool(np.any(grad)) != (path in kept) or path.endswith(WITHOUT_EFFECT), path
+        assert np.any(grad) or path.endswith(WITHOUT_EFFECT), path
     slope, step = sum(float(np.vdot(grads[path], way[path])) for path in way), 2e-3
     ends = [loss_of(step_fn, program, batch, {p: there[p] + sign * step * way[p] for p in way}) for sign in (1, -1)]
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.02, abs=1e-2)
@@ -262,7 +264,7 @@ def test_what_does_not_go_together_is_refused(name, stage, change, message):
 
 def test_settings_of_another_method_are_refused():
     settings = settings_of("lora", method="prompt")
-    with pytest.raises(UserError, match="LoraSettings is set, and METHOD = 'prompt' does not read it: set METHOD = 'lora'"):
+    with pytest.raises(UserError, match="LoraSettings is set, and METHOD = 'prompt' does not read it: type --method lora"):
         assemble(settings, ("a",), backbone_of(T5))
 
 
@@ -276,6 +278,8 @@ def test_settings_of_another_method_are_refused():
         ("adapter", {"kind": "parallel"}, "AdapterSettings.kind = 'parallel' is not one of 'houlsby', 'pfeiffer'"),
         ("adapter", {"drop_layers": 1}, "AdapterSettings.drop_layers = 1, and a stack of 'tiny' has 1 layers: take 0 or fewer"),
         ("prefix", {"stacks": ["cross"]}, "PrefixSettings.stacks = .*'encoder' and 'decoder'"),
+        ("prefix", {"hidden": -1}, "PrefixSettings.hidden = -1 is outside 0"),
+        ("prefix", {"init_scale": -0.1}, "PrefixSettings.init_scale = -0.1 is outside 0.0"),
         ("attempt", {"temperature": 0.0}, "AttemptSettings.temperature = 0.0 is outside"),
     ],
 )

@@ -13,6 +13,7 @@ from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import paths_of
+from mpt_jax.methods.table import method_of, own_settings
 from mpt_jax.train.plan import draw_few_shot, is_finished, make_streams, plan_runs, read_source, source_folder, teacher_prompts
 
 TASKS = ("a", "b")
@@ -20,7 +21,8 @@ TASKS = ("a", "b")
 
 def settings(stage="target", prompt=None, distillation=None, optimizer=None, **train) -> Settings:
     made = prompt or PromptSettings(length=LENGTH), distillation or DistillationSettings(), optimizer or OptimizerSettings()
-    return Settings(TrainSettings(stage, "/somewhere", **train), prompt=made[0], distillation=made[1], optimizer=made[2])
+    train = TrainSettings(stage, "/somewhere", **train)
+    return own_settings(Settings(train, prompt=made[0], distillation=made[1], optimizer=made[2]), method_of(train))
 
 
 def save_run(folder, bank, names, seeds, **described) -> str:
@@ -169,7 +171,7 @@ def test_a_group_trains_at_the_rates_of_its_first_run():
     plan = plan_runs(settings("source", optimizer=optimizer), TASKS)
     assert {name: rate_G.tolist() for name, rate_G in plan.rates().items()} == {
         "prompt": [np.float32(0.1), np.float32(0.3)], "weights": [np.float32(0.1), np.float32(0.3)],
-        "factors": [np.float32(0.4)] * 2, "kept": [0.0] * 2,
+        "factors": [np.float32(0.4)] * 2,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import real_small
 from mpt_jax import command_line, gin_settings
-from mpt_jax.config import DataSettings, OptimizerSettings, PromptSettings, TrainSettings
+from mpt_jax.config import DataSettings, PromptSettings, TrainSettings
 
 
 @pytest.fixture
@@ -47,4 +47,4 @@ def test_every_command_is_one_that_the_program_takes():
         plain = gin_settings.configured(PromptSettings).rank == 0
         assert plain == (run.startswith("plain") or run == "teachers")
         assert gin_settings.configured(DataSettings).k_shot == (real_small.SHOTS if "_few" in run else 0)
-        assert gin_settings.configured(OptimizerSettings).learning_rate == (3e-4 if "finetune" in run else 0.3)
+        assert gin_settings.stage_settings().optimizer.learning_rate == (3e-4 if "finetune" in run else 0.3)

@@ -2,7 +2,8 @@
 
 T5-Base with PROMPT_LENGTH 60, rank 30 and inputs of 256 tokens: 76,800, as plain prompt tuning with 100 vectors. Two learning rates:
 LEARNING_RATE of the prompt, FACTOR_LEARNING_RATE of the product (and of MPT's factors, with PROMPT_RANK 1 or more). Positions past the
-longest input of training (TASK_FEATURE_LENGTHS) are left as they are. The product depends on positions, so no embedding can hold it.
+longest input of training (TASK_FEATURE_LENGTHS) are left as they are. The product is of positions, not of tokens, so no embedding table can
+hold it.
 N tasks (runs), G groups, L input tokens, R rank, D model width, B examples.
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mpt_jax import checks
-from mpt_jax.config import OptimizerSettings, Settings
+from mpt_jax.config import TARGET_STAGES, OptimizerSettings, Settings
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Adaptation, Network
@@ -26,7 +26,7 @@ BACKBONE = "backbone/"
 TEACHERS = "teacher/prompts"  # the teachers' prompts (N, P, D), frozen
 HEAD = "head/kernel"  # (D, E), maps encoder output to sentence vectors in pretraining
 FROZEN = "frozen"
-KEPT = "kept"  # what a method needs and does not train: in checkpoints, so that a run can be used without what it was made from
+KEPT = "kept"  # frozen, and in checkpoints: a run can be used without what it was made from
 PARAM_GROUPS = ("prompt", "factors", "weights", KEPT, FROZEN)  # the first three have learning rates
 TASK, GROUP = "task", "group"
 NEVER, MAY, MUST = "never", "may", "must"  # whether a method starts from SOURCE_DIR in the target stages
@@ -81,8 +81,9 @@ class Method(NamedTuple):
     parts: the rows for every parameter it adds, and for the backbone's (``backbone/…``); the first that matches wins.
     init(Start) -> float32 arrays by path, besides the backbone's. adaptation: None leaves the network as it is.
     settings: the dataclass of its own settings (Settings.method). learning_rate and factor_learning_rate: what LEARNING_RATE and
-    FACTOR_LEARNING_RATE are where they are not given. from_source: NEVER, MAY or MUST. each_source: a run is trained from each task of
-    SOURCE_DIR, and the one that does best on the dev split answers.
+    FACTOR_LEARNING_RATE are where they are not given; target_factor_learning_rate: the latter in the target stages, where it differs.
+    from_source: NEVER, MAY or MUST. each_source: a run is trained from each task of SOURCE_DIR, and the one that does best on the dev
+    split answers.
     prefix_length(Settings) -> vectors that it puts in front of an input.
     """
 
@@ -91,8 +92,9 @@ class Method(NamedTuple):
     init: Callable[[Start], dict[str, Any]]
     adaptation: Adaptation | None
     settings: type[MethodSettings] | None = None
-    learning_rate: float = OptimizerSettings.learning_rate
-    factor_learning_rate: float = OptimizerSettings.factor_learning_rate
+    learning_rate: float = 0.3  # of prompts [MPT]
+    factor_learning_rate: float = 0.3  # of MPT's factors in the source stage [MPT, low confidence]
+    target_factor_learning_rate: float | None = None
     from_source: str = MAY
     each_source: bool = False
     prefix_length: Callable[[Settings], int] = no_prefix
@@ -101,6 +103,13 @@ class Method(NamedTuple):
     def trains_backbone(self) -> bool:
         """Whether weights of the backbone train."""
         return any(re.fullmatch(part.pattern, BACKBONE) and part.param_group != FROZEN for part in self.parts)
+
+    def rates(self, given: OptimizerSettings, stage: str) -> OptimizerSettings:
+        """The settings with the method's learning rates where none are given."""
+        at_target = self.target_factor_learning_rate if stage in TARGET_STAGES else None
+        factors = self.factor_learning_rate if at_target is None else at_target
+        own = {"learning_rate": self.learning_rate, "factor_learning_rate": factors}
+        return dataclasses.replace(given, **{name: rate for name, rate in own.items() if getattr(given, name) is None})
 
 
 def part_of(path: str, parts: Sequence[Part]) -> Part:
@@ -119,7 +128,7 @@ def split(parameters: Mapping[str, Any], parts: Sequence[Part]) -> tuple[dict, d
     """Splits parameters by path into (trainable, frozen). Raises UserError for a path that no row covers."""
     trainable, frozen = {}, {}
     for path, array in parameters.items():
-        (frozen if part_of(path, parts).param_group == FROZEN else trainable)[path] = array
+        (frozen if part_of(path, parts).param_group in (KEPT, FROZEN) else trainable)[path] = array
     if not trainable:
         raise UserError("the method's parts freeze every parameter; nothing would train.")
     return trainable, frozen
@@ -129,14 +138,17 @@ def take(parameters: Mapping[str, Any], parts: Sequence[Part], group_N, task_id_
     """The method's parameters of each example: (B, ...) for those of a task or group, others whole."""
     index = {TASK: task_id_B, GROUP: jnp.take(jnp.asarray(group_N), task_id_B)}
     axes = {path: part_of(path, parts).first_axis for path in parameters}
-    taken = {path: jnp.take(array, index[axes[path]], axis=0) if axes[path] else array for path, array in parameters.items()}
-    kept = {path for path in taken if part_of(path, parts).param_group == KEPT}
-    return {path: jax.lax.stop_gradient(array) if path in kept else array for path, array in taken.items()}
+    return {path: jnp.take(array, index[axes[path]], axis=0) if axes[path] else array for path, array in parameters.items()}
 
 
 def backbone_of(parameters: Mapping[str, Any]) -> dict:
     """The backbone's weights, nested, of parameters by path."""
     return unflatten((path.removeprefix(BACKBONE), array) for path, array in parameters.items() if path.startswith(BACKBONE))
+
+
+def kept_of(parameters: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
+    """What a method needs and does not train, of parameters by path."""
+    return {path: array for path, array in parameters.items() if part_of(path, parts).param_group == KEPT}
 
 
 def own_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

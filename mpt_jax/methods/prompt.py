@@ -229,5 +229,6 @@ METHOD = Method(
     ),
     init,
     Adaptation(adapt, prefix_only=True),
+    target_factor_learning_rate=0.4,  # [MPT, low confidence]
     prefix_length=lambda settings: settings.prompt.length,
 )

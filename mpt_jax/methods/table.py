@@ -46,14 +46,15 @@ def method_of(train: TrainSettings) -> Method:
 
 
 def own_settings(settings: Settings, method: Method) -> Settings:
-    """The settings with those of the method's own, which are its defaults where none are given.
+    """The settings with the method's own and its learning rates where none are given.
 
     Raises UserError where those given are another method's.
     """
+    settings = settings._replace(optimizer=method.rates(settings.optimizer, settings.train.stage))
     if settings.method is None:
         return settings._replace(method=method.settings() if method.settings else None)
     if type(settings.method) is not method.settings:
         name = type(settings.method).__name__
         owner = next((row.name for row in METHODS.values() if row.settings is type(settings.method)), "another method")
-        raise UserError(f"{name} is set, and METHOD = {method.name!r} does not read it: set METHOD = {owner!r}, or leave it out.")
+        raise UserError(f"{name} is set, and METHOD = {method.name!r} does not read it: type --method {owner}, or leave it out.")
     return settings

@@ -15,12 +15,12 @@ import numpy as np
 
 from mpt_jax.bucket_run import brought
 from mpt_jax.checkpoint import Loaded, load
-from mpt_jax.config import WEIGHT_STAGES, DataSettings, Settings, scoring_steps
+from mpt_jax.config import TARGET_STAGES, WEIGHT_STAGES, DataSettings, Settings, scoring_steps
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
-from mpt_jax.methods.method import BACKBONE, KEPT, MUST, NEVER, Method, check_counts
+from mpt_jax.methods.method import BACKBONE, MUST, NEVER, Method, check_counts
 from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of
 from mpt_jax.methods.table import method_named, method_of
 from mpt_jax.model.backbone import Backbone
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     @property
     def group_N(self) -> np.ndarray:
         """Group of each run, int32."""
-        return np.array([run.group for run in self.runs], np.int32)
+        return np.array([row.group for row in self.runs], np.int32)
 
     @property
     def num_groups(self) -> int:
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
     def members(self, group: int) -> list[int]:
         """Numbers of a group's runs."""
-        return [n for n, run in enumerate(self.runs) if run.group == group]
+        return [n for n, row in enumerate(self.runs) if row.group == group]
 
     @property
     def first_runs(self) -> list[Run]:
@@ -75,13 +75,13 @@ class Plan(NamedTuple):
 
     def described(self) -> list[dict]:
         """The runs as run.json names them."""
-        return [run.describe() for run in self.runs]
+        return [row.describe() for row in self.runs]
 
     def rates(self) -> dict[str, np.ndarray]:
         """Learning rates (G,) float32 of each parameter group."""
-        rate_G = np.array([run.learning_rate for run in self.first_runs], np.float32)
-        factor_rate_G = np.array([run.factor_learning_rate for run in self.first_runs], np.float32)
-        return {"prompt": rate_G, "weights": rate_G, "factors": factor_rate_G, KEPT: np.zeros_like(rate_G)}
+        rate_G = np.array([row.learning_rate for row in self.first_runs], np.float32)
+        factor_rate_G = np.array([row.factor_learning_rate for row in self.first_runs], np.float32)
+        return {"prompt": rate_G, "weights": rate_G, "factors": factor_rate_G}
 
 
 def _as_list(value) -> list:
@@ -89,7 +89,7 @@ def _as_list(value) -> list:
 
 
 def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
-    """All combinations of seed, learning rates and task. Raises UserError for more than one program takes."""
+    """All combinations of seed, learning rates and task, of settings that give rates. Raises UserError for more than one program takes."""
     train, optimizer = settings.train, settings.optimizer
     together = train.stage in TOGETHER or settings.prompt.shared_over_targets
     rates = _as_list(optimizer.learning_rate), _as_list(optimizer.factor_learning_rate)
@@ -118,7 +118,7 @@ def each_source(plan: Plan, run: Mapping[str, Any], chosen: str | Sequence[str] 
         raise UserError(f"{len(plan.runs):,} runs from each of {len(sources)} sources; one program takes {MOST_RUNS:,}.")
     runs = []
     for number, source in enumerate(sources):
-        runs += [dataclasses.replace(run, source=source, group=run.group + number * plan.num_groups) for run in plan.runs]
+        runs += [dataclasses.replace(row, source=source, group=row.group + number * plan.num_groups) for row in plan.runs]
     return Plan(tuple(runs))
 
 
@@ -126,8 +126,8 @@ def draw_few_shot(plan: Plan, caches: Mapping[str, TokenCache], data: DataSettin
     """Adds to each run the rows it may train on (K_SHOT); the draw depends on task and seed alone."""
     if not data.k_shot:
         return plan
-    drawn = [few_shot_rows(caches[run.task], data.k_shot, run.seed, data.k_per_class) for run in plan.runs]
-    return Plan(tuple(dataclasses.replace(run, few_shot=tuple(map(int, rows))) for run, rows in zip(plan.runs, drawn, strict=True)))
+    drawn = [few_shot_rows(caches[row.task], data.k_shot, row.seed, data.k_per_class) for row in plan.runs]
+    return Plan(tuple(dataclasses.replace(row, few_shot=tuple(map(int, rows))) for row, rows in zip(plan.runs, drawn, strict=True)))
 
 
 def make_streams(plan: Plan, caches: Mapping[str, TokenCache], data: DataSettings) -> list[Stream]:
@@ -139,12 +139,12 @@ def make_streams(plan: Plan, caches: Mapping[str, TokenCache], data: DataSetting
         streams.append(
             Stream(
                 seed=runs[0].seed,
-                caches=tuple(caches[run.task] for run in runs),
+                caches=tuple(caches[row.task] for row in runs),
                 bank_index=tuple(members),
                 batch_size=data.batch_size,
                 mixing=data.mixing,
                 cap=data.mixing_cap,
-                subset=tuple(np.array(run.few_shot) if run.few_shot else None for run in runs),
+                subset=tuple(np.array(row.few_shot) if row.few_shot else None for row in runs),
             )
         )
     return streams
@@ -161,7 +161,7 @@ def read_source(settings: Settings, backbone: Backbone, method: Method = METHOD)
             message = f"SOURCE_DIR = {train.source_dir!r} is given, and METHOD = {method.name!r} starts from no source run"
             raise UserError(f"{message}: leave it out.")
         return None
-    starts_from_it = train.stage in ("target", "fewshot") and prompt.transfer != "none"
+    starts_from_it = train.stage in TARGET_STAGES and prompt.transfer != "none"
     if method.from_source == MUST and not starts_from_it:
         message = f"METHOD = {method.name!r} starts from prompts of SOURCE_DIR, which stage {train.stage!r} with PromptSettings.transfer"
         raise UserError(f"{message} = {prompt.transfer!r} does not read: take --gin_file=target.gin (or fewshot.gin).")
@@ -241,7 +241,7 @@ def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.nd
         raise UserError(f"{message}, or train without them with --gin.DistillationSettings.weight=0.0.")
     trained, description = read_prompts(teacher_dir, "TEACHER_DIR", backbone, train.allow_unfinished)
     rows = description["runs"]
-    missing = sorted({run.task for run in plan.runs} - {row["task"] for row in rows})
+    missing = sorted({row.task for row in plan.runs} - {teacher["task"] for teacher in rows})
     if missing:
         there = ", ".join(sorted({row["task"] for row in rows}))
         message = f"TEACHER_DIR = {teacher_dir!r} has no teacher for source task {', '.join(missing)} (it has {there})"
@@ -250,9 +250,9 @@ def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.nd
     if bank is None:
         raise UserError(f"TEACHER_DIR = {teacher_dir!r} holds no prompts; train teachers with METHOD = 'prompt'.")
     chosen = []
-    for run in plan.runs:
-        of_task = [n for n, row in enumerate(rows) if row["task"] == run.task]
-        same_seed = [n for n in of_task if rows[n]["seed"] == run.seed]
+    for row in plan.runs:
+        of_task = [n for n, teacher in enumerate(rows) if teacher["task"] == row.task]
+        same_seed = [n for n in of_task if rows[n]["seed"] == row.seed]
         chosen.append((same_seed or of_task)[0])
     prompts_NPD = np.asarray(compose_all(bank))[chosen]
     same_length = distillation.hidden_positions == "all" and distillation.hidden != "none"

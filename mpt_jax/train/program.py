@@ -87,8 +87,8 @@ def assemble(
         if method.trains_backbone:
             # a copy: trained arrays are donated to the step, the backbone's own must stay usable
             flat = {path: jnp.array(array, jnp.float32, copy=True) for path, array in flat.items()}
-        seeds, names = [run.seed for run in plan.first_runs], [run.task for run in plan.first_runs]
-        sources = [run.source for run in plan.first_runs]
+        seeds, names = [row.seed for row in plan.first_runs], [row.task for row in plan.first_runs]
+        sources = [row.source for row in plan.first_runs]
         start = Start(settings, network, backbone_of(flat), plan.group_N, seeds, names, text_ids, source, sources)
         flat = flat | {path: jnp.asarray(array) for path, array in method.init(start).items()}
         if settings.train.stage == "pretrain" and settings.train.encoder_teaching:

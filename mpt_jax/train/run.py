@@ -18,7 +18,7 @@ from mpt_jax.data.sampler import Stream
 from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
 from mpt_jax.goodput import Clock, keep_in_run_json
-from mpt_jax.methods.method import BACKBONE, own_of, places_for, sizes
+from mpt_jax.methods.method import BACKBONE, kept_of, own_of, places_for, sizes
 from mpt_jax.methods.table import method_of
 from mpt_jax.metrics import MetricsWriter
 from mpt_jax.model import formats
@@ -62,7 +62,8 @@ def run_train(
         program, caches = prepare(settings, tasks, backbone)
         run_folder = open_folder(program, caches, config_gin)
 
-        step_fn, checkpoints = program.step(), Checkpoints(run_folder, runs=program.plan.described())
+        step_fn, kept = program.step(), kept_of(program.frozen, program.method.parts)
+        checkpoints = Checkpoints(run_folder, runs=program.plan.described(), kept=kept)
         state, best, start_step = resume(checkpoints, step_fn.init(program.trainable), settings.train.skip_damaged_checkpoints)
         streams = streams_of(program, caches, preempted)
         batches = batch_iterator(streams, program.spec, len(program.plan.runs), start_step, settings.data.prefetch)
@@ -164,7 +165,7 @@ def made_from(program: Program, caches: Sequence[TokenCache] = ()) -> dict[str, 
     if program.teachers_NPD is not None:
         found["prompts of the teachers"] = digests.of_json(digests.digests([program.teachers_NPD]))[:16]
     found |= {f"rows of {cache.name}, {cache.split}": cache.fingerprint for cache in caches}
-    scored = [run.task for run in program.plan.runs] if program.settings.train.score_tasks else []
+    scored = [row.task for row in program.plan.runs] if program.settings.train.score_tasks else []
     return found | {f"scores of {task}": scored_by(task) for task in scored}
 
 
@@ -176,7 +177,7 @@ def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
     return {
         "stage": settings.train.stage,
         "method": program.method.name,
-        "tasks": list(dict.fromkeys(run.task for run in runs)),
+        "tasks": list(dict.fromkeys(row.task for row in runs)),
         "runs": program.plan.described(),
         "settings": settings.describe(),
         "made_from": made_from(program, caches),
