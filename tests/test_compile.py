@@ -14,7 +14,7 @@ import jax
 import pytest
 from stand_ins import ROOT
 from tiny_data import sized_cache
-from tiny_methods import CAUSAL
+from tiny_methods import CAUSAL, NAMES, settings_of
 from tiny_model import CONFIG, tiny, weights
 
 from benchmarks import slices
@@ -34,7 +34,7 @@ from mpt_jax.config import (
 )  # fmt: skip
 from mpt_jax.data.batches import make_batch
 from mpt_jax.errors import UserError
-from mpt_jax.methods.method import TEACHERS
+from mpt_jax.methods.method import BACKBONE, TEACHERS
 from mpt_jax.model import formats
 from mpt_jax.model.families import t5, t5_operations
 from mpt_jax.model.families.t5_config import T5_SIZES
@@ -43,6 +43,7 @@ from mpt_jax.train.step import weighted_loss
 from mpt_jax.train.terms import terms
 
 ROWS, PROMPT, INPUTS, TARGETS = 2, 3, 5, 4
+WIDE = tiny(d_model=48, num_heads=6, d_ff=96, num_encoder_layers=2, num_decoder_layers=2)
 TIED = tiny(logits_via_embedding=True, mlp_activations=("relu",), num_encoder_layers=3, num_decoder_layers=2)
 
 
@@ -84,7 +85,8 @@ def gradient_of(stage):
     batch = {"inputs_BL": (ROWS, INPUTS), "targets_BT": (ROWS, targets)}
     batch |= dict.fromkeys(("input_length_B", "target_length_B", "task_id_B"), (ROWS,))
     batch = {name: jax.ShapeDtypeStruct(shape, "int32") for name, shape in batch.items()}
-    totals = {term.name: jax.ShapeDtypeStruct((1,), "float32") for term in terms(program.objective) if term.weight}
+    groups = (program.plan.num_groups,)
+    totals = {term.name: jax.ShapeDtypeStruct(groups, "float32") for term in terms(program.objective) if term.weight}
     function = jax.grad(lambda *arguments: weighted_loss(program.objective, *arguments), has_aux=True)
     return function, (program.trainable, program.frozen, batch, totals)
 
@@ -144,14 +146,31 @@ def test_textbook_operations_keep_keys_and_values_however_few_the_targets():
         assert textbook.forward - ours.forward == (saved if targets == few else 0)
 
 
+def products_like_weights(stage) -> int:
+    """Products of the gradient's program, before the compiler, with the shape of one of the backbone's weights."""
+    function, arguments = gradient_of(stage)
+    weights = (stage.program.frozen | stage.program.trainable).items()
+    kernels = [leaf.shape for path, leaf in weights if path.startswith(BACKBONE) and path.endswith(("kernel", "embedding"))]
+    return hlo.products_like(jax.jit(function).lower(*arguments).as_text(), kernels)
+
+
 def test_weight_gradients_would_be_seen():
     for name, seen in (("source", False), ("finetune", True)):
-        stage = stage_of(CONFIG, name)
-        function, arguments = gradient_of(stage)
-        arrays = stage.program.frozen | stage.program.trainable
-        kernels = [leaf.shape for path, leaf in arrays.items() if path.endswith(("kernel", "embedding"))]
-        found = hlo.products_like(jax.jit(function).lower(*arguments).as_text(), kernels)
-        assert (found > 0) == seen
+        assert (products_like_weights(stage_of(CONFIG, name)) > 0) == seen
+
+
+def stage_of_method(name: str, mesh) -> Stage:
+    """A method's stage for three tasks, from shapes alone, in sizes that no slot, rank or length shares with a weight."""
+    settings = settings_of(name)
+    data = dataclasses.replace(settings.data, batch_size=4, micro_batch_size=4)
+    backbone = BackboneSettings(attention="einsum", vocabulary="bytes")
+    return make_stage(settings._replace(backbone=backbone, data=data), WIDE, ["a", "b", "c"], mesh, 4)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("lora:all", "prefix") else pytest.mark.slow) for name in NAMES])
+def test_no_method_takes_gradients_of_frozen_weights(name):
+    stage = stage_of_method(name, make_mesh(MeshSettings(), topology("here").devices))
+    assert products_like_weights(stage) == 0
     whole = t5_operations.forward(CONFIG, PROMPT + INPUTS, TARGETS)
     assert t5.FAMILY.weight_gradients(CONFIG, PROMPT, INPUTS, TARGETS) == whole.weights > whole.attention
 
@@ -264,7 +283,7 @@ def test_the_command_for_pretend_devices(tmp_path):
     assert measured["examples_per_second"] == 32 / measured["seconds"] and "measured: " in text
     accumulate = report["train"]["programs"]["accumulate"]
     assert accumulate["memory"]["argument"] > 0 and accumulate["collectives"]["all-reduce"]["count"] > 0
-    assert report["train"]["need"]["products_with_the_shape_of_a_weight"] == 0
+    assert report["train"]["products_with_the_shape_of_a_weight"] == 0
     assert report["train"]["gathered_share_of_backbone"] < 0.5 and {"decode", "encode"} == set(report["decode"]["programs"])
 
 

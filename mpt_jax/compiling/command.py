@@ -151,6 +151,10 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
     named = {compiled.name: _program(where, compiled) for compiled in programs}
     result: dict[str, Any] = {"programs": named, "micro_batches": micro_batches}
     kernels = [leaf.shape for path, leaf in stage.program.frozen.items() if path.endswith(("kernel", "embedding"))]
+    if kernels:
+        gathered = hlo.gathered_weights(hlo.collectives(accumulate.hlo, devices), kernels)
+        result["gathered_share_of_backbone"] = gathered / sum(map(math.prod, kernels))
+        result["products_with_the_shape_of_a_weight"] = hlo.products_like(accumulate.stablehlo, kernels)
     if stage.prompt_length:
         family, network, data = family_of(stage.program.backbone.config), stage.program.network, stage.settings.data
         P, L, T = stage.prompt_length, data.input_length, data.target_length
@@ -161,11 +165,7 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
             "flops": parts,
             "ratio": accumulate.flops / sum(parts.values()),
             "weight_gradients_would_add": family.weight_gradients(network.config, P, L, T) * rows / devices,
-            "products_with_the_shape_of_a_weight": hlo.products_like(accumulate.stablehlo, kernels),
         }
-        elements = sum(math.prod(shape) for shape in kernels)
-        gathered = hlo.gathered_weights(hlo.collectives(accumulate.hlo, devices), kernels)
-        result["gathered_share_of_backbone"] = gathered / elements
     if where.chip:
         times = [result["programs"][name]["time"]["seconds"] for name in ("accumulate", "update")]
         seconds = micro_batches * times[0] + times[1]
@@ -212,7 +212,7 @@ def _would_fit(stage: Stage, where: Topology, mesh, error: DoesNotFit | None, li
     for arrangement in arrangements:
         backbone = dataclasses.replace(stage.settings.backbone, remat=arrangement.remat)
         settings = stage.settings._replace(backbone=backbone, mesh=arrangement.mesh)
-        tasks, config = [run.task for run in stage.program.plan.runs], stage.program.backbone.config
+        tasks, config = [row.task for row in stage.program.plan.runs], stage.program.backbone.config
         other = make_stage(settings, config, tasks, make_mesh(arrangement.mesh, where.devices), stage.decode_rows)
         try:
             accumulate = train_programs(other)[0]

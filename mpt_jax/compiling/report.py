@@ -37,7 +37,9 @@ def _part(name: str, part: dict[str, Any]) -> list[str]:
             sizes = f"{row['bytes'] / 1e6:,.2f} MB, largest {row['largest'] / 1e6:,.2f} MB, sent {row['sent'] / 1e6:,.2f} MB"
             lines.append(f"    {kind}: {row['count']}, {sizes}")
     if "need" in part:
-        lines += _need(part)
+        lines.append(_need(part["need"]))
+    if "products_with_the_shape_of_a_weight" in part:
+        lines += _weights(part)
     if "seconds" in part:
         lines.append(f"  {_speed(name, part)}")
     if "measured" in part:
@@ -45,14 +47,17 @@ def _part(name: str, part: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _need(part: dict[str, Any]) -> list[str]:
-    need = part["need"]
+def _need(need: dict[str, Any]) -> str:
     parts = " + ".join(f"{name} {value / GIGA:,.1f}" for name, value in need["flops"].items() if value)
     total = sum(need["flops"].values())
+    return f"  matrix products need {total / GIGA:,.1f} GFLOP ({parts}); the program has {need['ratio']:.3f} times that"
+
+
+def _weights(part: dict[str, Any]) -> list[str]:
+    """What a step does to weights that stay as they are."""
+    more = f", which would add {part['need']['weight_gradients_would_add'] / GIGA:,.1f} GFLOP" if "need" in part else ""
     return [
-        f"  matrix products need {total / GIGA:,.1f} GFLOP ({parts}); the program has {need['ratio']:.3f} times that",
-        f"  products with the shape of a weight, as weight gradients have, which would add "
-        f"{need['weight_gradients_would_add'] / GIGA:,.1f} GFLOP: {need['products_with_the_shape_of_a_weight']}",
+        f"  products with the shape of a weight, as weight gradients have{more}: {part['products_with_the_shape_of_a_weight']}",
         f"  weights gathered whole: {100 * part['gathered_share_of_backbone']:.1f} % of the backbone's elements",
     ]
 
