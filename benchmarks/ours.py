@@ -16,6 +16,30 @@ import numpy as np
 from benchmarks import rows
 from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
 
+SOURCES = 6  # made-up source tasks of the methods that start from some [MPT, ATTEMPT]
+
+
+def method_program(arguments: argparse.Namespace, names: list[str]):
+    """A run of ``arguments.method`` for each of these tasks as run_train assembles it, from a Hugging Face folder."""
+    from mpt_jax.config import BackboneSettings, DataSettings, PromptSettings, Settings, TrainSettings
+    from mpt_jax.methods.method import MUST
+    from mpt_jax.methods.prefix import PrefixSettings
+    from mpt_jax.methods.table import method_named
+    from mpt_jax.model.backbone import load_backbone
+    from mpt_jax.train.program import assemble
+
+    chosen, method = BackboneSettings(arguments.backbone, "bytes", arguments.dtype), method_named(arguments.method)
+    backbone, from_source = load_backbone(chosen), method.from_source == MUST
+    sources = [f"source{n}" for n in range(SOURCES)]
+    folder = write_teachers(Path(arguments.folder), sources, arguments, backbone) if from_source else ""
+    settings = Settings(
+        TrainSettings("target" if from_source else "teacher", method=method.name, source_dir=folder, seeds=0), chosen,
+        PromptSettings(length=arguments.prompt, rank=0, transfer="mean" if from_source else "none"),
+        data=DataSettings(batch_size=arguments.batch, feature_lengths={"inputs": rows.SETS[arguments.rows][1], "targets": 8}),
+        method=PrefixSettings(stacks=("decoder",)) if method.name == "prefix" else None,
+    )  # fmt: skip
+    return assemble(settings, names, backbone)
+
 
 def make_program(arguments: argparse.Namespace, names: list[str], teacher: str, padded: bool = False, micro: int = 0):
     """The source stage over these tasks as run_train assembles it, from a Hugging Face folder; made-up teachers, or 'none'."""
@@ -46,7 +70,7 @@ def write_teachers(folder: Path, names: list[str], arguments: argparse.Namespace
     from mpt_jax.methods.prompt import paths_of
     from mpt_jax.run_folder import write_json
 
-    run = folder / f"teachers_{backbone.fingerprint}_{len(names)}_{arguments.prompt}"
+    run = folder / f"made_up_teachers_{backbone.fingerprint}_{len(names)}_{arguments.prompt}"
     if run.exists():
         return str(run)
     shape = (len(names), arguments.prompt, backbone.config.d_model)
@@ -54,7 +78,8 @@ def write_teachers(folder: Path, names: list[str], arguments: argparse.Namespace
     state = {"step": np.asarray(1), "trainable": paths_of(PromptBank(prompts_GPD, None, None, np.arange(len(names)))), "opt_state": ()}
     run.mkdir(parents=True)
     described = [{"task": name, "seed": 0, "group": n} for n, name in enumerate(names)]
-    write_json(run / "run.json", {"runs": described, "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint}})
+    told = {"runs": described, "settings": {"prompt": {"length": arguments.prompt, "rank": 0, "init": "uniform", "transfer": "none"}}}
+    write_json(run / "run.json", told | {"backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint}})
     checkpoints = Checkpoints(run)
     checkpoints.save(1, state, None, {"step": 1})
     checkpoints.close()
@@ -93,15 +118,20 @@ def main() -> None:
     parser.add_argument("--padded", action="store_true", help="the whole batch at once, every row as long as the longest allowed")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--own_prompts", action="store_true", help="compute the prompt for each row, not for each task of a micro-batch")
+    parser.add_argument("--method", default="", help="a row of mpt_jax/methods/table.py, each task a run; empty: MPT's source stage")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     import jax
 
     from mpt_jax.data.batches import batch_iterator, make_batch
+    from mpt_jax.methods.method import sizes
 
     source, steps, told = rows_of(arguments), steps_of(arguments), {}
     names = [cache.name for cache in source.caches]
-    program = make_program(arguments, names, arguments.teacher, arguments.padded, arguments.micro)
+    if arguments.method:
+        program = method_program(arguments, names)
+    else:
+        program = make_program(arguments, names, arguments.teacher, arguments.padded, arguments.micro)
     step_fn, frozen, spec = program.step(), program.frozen, program.spec
     if arguments.teacher == "cached":
         source, taught_s, taught_rows = teach(program, source, steps[-1] + 1)
@@ -122,6 +152,7 @@ def main() -> None:
         padding.append(batch.input_padding)
     batches.close()
     told |= {"loss": loss, "waiting_share": waited / sum(seconds), "input_padding": float(np.mean(padding))}
+    told |= {"trained": sizes(program.trainable, program.method.parts)}
     finish({"seconds": seconds[arguments.warmup :], "steps": list(steps)[arguments.warmup :], **told})
 
 

@@ -1,4 +1,5 @@
-"""The peer: a training step of Hugging Face PEFT's MULTITASK_PROMPT_TUNING as its users would write it. Run by the benchmarks.
+"""The peer: a training step of Hugging Face PEFT as its users would write it, of multitask prompt tuning if no method is named. Run by
+the benchmarks.
 
 Each batch is padded to its longest row. Of T5 the encoder alone has the prompt (num_transformer_submodules=1, the form that `generate`
 uses); a decoder-only model has it in front, and its loss is of the target alone. Dropout is off, as it is here. Prints a JSON line with
@@ -11,23 +12,44 @@ import time
 import numpy as np
 import torch
 import transformers
-from peft import MultitaskPromptTuningConfig, TaskType, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)  # fmt: skip
 
 from benchmarks import rows
-from benchmarks.side import add_side_arguments, finish, rows_of, steps_of
+from benchmarks.side import PEFT_METHODS, add_side_arguments, finish, rows_of, steps_of
 
 
-def load_model(folder: str, prompt: int, tasks: int):
-    """The model with a PEFT multitask prompt; the prompt alone trains."""
+def config_of(method: str, task_type: TaskType, prompt: int):
+    """PEFT's configuration of a row of PEFT_METHODS, with PEFT's defaults for T5."""
+    if method == "prompt":
+        return PromptTuningConfig(task_type=task_type, num_virtual_tokens=prompt, num_transformer_submodules=1)
+    if method == "prefix":
+        return PrefixTuningConfig(task_type=task_type, num_virtual_tokens=prompt)
+    if method == "lora":
+        return LoraConfig(task_type=task_type, r=8, lora_alpha=8, target_modules=["q", "v"])
+    return IA3Config(task_type=task_type, target_modules=["k", "v", "wo"], feedforward_modules=["wo"])
+
+
+def load_model(folder: str, prompt: int, tasks: int, method: str = ""):
+    """The model with PEFT's multitask prompt, or a row of PEFT_METHODS; the method's parameters alone train."""
     seq2seq = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
     kind = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
     # given at loading: T5Attention keeps the rate that it was made with
     rates = {"dropout_rate": 0.0} if seq2seq else {"attention_dropout": 0.0}
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **rates)
+    task_type = TaskType.SEQ_2_SEQ_LM if seq2seq else TaskType.CAUSAL_LM
+    if method:
+        return get_peft_model(model, config_of(method, task_type, prompt))
     config = MultitaskPromptTuningConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM if seq2seq else TaskType.CAUSAL_LM, num_tasks=tasks, num_virtual_tokens=prompt,
-        num_transformer_submodules=1, num_ranks=1,
-    )  # fmt: skip
+        task_type=task_type, num_tasks=tasks, num_virtual_tokens=prompt, num_transformer_submodules=1, num_ranks=1
+    )
     return get_peft_model(model, config)
 
 
@@ -52,24 +74,30 @@ def collate(examples, seq2seq: bool = True) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_side_arguments(parser)
+    parser.add_argument("--method", default="", choices=("", *PEFT_METHODS))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     source = rows_of(arguments)
-    model = load_model(arguments.backbone, arguments.prompt, len(source.caches))
+    model = load_model(arguments.backbone, arguments.prompt, len(source.caches), arguments.method)
     model.train()
     seq2seq = model.config.is_encoder_decoder
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.3)
     seconds = []
     for step in steps_of(arguments):
         start = time.perf_counter()
-        loss = model(**collate(rows.drawn(source, step), seq2seq)).loss
+        batch = collate(rows.drawn(source, step), seq2seq)
+        if arguments.method:  # not of many tasks
+            del batch["task_ids"]
+        loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
         seconds.append(time.perf_counter() - start)
-    finish({"seconds": seconds[arguments.warmup :], "steps": list(steps_of(arguments))[arguments.warmup :], "loss": loss.item()})
+    told = {"loss": loss.item(), "trained": sum(parameter.numel() for parameter in trained)}
+    finish({"seconds": seconds[arguments.warmup :], "steps": list(steps_of(arguments))[arguments.warmup :], **told})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 from benchmarks import rows
 from mpt_jax.data.sampler import Stream
 
+PEFT_METHODS = ("prompt", "prefix", "lora", "ia3")  # that PEFT has too, by our names
+
 
 def add_side_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of a process that trains."""

@@ -50,8 +50,32 @@ def table(line: dict) -> str:
     return f"**{line['case']}**, {measured}\n\n{head}\n" + "\n".join(rows) + "\n"
 
 
+def methods_table(lines: list[dict]) -> str:
+    """One table of all methods: what trains, seconds of a step and peak of memory, ours and PEFT's."""
+    rows: list[tuple[str, str]] = []
+    busy: dict[str, float] = {}  # by place
+    for line in lines:
+        method, _, case = line["case"].partition(", ")
+        seconds, memory, ratio = line["seconds"], line["peak_mb"], line.get("ratio", {}).get("ours")
+        cells = [f"{line['trained']['ours']:,}"]
+        for quantity, form in ((seconds, "{:.2f}"), (memory, "{:,.0f}")):
+            cells += [form.format(quantity[side]["median"]) if side in quantity else "–" for side in ("ours", "peft")]
+        where = f"{case}; {line['machine']['cpu']}"
+        busy[where] = max(busy.get(where, 0.0), line["busy_elsewhere"])
+        rows.append((where, f"| `{method}` | {' | '.join(cells)} | {f'{ratio:.2f}' if ratio else '–'} |\n"))
+    head = "| method | trained | ours, s | PEFT, s | ours, MB | PEFT, MB | times PEFT |\n|---|---:|---:|---:|---:|---:|---:|\n"
+    return "\n".join(
+        f"**{place}, cores busy with other processes: up to {_percent(share)}**\n\n"
+        f"{head}{''.join(row for where, row in rows if where == place)}"
+        for place, share in busy.items()
+    )
+
+
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f} %"
+
+
+TOGETHER = {"methods": methods_table}  # benchmarks whose lines make one table
 
 
 def rebuild(page: str, lines: list[dict]) -> str:
@@ -60,16 +84,21 @@ def rebuild(page: str, lines: list[dict]) -> str:
     for line in lines:
         by_name.setdefault(line["benchmark"], []).append(line)
     for name, found in by_name.items():
-        page = marked(page, name, "\n".join(map(table, found)))
+        _place(page, name)
+        page = marked(page, name, TOGETHER[name](found) if name in TOGETHER else "\n".join(map(table, found)))
     return page
 
 
 def marked(page: str, name: str, text: str) -> str:
     """The page with a text between the marks of that name. Raises KeyError where it has none."""
+    return _place(page, name).sub(lambda _: f"<!-- {name} -->\n{text}<!-- end -->", page)
+
+
+def _place(page: str, name: str) -> re.Pattern:
     marks = re.compile(rf"<!-- {name} -->.*?<!-- end -->", re.S)
     if not marks.search(page):
-        raise KeyError(f"the page has no place for {name}: add <!-- {name} --> and <!-- end -->")
-    return marks.sub(lambda _: f"<!-- {name} -->\n{text}<!-- end -->", page)
+        raise KeyError(f"the page has no place for the results of {name}: add <!-- {name} --> and <!-- end -->")
+    return marks
 
 
 def main() -> None:

@@ -62,6 +62,34 @@ def test_a_library_that_would_not_be_preloaded_is_refused(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_methods_that_were_measured_make_one_table():
+    machine = {"machine": {"cpu": "A CPU"}, "busy_elsewhere": 0.01}
+    both = {"trained": {"ours": 884_736}, "ratio": {"ours": 2.5}}
+    both |= {"seconds": {"ours": {"median": 2.0}, "peft": {"median": 5.0}}, "peak_mb": {"ours": {"median": 1000}, "peft": {"median": 4000}}}
+    alone = {"seconds": {"ours": {"median": 3.0}}, "peak_mb": {"ours": {"median": 1500}}, "trained": {"ours": 282_496}}
+    lines = [
+        {"benchmark": "methods", "case": "lora, t5_base short batch 8", **both, **machine},
+        {"benchmark": "methods", "case": "bitfit, t5_base short batch 8", **alone, **machine},
+    ]
+    page = table.rebuild("before\n<!-- methods -->\nnothing\n<!-- end -->\nafter", lines)
+    assert "**t5_base short batch 8; A CPU, cores busy with other processes: up to 1 %**" in page and page.count("| method |") == 1
+    assert "| `lora` | 884,736 | 2.00 | 5.00 | 1,000 | 4,000 | 2.50 |" in page
+    assert "| `bitfit` | 282,496 | 3.00 | – | 1,500 | – | – |" in page and page.endswith("<!-- end -->\nafter") and "nothing" not in page
+
+
+@pytest.mark.slow
+def test_methods_run_on_both_sides_and_go_on_where_they_were(tmp_path):
+    pytest.importorskip("peft")
+    arguments = ["--json", tmp_path / "out.jsonl", "--small", "--folder", tmp_path, "--only", "lora"]
+    for said in ("", "lora, small: measured before"):
+        command = [sys.executable, "-m", "benchmarks.methods", *map(str, arguments)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert said in done.stdout
+    (line,) = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert line["trained"]["ours"] == line["trained"]["peft"] > 0 and line["ratio"]["ours"] > 0
+    assert line["peak_mb"]["ours"]["median"] > 0 and "| `lora` |" in table.methods_table([line])
+
+
 @pytest.mark.slow
 def test_train_target_runs_both_sides(tmp_path):
     pytest.importorskip("peft")
