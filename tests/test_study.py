@@ -1,12 +1,19 @@
 """The study (benchmarks/study): its splits, its cells, and that test rows are out of reach until the final evaluation."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+from tiny_families import weights
+from tiny_methods import CAUSAL
 
-from benchmarks.study import choices, data, lines, page, plan
+from benchmarks.study import choices, data, lines, page, plan, score, work
 from mpt_jax import tasks
+from mpt_jax.config import BackboneSettings
+from mpt_jax.infer.requests import inference_spec
+from mpt_jax.model import formats
+from mpt_jax.model.backbone import load_backbone
 
 
 @pytest.fixture
@@ -117,3 +124,40 @@ def test_the_page_has_the_numbers_of_the_lines(tmp_path):
     page.write(lines.FOLDER, shown, tmp_path / "study.svg")
     assert shown.read_text() == page.PAGE.read_text()
     assert (tmp_path / "study.svg").stat().st_size > 10_000
+
+
+def test_other_methods_train_at_16_shots_and_on_all_rows():
+    for way, row in plan.OTHERS.items():
+        cells = [cell for cell in plan.cells() if cell.way == way]
+        assert {cell.shots for cell in cells} == {16, 0} and {cell.part for cell in cells} == set(plan.PARTS)
+        settings = plan.target_settings(Path("x"), cells[0], row.rates, row.factor_rates, {})
+        assert settings.train.method == row.method and bool(settings.train.source_dir) == (way in ("ATTEMPT", "prompt vectors"))
+    assert {row.method for row in plan.OTHERS.values()} == {"lora", "bitfit", "adapter", "dept", "attempt", "vectors"}
+
+
+@pytest.fixture
+def tiny_study(published, tmp_path, monkeypatch):
+    """A folder of the study on a backbone over bytes, with two steps a run; labels take more than one token."""
+    data.prepare(published)
+    formats.write_backbone("own", str(tmp_path / "backbone"), CAUSAL, weights(CAUSAL), "bytes")
+    chosen = {"BACKBONE": str(tmp_path / "backbone"), "DTYPE": "float32", "SCALE": 0.001, "LENGTH": 3}
+    chosen |= {"LENGTHS": {"inputs": 96, "targets": 16}, "BUCKETS": (96,), "SOURCE_NAMES": ("sst2", "mrpc")}
+    for name, value in chosen.items():
+        monkeypatch.setattr(plan, name, value)
+    held = load_backbone(BackboneSettings(chosen["BACKBONE"]))
+    monkeypatch.setattr(work, "backbone", lambda: held)
+    monkeypatch.setattr(score, "SPEC", inference_spec(96, 16, 32, (96,)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way == "LoRA" else pytest.mark.long) for way in plan.OTHERS])
+def test_a_cell_of_another_method_trains_and_is_tested(way, tiny_study):
+    results, row = tiny_study / "results", plan.WAYS[way]
+    cell = plan.Cell("targets", "cell", way=way, part="three", shots=0, draws=(1,), search=True)
+    before = [plan.Cell("teachers", row.source)] if row.source else []
+    for one in (*before, cell, plan.Cell("test", "test cell", way=way)):
+        for name, found in work.work(tiny_study, one, results).items():
+            lines.note(name, found, results)
+    runs, (tested,) = lines.noted("runs", results), lines.noted("test", results)
+    assert {(line["rate"], line["factor_rate"]) for line in runs} == set(itertools.product(row.rates, row.factor_rates))
+    assert tested["target"] == "cb" and 0 <= tested["test"] <= 100 and 0 <= tested["dev"] <= 100

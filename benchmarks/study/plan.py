@@ -5,6 +5,7 @@ first two draws with 16 shots (dev rows decide, see choices.py); the other draws
 """
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from mpt_jax.config import (
     Settings,
     TrainSettings,
 )
+from mpt_jax.methods.attempt import AttemptSettings
+from mpt_jax.methods.dept import DeptSettings
+from mpt_jax.methods.method import MethodSettings
 
 BACKBONE = os.environ.get("STUDY_BACKBONE", "smollm2")
 LENGTH = 20  # prompt vectors
@@ -50,8 +54,13 @@ class Way(NamedTuple):
     factor_rates: tuple[float, ...] = (0.0,)
     nearest: bool = False  # starts from the one source task whose prompt answers the target's dev rows best without training
     like: str = ""  # the way whose rates are taken instead of a search
+    method: str = "prompt"  # METHOD
+    own: MethodSettings | None = None  # settings of the method's own; None: its defaults
 
 
+WIDTH = 576  # of the backbone
+INSIDE = (3e-4, 1e-3, 3e-3)  # from the methods' published rate on; a target has few steps
+PLAIN = {"rank": 0, "transfer": "none"}
 MEAN = {"rank": 1, "transfer": "mean"}
 WAYS: dict[str, Way] = {
     "prompt tuning, vocabulary": Way("", {"rank": 0, "transfer": "none"}, HIGH),
@@ -66,6 +75,17 @@ WAYS: dict[str, Way] = {
     "MPT, nearest, seed 1": Way("source_1", {"rank": 1, "transfer": "task"}, (), nearest=True, like="MPT, nearest"),
     "MPT, P* alone": Way("source_0", {"rank": 1, "transfer": "shared"}, (), like="MPT, mean"),
 }  # fmt: skip
+OTHERS: dict[str, Way] = {  # other methods, at 16 shots and on all rows
+    "LoRA": Way("", PLAIN, INSIDE, method="lora"),
+    "BitFit": Way("", PLAIN, INSIDE, method="bitfit"),
+    "adapters": Way("", PLAIN, INSIDE, method="adapter"),
+    # as large as LENGTH prompt vectors: 12 vectors, and 7 (tokens of an input + WIDTH) numbers
+    "DePT": Way("", {**PLAIN, "length": 12}, HIGH, (5e-4, 5e-3), method="dept", own=DeptSettings(rank=7)),
+    # D e is ATTEMPT's temperature for T5-Base
+    "ATTEMPT": Way("teachers", {"rank": 0}, HIGH, (0.01, 0.1), method="attempt", own=AttemptSettings(temperature=WIDTH * math.e)),
+    "prompt vectors": Way("teachers_vocabulary", {"rank": 0}, HIGH, method="vectors"),
+}
+WAYS |= OTHERS
 
 
 class Source(NamedTuple):
@@ -162,6 +182,9 @@ def cells(peft: bool = True) -> list[Cell]:
         for way in MAIN:
             found += _of_way(way, shots)
     found += _of_way("MPT, P* alone", 16)
+    found += [Cell("teachers", "teachers_vocabulary")]
+    for way, shots in itertools.product(OTHERS, (16, 0)):
+        found += _of_way(way, shots)
     for name in ABLATIONS:
         found += [*_source(name), *_of_way(f"ablation: {name}", 16)]
     return found
@@ -217,12 +240,11 @@ def _train(stage: str, model_dir: Path, train_steps: int, scorings: int, **field
     )  # fmt: skip
 
 
-def teacher_settings(folder: Path) -> Settings:
-    """A prompt for each source task, from the tokens of its instruction."""
-    prompt = PromptSettings(
-        length=LENGTH, rank=0, transfer="none", init="text", init_text={name: row.instruction for name, row in SOURCES.items()}
-    )
-    train = _train("teacher", folder / "teachers", TEACHER_STEPS, 6, seeds=0, score_start=True)
+def teacher_settings(folder: Path, name: str = "teachers") -> Settings:
+    """A prompt for each source task, from the tokens of its instruction; of ``teachers_vocabulary`` all from the same vectors."""
+    start = {"init": "text", "init_text": {task: row.instruction for task, row in SOURCES.items()}} if name == "teachers" else {}
+    prompt = PromptSettings(length=LENGTH, rank=0, transfer="none", **start)
+    train = _train("teacher", folder / name, TEACHER_STEPS, 6, seeds=0, score_start=True)
     return _settings(folder, train, prompt, 0.01, 0.3, batch_size=16)
 
 
@@ -238,7 +260,7 @@ def source_settings(folder: Path, name: str) -> tuple[Settings, tuple[str, ...]]
 def target_settings(folder: Path, cell: Cell, rates, factor_rates, nearest: dict[str, str]) -> Settings:
     """Training of a cell of targets with some rates; ``nearest``: the source task that each target starts from, where one is chosen."""
     way, names = WAYS[cell.way], PARTS[cell.part]
-    prompt = dict(way.prompt)
+    prompt = {"length": LENGTH, **way.prompt}
     if way.nearest:
         prompt["transfer_task"] = {name: nearest[name] for name in names}
     if prompt.get("init") == "text":
@@ -246,7 +268,8 @@ def target_settings(folder: Path, cell: Cell, rates, factor_rates, nearest: dict
     train = _train(
         "fewshot" if cell.shots else "target", folder / "runs" / cell.name.replace(", ", "_").replace(" ", "_").replace(":", ""),
         STEPS[cell.shots], 4 if cell.shots else 6, seeds=cell.draws, source_dir=str(folder / way.source) if way.source else "",
-        score_start=True,
+        score_start=True, method=way.method,
     )  # fmt: skip
     shots = cell.shots * len(TARGETS[names[0]].labels)
-    return _settings(folder, train, PromptSettings(length=LENGTH, **prompt), list(rates), list(factor_rates), batch_size=8, k_shot=shots)
+    settings = _settings(folder, train, PromptSettings(**prompt), list(rates), list(factor_rates), batch_size=8, k_shot=shots)
+    return settings._replace(method=way.own)

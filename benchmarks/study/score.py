@@ -1,7 +1,8 @@
 """Scores of the study: on dev splits while choosing, and once on test rows in the final evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from mpt_jax.infer import requests
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
 from mpt_jax.infer.requests import Model, Requests, inference_spec
 from mpt_jax.methods.bank import PromptBank, compose_all
+from mpt_jax.methods.method import Method
 from mpt_jax.methods.prompt import METHOD, bank_of, paths_of
+from mpt_jax.methods.table import method_named
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families.family import Network
 
@@ -23,10 +26,24 @@ COMPUTATION = BackboneSettings(BACKBONE, dtype=DTYPE).computation
 SPEC = inference_spec(LENGTHS["inputs"], LENGTHS["targets"], 256 if ACCELERATOR else 32, BUCKETS)
 
 
+class Trained(NamedTuple):
+    """What answers: a method, its arrays by path, and the group of each run (N,)."""
+
+    method: Method
+    arrays: Mapping[str, Any]
+    group_N: np.ndarray
+
+
+def trained_of(run_dir: Path) -> tuple[list[dict], Trained]:
+    """The runs of a folder and their best arrays."""
+    arrays, run = load_trainable(run_dir, "best")
+    return run["runs"], Trained(method_named(run["method"]), arrays, np.array([row["group"] for row in run["runs"]], np.int32))
+
+
 def prompts_of(run_dir: Path) -> tuple[list[dict], np.ndarray]:
     """The runs of a folder and their best prompts (N, P, D)."""
-    trained, run = load_trainable(run_dir, "best")
-    return run["runs"], np.asarray(compose_all(bank_of(trained, np.array([row["group"] for row in run["runs"]], np.int32))))
+    runs, trained = trained_of(run_dir)
+    return runs, np.asarray(compose_all(bank_of(trained.arrays, trained.group_N)))
 
 
 def accuracies(
@@ -34,9 +51,17 @@ def accuracies(
 ) -> list[float]:
     """Accuracy in percent of each (prompt, task) pair on a split, or ``rows`` of it; the label that decoding among labels gives."""
     number = np.arange(len(prompts_NPD), dtype=np.int32)
-    network = Network(backbone.config, COMPUTATION, METHOD.adaptation)
+    trained = Trained(METHOD, paths_of(PromptBank(prompts_NPD, None, None, number)), number)
+    return accuracies_of(folder, trained, pairs, split, backbone, rows)
+
+
+def accuracies_of(
+    folder: Path, trained: Trained, pairs: Sequence[tuple[int, str]], split: str, backbone: Backbone, rows: int = 0
+) -> list[float]:
+    """As ``accuracies``, of each (run, task) pair of any method."""
+    network = Network(backbone.config, COMPUTATION, trained.method.adaptation)
     vocabulary = backbone.vocabulary(data.CUE)
-    model = Model(network, backbone.params, vocabulary, paths_of(PromptBank(prompts_NPD, None, None, number)), METHOD.parts, number)
+    model = Model(network, backbone.params, vocabulary, trained.arrays, trained.method.parts, trained.group_N)
     held = {name: caches(folder, name, split, vocabulary) for name in {name for _, name in pairs}}
     results = evaluate_runs(model, [EvalRun(held[name], n, rows) for n, name in pairs], SPEC, method="rank")
     return [result.scores["accuracy"] for result in results]
@@ -49,10 +74,9 @@ def caches(folder: Path, name: str, split: str, vocabulary) -> TokenCache:
 
 def run_scores(folder: Path, run_dir: Path, split: str, backbone: Backbone, rows: Sequence[int]) -> dict[tuple[int, str], float]:
     """(row of the run, its task) -> accuracy on a split."""
-    runs, prompts_NPD = prompts_of(run_dir)
-    pairs = [(place, runs[n]["task"]) for place, n in enumerate(rows)]
-    found = accuracies(folder, prompts_NPD[list(rows)], pairs, split, backbone)
-    return {(n, runs[n]["task"]): value for n, value in zip(rows, found, strict=True)}
+    runs, trained = trained_of(run_dir)
+    pairs = [(n, runs[n]["task"]) for n in rows]
+    return dict(zip(pairs, accuracies_of(folder, trained, pairs, split, backbone), strict=True))
 
 
 def screened(folder: Path, run_dir: Path, backbone: Backbone) -> dict[str, dict[str, float]]:

@@ -39,7 +39,7 @@ def _train(settings, names: tuple[str, ...]) -> Path:
 
 
 def _teachers(folder: Path, cell: plan.Cell, results: Path) -> Lines:
-    return {"sources": _source_lines(cell.name, _train(plan.teacher_settings(folder), plan.SOURCE_NAMES))}
+    return {"sources": _source_lines(cell.name, _train(plan.teacher_settings(folder, cell.name), plan.SOURCE_NAMES))}
 
 
 def _source(folder: Path, cell: plan.Cell, results: Path) -> Lines:
