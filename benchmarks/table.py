@@ -1,4 +1,4 @@
-"""Rebuilds the tables of docs/performance.md from benchmarks/results/*.jsonl.
+"""Rebuilds the tables of docs/performance.md, and of docs/serving.md, from benchmarks/results/*.jsonl.
 
     python -m benchmarks.table
 
@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
+PAGES = {name: ROOT / "docs" / "serving.md" for name in ("serve", "serve_tokens")}  # other pages, by benchmark
 UNITS = {"seconds": "s", "peak_mb": "MB", "blocking_ms": "ms", "gflops": "10⁹/s"}
 TOLD = (
     *("product_rate", "useful_gflops", "input_padding", "waiting_share", "teachers_s", "teachers_rows"),
@@ -25,7 +26,12 @@ def load_lines(folder: Path) -> list[dict]:
 
 
 def table(line: dict) -> str:
-    """One case as a Markdown table: medians, lowest and highest repeat, how many times faster than the peer, and what else was told."""
+    """One case as a Markdown table: medians, lowest and highest repeat, how many times faster than the peer, and what else was told.
+
+    A line that has ``rows`` is a table already.
+    """
+    if "rows" in line:
+        return _given(line)
     rows = []
     for quantity, unit in UNITS.items():
         found = line.get(quantity, {})
@@ -71,6 +77,12 @@ def methods_table(lines: list[dict]) -> str:
     )
 
 
+def _given(line: dict) -> str:
+    names = list(dict.fromkeys(name for row in line["rows"] for name in row))
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *([str(row.get(name, "")) for name in names] for row in line["rows"])]
+    return f"**{line['case']}**, {line['machine']['cpu']}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f} %"
 
@@ -101,9 +113,18 @@ def _place(page: str, name: str) -> re.Pattern:
     return marks
 
 
+def pages(lines: list[dict]) -> dict[Path, list[dict]]:
+    """Each page with the lines that are its own."""
+    found: dict[Path, list[dict]] = {}
+    for line in lines:
+        found.setdefault(PAGES.get(line["benchmark"], PAGE), []).append(line)
+    return found
+
+
 def main() -> None:
-    PAGE.write_text(rebuild(PAGE.read_text(), load_lines(RESULTS)))
-    print(PAGE)
+    for page, lines in pages(load_lines(RESULTS)).items():
+        page.write_text(rebuild(page.read_text(), lines))
+        print(page)
 
 
 if __name__ == "__main__":

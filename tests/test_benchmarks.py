@@ -32,11 +32,13 @@ def test_appended_repeats_join_the_last_line_of_their_case_and_machine(tmp_path,
     assert len(line["runs"]["ours"]) == 2
 
 
-def test_the_page_holds_what_the_committed_lines_say():
-    """docs/performance.md is what `python -m benchmarks.table` makes of the committed results."""
-    page = table.PAGE.read_text()
-    lines = table.load_lines(table.RESULTS)
-    assert lines and table.rebuild(page, lines) == page
+def test_the_pages_hold_what_the_committed_lines_say():
+    """Each is what `python -m benchmarks.table` makes of the committed results."""
+    found = table.pages(table.load_lines(table.RESULTS))
+    assert {page.name for page in found} == {"performance.md", "serving.md"}
+    for path, lines in found.items():
+        page = path.read_text()
+        assert table.rebuild(page, lines) == page
     with pytest.raises(KeyError, match="no place for the results of nothing"):
         table.rebuild(page, [{"benchmark": "nothing"}])
 

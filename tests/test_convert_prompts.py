@@ -172,7 +172,8 @@ def their_tokens(folder, asked, limit: int, seq2seq: bool) -> list[list[int]]:
     """Greedy answers of transformers from the texts of prompts.json, one mixed batch."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
-    tokenizer, model = transformers.AutoTokenizer.from_pretrained(folder), auto.from_pretrained(folder).eval()
+    # in float32 whatever the files hold: nano's weights are bfloat16, in which transformers would compute
+    tokenizer, model = transformers.AutoTokenizer.from_pretrained(folder), auto.from_pretrained(folder, dtype=torch.float32).eval()
     texts = json.loads((folder / "prompts.json").read_text())["tasks"]
     lines = [texts[query.task]["before"] + query.text + texts[query.task]["after"] for query in asked]
     batch = tokenizer(lines, return_tensors="pt", padding=True)
