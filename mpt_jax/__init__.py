@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["Query", "load"]
+__all__ = ["Answer", "Predictor", "Query", "Search", "UserError", "load"]
 
 # installed, tasks/ and launch/ lie in this folder; in a checkout beside it, and are mpt_jax.tasks and mpt_jax.launch all the same:
 # names of their own would be in the way of a user's tasks.py and launch.py
@@ -12,7 +12,7 @@ if (_CHECKOUT / "tasks" / "table.py").is_file() and (_CHECKOUT / "launch" / "mac
 
 
 def __getattr__(name: str):
-    """``mpt_jax.load`` and ``mpt_jax.Query``, imported when they are asked for: ``import mpt_jax`` alone loads no JAX."""
+    """The public names, imported when they are asked for: ``import mpt_jax`` alone loads no JAX."""
     if name in __all__:
         from mpt_jax.infer import predictor
 

@@ -186,7 +186,7 @@ class Checkpoints:
         advice = "Free space there, or give another MODEL_DIR, and run the same command again"
         return UserError(f"{message} ({_reason(error)}); {last}. {advice}.")
 
-    def restore(self, step: int, state) -> tuple[object, Best | None, dict]:
+    def restore(self, step: int, state) -> tuple[Any, Best | None, dict]:
         """(state like the given one, best, meta). Raises UserError naming a damaged checkpoint."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         arguments = ocp.args.Composite(

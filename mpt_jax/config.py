@@ -168,7 +168,7 @@ class OptimizerSettings:
 class DataSettings:
     """Rows, their lengths and how they are drawn."""
 
-    batch_size: int = 32  # examples a run and step [DPT, ATTEMPT]
+    batch_size: int = 32  # examples per run and step [DPT, ATTEMPT]
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
     cue: str = ""  # CUE: text between input and target of a decoder-only backbone, for example '\nAnswer:'
     # tokens kept of inputs and targets, EOS included; {} = LENGTHS in training, those of training in eval and infer

@@ -31,7 +31,14 @@ class Preempted(BaseException):
 
 
 class UserError(ValueError):
-    """Bad input: the message names the value, the limit and the setting to change. On one line, whatever a file's texts hold."""
+    """Bad input: the message names the value, the limit and the setting to change. On one line, whatever a file's texts hold.
+
+    >>> try:
+    ...     mpt_jax.load("runs/nothing")
+    ... except mpt_jax.UserError as error:
+    ...     print(error)
+    'runs/nothing' is not a run folder: it does not exist.
+    """
 
     def __str__(self) -> str:
         return "\\n".join(super().__str__().splitlines())

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +93,16 @@ def checkpoint_steps(run_dir: str | Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name) and (folder / name).is_dir())
 
 
-def require(run: dict, run_dir: str | Path, *names: str) -> None:
+def require(run: Mapping[str, Any], run_dir: str | Path, *names: str) -> None:
     """Raises UserError naming entries that run.json lacks, ``settings.backbone.path`` for one."""
     missing = [name for name in names if _entry(run, name) is None]
     if missing:
         raise UserError(f"{str(Path(run_dir) / 'run.json')!r} lacks {', '.join(missing)}: it was written by hand, or is damaged.")
 
 
-def _entry(run: dict, name: str) -> Any:
+def _entry(run: Any, name: str) -> Any:
     for part in name.split("."):
-        run = run.get(part) if isinstance(run, dict) else None
+        run = run.get(part) if isinstance(run, Mapping) else None
     return run
 
 

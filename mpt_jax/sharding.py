@@ -156,6 +156,12 @@ class Places:
     mesh: Mesh | AbstractMesh | None
     axes: AxisTable
 
+    @property
+    def devices(self) -> Mesh | None:
+        """The mesh of real devices. Programs that are only compiled have none to run on."""
+        assert not isinstance(self.mesh, AbstractMesh)
+        return self.mesh
+
     def axes_of(self, path: str) -> tuple[str | None, ...] | None:
         """Logical axes of a parameter (``backbone/encoder/…`` or ``encoder/…``); None for a path that no row covers."""
         return next((axes for pattern, axes in self.axes if re.fullmatch(pattern, path)), None)

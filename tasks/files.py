@@ -18,17 +18,52 @@ csv_reader.field_size_limit(LINE_LIMIT)  # Python's own limit of 131,072 cuts of
 
 
 def jsonl(name: str, files: Mapping[str, Files], template: str, **settings) -> Task:
-    """Adds a task whose rows are JSON objects, one a line, to the table; settings as in `file_task`."""
+    """Adds a task whose rows are JSON objects, one per line, to the table.
+
+    files: by split a path, a pattern ('train-*.jsonl', in the order of the names) or a list of both; relative to the module that calls, or
+    to the current folder. template: the text that the model reads, with fields of a row in braces. Give `labels` or `target`; the other
+    settings are optional:
+
+    * labels: the words that a row's `label` means, by word or by index from 0;
+    * target: a template of the right answer;
+    * score: a name or several, of `tasks.scores` or added by `add_score` ('accuracy'); scores are in percent;
+    * references: the field with a list of all right answers, where the target is not the only one;
+    * description: a line for `mpt-jax tasks`; replace=True: takes the place of another task of this name;
+    * embedding_size: the length of a row's `embedding`, for pretraining.
+
+    Files are read when rows are asked for. Raises TaskError where the settings do not fit together.
+
+    >>> files = {"train": "mood_train.jsonl", "validation": "mood_dev.jsonl"}
+    >>> task = tasks.jsonl("mood", files=files, template="review: {text}", labels=("negative", "positive"))
+    >>> row = next(tasks.rows("mood", "train"))
+    >>> row["inputs"], row["targets"]
+    ('review: a joy from start to end', 'positive')
+    """
     return file_task("jsonl", _caller_folder(), name, files, template, **settings)
 
 
 def tsv(name: str, files: Mapping[str, Files], template: str, **settings) -> Task:
-    """Adds a task of tab-separated rows (first line: names; no quoting); settings as in `file_task`."""
+    """Adds a task of tab-separated rows to the table; settings as in `jsonl`.
+
+    The first line names the columns, or `columns` does. Quotes have no meaning. Raises TaskError as `jsonl` does.
+
+    >>> task = tasks.tsv("capitals", files={"train": "capitals.tsv"}, template="capital of {country}", target="{capital}")
+    >>> next(tasks.rows("capitals", "train"))["targets"]
+    'Lima'
+    """
     return file_task("tsv", _caller_folder(), name, files, template, **settings)
 
 
 def csv(name: str, files: Mapping[str, Files], template: str, **settings) -> Task:
-    """Adds a task of comma-separated rows (first line: names; "quoted"); settings as in `file_task`."""
+    """Adds a task of comma-separated rows to the table; settings as in `jsonl`.
+
+    The first line names the columns, or `columns` does. A value with commas or line breaks is "quoted". Raises TaskError as `jsonl` does.
+
+    >>> names = ("country", "capital")
+    >>> task = tasks.csv("towns", files={"train": "towns.csv"}, template="capital of {country}", target="{capital}", columns=names)
+    >>> next(tasks.rows("towns", "train"))["inputs"]
+    'capital of Peru'
+    """
     return file_task("csv", _caller_folder(), name, files, template, **settings)
 
 
@@ -48,15 +83,7 @@ def file_task(
     description: str = "",
     replace: bool = False,
 ) -> Task:
-    """Adds a task over files to the table: split -> path, relative to `folder` if it is there, else to here.
-
-    A split may have several files, read one after the other: a list of paths, or a pattern ('train-*.jsonl', in
-    the order of their names). `template` and `target` name fields of a row in braces; instead of `target`,
-    `labels` lists the words that the row's `label` (an index, or one of the words) means. `references` names the
-    field with a list of all right answers, where the target is not the only one. `columns` names the columns
-    where the first line does not. Files are read when rows are asked for. Raises TaskError where the settings do
-    not fit together.
-    """
+    """Adds a task over files of a format to the table, as `jsonl` says; paths are relative to `folder` if they are there, else to here."""
     if not isinstance(files, Mapping):
         raise TaskError(f"task {name!r}: `files` must be like {{'train': 'train.{format}'}}, got {files!r}")
     if columns is not None and format == "jsonl":

@@ -134,7 +134,18 @@ def rouge_l(golds: Golds, predictions: Sequence[str], labels: Labels) -> dict[st
 
 
 class Score(NamedTuple):
-    """A row of SCORES: the function, the names it returns, what it needs, and whether higher is better."""
+    """A row of SCORES: the function, the names it returns, what it needs, and whether higher is better.
+
+    function(golds, predictions, labels) -> {name: percent}: of each row the list of right texts and the predicted one, and the task's
+    labels or None. needs: '', 'labels', 'two labels' or 'numbers'.
+
+    >>> def first_letter(golds, predictions, labels):
+    ...     right = [text[:1] in {gold[:1] for gold in answers} for answers, text in zip(golds, predictions)]
+    ...     return {"first_letter": 100.0 * sum(right) / len(right)}
+    >>> score = tasks.Score(first_letter, ("first_letter",))
+    >>> score.function([["yes", "yeah"], ["no"]], ["y", "maybe"], None)
+    {'first_letter': 50.0}
+    """
 
     function: Callable[[Golds, Sequence[str], Labels], dict[str, float]]
     keys: tuple[str, ...]
@@ -164,7 +175,15 @@ SHIPPED = frozenset(SCORES)
 
 
 def add_score(name: str, score: Score) -> None:
-    """Adds a score of one's own, which a task then names, or replaces it. Raises TaskError for the name of a shipped one or a taken key."""
+    """Adds a score of one's own, which a task then names, or replaces it. Raises TaskError for the name of a shipped one or a taken key.
+
+    >>> def length(golds, predictions, labels):
+    ...     return {"short": 100.0 * sum(len(text) < 9 for text in predictions) / len(predictions)}
+    >>> tasks.add_score("short", tasks.Score(length, ("short",)))
+    >>> files = {"train": "mood_train.jsonl"}
+    >>> tasks.jsonl("brief", files=files, template="{text}", target="{label}", score=("exact_match", "short")).scores
+    ('exact_match', 'short')
+    """
     if name in SHIPPED:
         raise TaskError(f"score {name!r} is shipped already: choose another name")
     if not score.keys or (taken := TAKEN & set(score.keys)):

@@ -28,6 +28,10 @@ def scorer(name: str, written: Written = str) -> Scorer:
     or numbers with `invalid`, the percentage of predictions that are none. An ordinary SeqIO task's postprocess_fn and metric_fns
     give the numbers, as they are and of the texts as they are, and `average` (see main_score). Raises TaskError for an unknown task,
     one without scores, no rows, or unequal numbers of rows and predictions.
+
+    >>> rows = [{"targets": "positive"}, {"targets": "negative"}]
+    >>> tasks.scorer("definition_valence")(rows, ["positive", "awful"])
+    {'accuracy': 50.0, 'invalid': 50.0}
     """
     task = TABLE.get(name)
     if task is None:

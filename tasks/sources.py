@@ -22,6 +22,9 @@ def rows(name: str, split: str) -> Iterator[dict]:
 
     A task of the table needs no TensorFlow; an ordinary SeqIO task is read through SeqIO. Raises TaskError
     for an unknown name or split at once, for bad rows when they are reached.
+
+    >>> next(tasks.rows("definition_valence", "validation"))["targets"] in tasks.TABLE["definition_valence"].labels
+    True
     """
     task = TABLE.get(name)
     if task is None:

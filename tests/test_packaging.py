@@ -45,6 +45,11 @@ def test_the_project_says_its_licence_its_changes_and_no_address():
     assert set(re.findall(r"^### (\w+)", changes, re.M)) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
+def test_the_extra_of_the_tests_brings_what_they_run():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*extras["serve"], *extras["docs"]} < set(extras["test"])
+
+
 def test_a_users_tasks_and_launch_are_not_in_the_way(tmp_path):
     """Commands start beside them, MIXTURE_OR_TASK_MODULE='tasks' is the user's file, and in it ``import tasks`` is ours."""
     (tmp_path / "launch.py").write_text("raise SystemExit('the user launch ran')\n")

@@ -1,6 +1,7 @@
 """README, docs and what users see are plain English: short sentences, short parentheses, no phrase that reads as translated."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "mpt_jax" / "banks" / "smollm2" / "README.md"])
+BANK = ROOT / "mpt_jax" / "banks" / "smollm2" / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb"), BANK])
 LONGEST_SENTENCE = 35  # words
 LONGEST_PARENTHESIS = 12
 PHRASES = {  # what reads as translated, and what to say
@@ -25,7 +27,7 @@ PHRASES = {  # what reads as translated, and what to say
     r"\bthe aim\b": "the goal",
     r"\b[Mm]ake it again\b": "reproduce it",
     r"\bout of reach\b": "not possible",
-    r"\b(examples|rows|seconds|tokens|bytes) a (run|step|task|row|token|second)\b": "per",
+    r"\b(examples|rows|seconds|tokens|bytes|factors|vectors|steps|ms|GB) a (run|step|task|row|token|second)\b": "per",
     r"\bsome (hundred|thousand|ten|twenty)\b": "about",
     r"\bas well\b(?! as)": "too",
     r"\bbe they\b|\bbe it\b": "whether",
@@ -39,6 +41,17 @@ def plain(text: str) -> str:
     text = re.sub(r"`[^`\n]*(?:\n[^`\n]+)?`", "CODE", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return re.sub(r"https?://\S+", "LINK", text.replace("**", ""))
+
+
+def prose(page: Path) -> str:
+    """A page as Markdown; of a notebook its cells of text; of a gin file its comments, whole lines that are not set in together."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+    if page.suffix == ".gin":
+        lines = [(line.partition("#")[2].strip(), line.startswith("#") and not line.startswith("#  ")) for line in text.splitlines()]
+        return "".join(f"{said}\n" if whole else f"\n{said}\n\n" for said, whole in lines)
+    return text
 
 
 def blocks(text: str) -> Iterator[str]:
@@ -69,10 +82,17 @@ def found(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_have_short_sentences_and_no_phrase_of_the_list(page):
-    text = page.read_text(encoding="utf-8")
+    text = prose(page)
     assert [sentence for sentence in sentences(text) if words(sentence) > LONGEST_SENTENCE] == []
     assert [inside for inside in parentheses(text) if words(inside) > LONGEST_PARENTHESIS] == []
     assert found("\n".join(blocks(text))) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gin").rglob("*.gin")), ids=lambda path: path.relative_to(ROOT / "gin").as_posix())
+def test_gin_files_say_what_settings_mean_in_plain_english(path):
+    """`--help` shows these comments."""
+    assert found(prose(path)) == []
+    assert [sentence for sentence in sentences(prose(path)) if words(sentence) > LONGEST_SENTENCE] == []
 
 
 def texts(node: ast.AST) -> str:

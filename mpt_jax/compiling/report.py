@@ -65,7 +65,7 @@ def _weights(part: dict[str, Any]) -> list[str]:
 def _speed(name: str, part: dict[str, Any]) -> str:
     text = f"at best {part['examples_per_second']:,.0f} examples/s of all devices"
     if name == "decode":
-        return f"{text}: {part['rows']} rows in {1e3 * part['seconds']:,.1f} ms, {1e3 * part['seconds_per_token']:.2f} ms a token"
+        return f"{text}: {part['rows']} rows in {1e3 * part['seconds']:,.1f} ms, {1e3 * part['seconds_per_token']:.2f} ms per token"
     share = "" if part["share_of_peak"] is None else f", {100 * part['share_of_peak']:.0f} % of the peak in products that are needed"
     return f"{text}: an update of {part['micro_batches']} micro-batches in {1e3 * part['seconds']:,.1f} ms{share}"
 

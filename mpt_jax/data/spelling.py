@@ -18,7 +18,11 @@ def written(vocabulary: Vocabulary, text: str) -> str:
 
 
 def writer(vocabulary: Vocabulary) -> Callable[[str], str]:
-    """``written`` of a vocabulary, as `tasks.scorer` takes it."""
+    """``written`` of a vocabulary, as `tasks.scorer` takes it: text -> the text as the vocabulary writes it.
+
+    >>> writer(run.vocabulary)("a  joy")
+    'a joy'
+    """
     return functools.partial(written, vocabulary)
 
 

@@ -47,6 +47,13 @@ class Predictor:
     Texts are what the model reads; ``format`` applies a task's template. A task trained under several learning rates and seeds answers
     with the best rates on the dev split and the first seed, unless ``seed`` names another. A task that several runs have is RUN/TASK.
     ``model``, ``vocabulary``, ``run`` and ``step``, that its training had come to, are the first run's.
+    Methods that take ``task`` need it only where there are several. They raise UserError for a task or seed that the run does not have.
+
+    >>> run = mpt_jax.load("runs/target")
+    >>> run.tasks
+    ('definition_valence',)
+    >>> run.prompt("definition_valence").shape  # P vectors of the model's width D
+    (20, 192)
     """
 
     def __init__(self, sources: Sequence[Source], batch_size: int = BATCH_SIZE):
@@ -67,6 +74,10 @@ class Predictor:
         """An answer to each query, in their order; queries of any tasks share batches. ``search`` finds the texts.
 
         Raises UserError naming the query that cannot be answered: an unknown task or seed, an empty text, a target that is too long.
+
+        >>> text, scored = run.answer([mpt_jax.Query("definition: full of joy"), mpt_jax.Query("definition: a wound", target="negative")])
+        >>> text.text, scored.score < 0
+        ('...', True)
         """
         return queries.answer(queries.asked(asked, self.sources), self.spec, progress, search)
 
@@ -81,13 +92,23 @@ class Predictor:
     ) -> list[str]:
         """An answer to each text, the most likely one token by token, or as ``search`` says.
 
-        At most ``max_tokens`` (0: the run's target length).
+        At most ``max_tokens`` tokens (0: the run's target length). Inputs longer than the run reads are cut, and a warning counts them.
+        Raises UserError as ``answer`` does, and for a single text instead of a list.
+
+        >>> run.predict(["definition: full of joy"], task="definition_valence")
+        ['...']
         """
         asked = [Query(text, task, seed, max_tokens) for text in _list_of("texts", texts)]
         return [str(answer.text) for answer in self.answer(asked, progress, search)]
 
     def score(self, inputs: Sequence[str], targets: Sequence[str], task: str | None = None, seed: int | None = None) -> np.ndarray:
-        """Log-probability of each target (natural logarithm, summed over its tokens, EOS included): (B,) float32."""
+        """Log-probability of each target (natural logarithm, summed over its tokens, EOS included): (B,) float32.
+
+        Raises UserError as ``answer`` does, and unless there is a target for each input.
+
+        >>> run.score(["definition: full of joy"], ["positive"]).shape
+        (1,)
+        """
         if isinstance(targets, str) or len(inputs) != len(targets):
             raise UserError(f"score takes a target for each input: {len(inputs)} inputs, {len(targets)} targets.")
         asked = [Query(text, task, seed, target=target) for text, target in zip(_list_of("texts", inputs), targets, strict=True)]
@@ -103,7 +124,11 @@ class Predictor:
     ) -> np.ndarray:
         """Log-probability of every label for each text: (B, C) float32; labels default to the registered task's.
 
-        Raises UserError for labels that the vocabulary cannot tell apart.
+        Raises UserError as ``answer`` does, and for labels that the vocabulary cannot tell apart.
+
+        >>> logp_BC = run.score_labels(["definition: full of joy"], labels=("negative", "positive"))
+        >>> logp_BC.shape, bool((logp_BC < 0).all())
+        ((1, 2), True)
         """
         labels = tuple(labels or self.labels(task))
         answers = self.answer([Query(text, task, seed, labels=labels) for text in _list_of("texts", texts)], progress)
@@ -150,7 +175,11 @@ class Predictor:
         return self.sources.find(task)[1] if task is None or task in self.tasks else task
 
     def prompt(self, task: str | None = None, seed: int | None = None) -> np.ndarray:
-        """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained something else."""
+        """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained something else.
+
+        >>> run.prompt().dtype
+        dtype('float32')
+        """
         source, own = self.sources.find(task)
         bank = bank_of(source.model.own, source.model.group_N)
         if bank is None:
@@ -158,7 +187,11 @@ class Predictor:
         return np.asarray(compose(bank, np.array([source.bank_row(own, seed)]))[0], np.float32)
 
     def format(self, row: Mapping, task: str | None = None) -> str:
-        """The text that the model reads for a row of fields. Raises tasks.TaskError for a missing field, UserError for the task."""
+        """The text that the model reads for a row of fields. Raises tasks.TaskError for a missing field, UserError for the task.
+
+        >>> run.format({"definition": "full of joy"})
+        'definition: full of joy'
+        """
         name = self._one_task(task)
         if name not in tasks.TABLE:
             raise UserError(f"task {name!r} is not registered here: import its module (MIXTURE_OR_TASK_MODULE), or give texts.")
@@ -184,6 +217,10 @@ def load(
     ``backbone`` replaces a folder that has moved since training; its weights must be the same. ``feature_lengths`` (tokens) default
     to those of training; ``batch_size`` rows are answered together, split over ``mesh`` if there is one. Raises UserError for a folder
     that is not a run folder, is damaged, or belongs to other weights.
+
+    >>> run = mpt_jax.load("runs/target")
+    >>> run.predict(["definition: full of joy"])
+    ['...']
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint = {checkpoint!r} is not one of 'best', 'last'.")

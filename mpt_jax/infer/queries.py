@@ -31,7 +31,12 @@ class Query:
     """A text that the model reads, for a task's prompt. It is answered with a text, unless ``target`` or ``labels`` ask for scores.
 
     task: None where there is one only. seed: of a task that was trained with several. max_tokens: 0 is the run's target length.
-    target: its log-probability is asked for. labels: the log-probability of each is.
+    target: its log-probability is asked for. labels: the log-probability of each is. What cannot be answered is refused by
+    ``Predictor.answer``, with a UserError.
+
+    >>> query = mpt_jax.Query("definition: full of joy", labels=("negative", "positive"))
+    >>> sorted(run.answer([query])[0].scores)
+    ['negative', 'positive']
     """
 
     text: str
@@ -44,7 +49,14 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """text, or the log-probability of the target (natural, summed over its tokens, EOS included), or that of each label."""
+    """text, or the log-probability of the target (natural, summed over its tokens, EOS included), or that of each label.
+
+    What was not asked for is None.
+
+    >>> answer = run.answer([mpt_jax.Query("definition: full of joy", target="positive")])[0]
+    >>> answer.score < 0, answer.text
+    (True, None)
+    """
 
     text: str | None = None
     score: float | None = None

@@ -14,7 +14,16 @@ from mpt_jax.infer.sample import sample_decode
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Fields of EvalSettings."""
+    """How texts are found; the fields are those of EvalSettings.
+
+    beams: hypotheses of beam search, 1 is greedy. length_penalty: as in transformers, above 0 favours longer answers. temperature: above 0
+    each token is drawn, from the most likely ones of probability ``top_p`` together. The same ``sample_seed`` draws the same answers.
+
+    >>> run.predict(["definition: full of joy"], search=mpt_jax.Search(beams=2))
+    ['...']
+    >>> mpt_jax.Search(temperature=0.7, top_p=0.9).describe()
+    {'temperature': 0.7, 'top_p': 0.9}
+    """
 
     beams: int = 1
     length_penalty: float = 1.0

@@ -7,6 +7,7 @@ too: 1.9M for T5-Base at reduction 32. AdapterDrop (arXiv 2010.11918): none in t
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ def init(start: Start) -> dict[str, Any]:
     """Near the identity: both matrices N(0, init_scale)."""
     settings, config, groups = start.settings.method, start.network.config, []
     for seed in start.seed_G:
-        rng, arrays = np.random.default_rng([seed, 0x61647074]), {}
-        draw = functools.partial(rng.normal, 0.0, settings.init_scale)
+        rng = np.random.default_rng([seed, 0x61647074])
+        arrays: dict[str, np.ndarray] = {}
+        draw: Callable[[tuple[int, ...]], Any] = functools.partial(rng.normal, 0.0, settings.init_scale)
         for module in places(config, settings):
             width, path = module.shape[1], f"{INSIDE}{module.path}/block"
             narrow = max(width // settings.reduction, 1)

@@ -6,21 +6,23 @@ of several tasks each. Source: MPT section 3.2, rank r as in PEFT's multitask pr
 N tasks (runs), G groups, P prompt positions, D model width, R rank, B examples.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray
 BANK = "bank/"  # before the names of the arrays, in paths of parameters and in files
 
 
 class PromptBank(NamedTuple):
     """shared (G, P, D) float32; cols (N, P, R) and rows (N, R, D) float32, or None for plain prompts; group (N,) int32."""
 
-    shared_GPD: jax.Array
-    cols_NPR: jax.Array | None
-    rows_NRD: jax.Array | None
+    shared_GPD: Array
+    cols_NPR: Array | None
+    rows_NRD: Array | None
     group_N: np.ndarray
 
     @property
@@ -28,7 +30,7 @@ class PromptBank(NamedTuple):
         """N."""
         return len(self.group_N)
 
-    def trainable(self) -> dict[str, jax.Array]:
+    def trainable(self) -> dict[str, Array]:
         """The arrays that are trained, by name; ``group`` is structure."""
         named = {"shared": self.shared_GPD, "cols": self.cols_NPR, "rows": self.rows_NRD}
         return {name: array for name, array in named.items() if array is not None}
@@ -50,7 +52,7 @@ def product(shared_BPD, cols_BPR=None, rows_BRD=None):
 def compose(bank: PromptBank, task_id_B) -> jax.Array:
     """Prompts (B, P, D) of the examples' tasks (B,) int32."""
     shared_BPD = jnp.take(bank.shared_GPD, jnp.take(jnp.asarray(bank.group_N), task_id_B), axis=0)
-    if bank.cols_NPR is None:
+    if bank.cols_NPR is None or bank.rows_NRD is None:
         return shared_BPD
     return product(shared_BPD, jnp.take(bank.cols_NPR, task_id_B, axis=0), jnp.take(bank.rows_NRD, task_id_B, axis=0))
 
@@ -73,5 +75,10 @@ def stack_groups(banks: list[PromptBank]) -> PromptBank:
     """Many banks as one; their groups follow one another."""
     starts = np.cumsum([0] + [len(bank.shared_GPD) for bank in banks])
     group_N = np.concatenate([bank.group_N + start for bank, start in zip(banks, starts[:-1], strict=True)]).astype(np.int32)
-    joined = [None if banks[0][i] is None else jnp.concatenate([bank[i] for bank in banks]) for i in range(3)]
-    return PromptBank(*joined, group_N)
+    shared_GPD = jnp.concatenate([bank.shared_GPD for bank in banks])
+    return PromptBank(shared_GPD, _joined([bank.cols_NPR for bank in banks]), _joined([bank.rows_NRD for bank in banks]), group_N)
+
+
+def _joined(factors: Sequence[Array | None]) -> jax.Array | None:
+    """All banks have factors, or none has."""
+    return None if factors[0] is None else jnp.concatenate(cast(Sequence[Array], factors))

@@ -35,7 +35,7 @@ class Module(NamedTuple):
         """Of the stack's last layers alone; a module in no layer as it is."""
         return self._replace(layers=layers) if self.layers else self
 
-    def array(self, draw: Callable[[tuple[int, ...]], np.ndarray], *shape: int) -> np.ndarray:
+    def array(self, draw: Callable[[tuple[int, ...]], Any], *shape: int) -> np.ndarray:
         """An array (layers, …) of this module, or (…) where it is in no layer, made by draw(shape)."""
         return draw((self.layers, *shape) if self.layers else shape)
 

@@ -8,7 +8,7 @@ R rank, G groups.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ def init(start: Start) -> dict[str, Any]:
         rng, arrays = np.random.default_rng([seed, 0x6C6F7261]), {SCALE: np.array(settings.scale)}
         for module in chosen:
             width, out = module.shape
-            draw = functools.partial(rng.uniform, -(width**-0.5), width**-0.5)
+            draw: Callable[[tuple[int, ...]], Any] = functools.partial(rng.uniform, -(width**-0.5), width**-0.5)
             arrays[f"{INSIDE}{module.path}/down"] = module.array(draw, width, settings.rank)
             arrays[f"{INSIDE}{module.path}/up"] = module.array(np.zeros, settings.rank, out)
         groups.append(arrays | (inside.zero_biases(config, head=False) if settings.biases else {}))
@@ -69,7 +69,7 @@ def changes(own: Mapping[str, jax.Array]) -> Changes:
         return up * own[SCALE].reshape(-1, *[1] * (up.ndim - 1))
 
     found = inside.changes(own)
-    return {path: arrays | ({"up": scaled(arrays["up"])} if "up" in arrays else {}) for path, arrays in found.items()}
+    return {path: {**arrays, **({"up": scaled(arrays["up"])} if "up" in arrays else {})} for path, arrays in found.items()}
 
 
 METHOD = Method(

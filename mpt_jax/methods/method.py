@@ -35,7 +35,11 @@ NEVER, MAY, MUST = "never", "may", "must"  # whether a method starts from SOURCE
 class Part(NamedTuple):
     """A row: parameters whose path the pattern matches, what their first axis counts, and their parameter group.
 
-    first_axis: TASK (N, ...), GROUP (G, ...), or None: one for the whole program.
+    first_axis: TASK (N, ...), GROUP (G, ...), or None: one for the whole program. param_group: one of PARAM_GROUPS; 'prompt' trains at
+    LEARNING_RATE, 'factors' at FACTOR_LEARNING_RATE, KEPT and FROZEN do not train. ``part_of`` raises UserError for another one.
+
+    >>> Part("scale/inputs", TASK, "prompt").first_axis
+    'task'
     """
 
     pattern: str
@@ -46,8 +50,15 @@ class Part(NamedTuple):
 class Start(NamedTuple):
     """What a method starts from. ``backbone``: the frozen weights, nested. seed_G and task_G: each group's seed and first task.
 
-    text_ids: tokens of each text of PromptSettings.init_text. source: the trained arrays by path and run.json of SOURCE_DIR, in the
-    target stages; None, too, where only shapes are wanted. source_G: the source task of each group, where each is given one.
+    group_N (int32): each run's group. text_ids: tokens of each text of PromptSettings.init_text. source: the trained arrays by path and
+    run.json of SOURCE_DIR, in the target stages; None, too, where only shapes are wanted. source_G: the source task of each group, where
+    each is given one.
+
+    >>> def init(start):
+    ...     return {"scale/inputs": np.ones((len(start.group_N), 192), np.float32)}
+    >>> start = Start(None, None, {}, np.array([0, 1, 2]), (1, 1, 1), ("a", "b", "c"))
+    >>> init(start)["scale/inputs"].shape  # (N, D)
+    (3, 192)
     """
 
     settings: Settings
@@ -79,12 +90,21 @@ class Method(NamedTuple):
     """A row of the table of methods.
 
     parts: the rows for every parameter it adds, and for the backbone's (``backbone/…``); the first that matches wins.
-    init(Start) -> float32 arrays by path, besides the backbone's. adaptation: None leaves the network as it is.
+    init(Start) -> float32 arrays by path, without the backbone's. adaptation: None leaves the network as it is.
     settings: the dataclass of its own settings (Settings.method). learning_rate and factor_learning_rate: what LEARNING_RATE and
     FACTOR_LEARNING_RATE are where they are not given; target_factor_learning_rate: the latter in the target stages, where it differs.
     from_source: NEVER, MAY or MUST. each_source: a run is trained from each task of SOURCE_DIR, and the one that does best on the dev
     split answers.
     prefix_length(Settings) -> vectors that it puts in front of an input.
+    A parameter that no row covers stops the run with a UserError before its first step.
+
+    >>> def init(start):
+    ...     return {"scale/inputs": np.ones((len(start.group_N), start.network.config.d_model), np.float32)}
+    >>> def adapt(own, embedded_BLD, real_BL):  # each example's own (B, D) times its embedded input
+    ...     return Adapted(None, embedded_BLD * own["scale/inputs"][:, None, :])
+    >>> parts = (Part("scale/inputs", TASK, "prompt"), Part("backbone/.*", None, FROZEN))
+    >>> Method("scale", parts, init, Adaptation(adapt)).trains_backbone
+    False
     """
 
     name: str
@@ -108,7 +128,7 @@ class Method(NamedTuple):
         """The settings with the method's learning rates where none are given."""
         at_target = self.target_factor_learning_rate if stage in TARGET_STAGES else None
         factors = self.factor_learning_rate if at_target is None else at_target
-        own = {"learning_rate": self.learning_rate, "factor_learning_rate": factors}
+        own: dict[str, Any] = {"learning_rate": self.learning_rate, "factor_learning_rate": factors}
         return dataclasses.replace(given, **{name: rate for name, rate in own.items() if getattr(given, name) is None})
 
 
@@ -126,7 +146,8 @@ def part_of(path: str, parts: Sequence[Part]) -> Part:
 
 def split(parameters: Mapping[str, Any], parts: Sequence[Part]) -> tuple[dict, dict]:
     """Splits parameters by path into (trainable, frozen). Raises UserError for a path that no row covers."""
-    trainable, frozen = {}, {}
+    trainable: dict[str, Any] = {}
+    frozen: dict[str, Any] = {}
     for path, array in parameters.items():
         (frozen if part_of(path, parts).param_group in (KEPT, FROZEN) else trainable)[path] = array
     if not trainable:
@@ -136,7 +157,7 @@ def split(parameters: Mapping[str, Any], parts: Sequence[Part]) -> tuple[dict, d
 
 def take(parameters: Mapping[str, Any], parts: Sequence[Part], group_N, task_id_B) -> dict[str, jax.Array]:
     """The method's parameters of each example: (B, ...) for those of a task or group, others whole."""
-    index = {TASK: task_id_B, GROUP: jnp.take(jnp.asarray(group_N), task_id_B)}
+    index: dict[str | None, Any] = {TASK: task_id_B, GROUP: jnp.take(jnp.asarray(group_N), task_id_B)}
     axes = {path: part_of(path, parts).first_axis for path in parameters}
     return {path: jnp.take(array, index[axes[path]], axis=0) if axes[path] else array for path, array in parameters.items()}
 
@@ -166,7 +187,7 @@ def check_counts(own: Mapping[str, Any], parts: Sequence[Part], group_N: np.ndar
     num_groups = len(set(group_N.tolist()))
     if own and (not num_groups or group_N.max() != num_groups - 1):
         raise UserError(f"the groups in run.json are {group_N.tolist()}, not 0 and on: run.json is of another run.")
-    counts = {TASK: len(group_N), GROUP: num_groups}
+    counts: dict[str | None, int] = {TASK: len(group_N), GROUP: num_groups}
     for path, array in own.items():
         there, needed = np.shape(array)[:1], counts.get(part_of(path, parts).first_axis)
         if needed is not None and there != (needed,):

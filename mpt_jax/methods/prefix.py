@@ -68,7 +68,8 @@ def init(start: Start) -> dict[str, Any]:
     """Small random numbers; positions that were alike would stay alike."""
     settings, length, groups = start.settings.method, start.settings.prompt.length, []
     for seed in start.seed_G:
-        rng, arrays = np.random.default_rng([seed, 0x70667820]), {}
+        rng = np.random.default_rng([seed, 0x70667820])
+        arrays: dict[str, np.ndarray] = {}
         for stack, shape in shapes(start.network.config, settings.stacks).items():
             whole = (shape.layers, length, shape.heads, shape.head_dim)
             if not settings.hidden:
@@ -87,7 +88,8 @@ def init(start: Start) -> dict[str, Any]:
 
 def changes(own: Mapping[str, jax.Array]) -> Changes:
     """Keys and values by stack, shaped (rows, layers, positions, heads, head width)."""
-    found, made = dict(inside.changes(own)), {}
+    found = dict(inside.changes(own))
+    made: dict[str, dict[str, jax.Array]] = {}
     for path, array in own.items():
         if path.startswith(MADE):
             stack, _, name = path.removeprefix(MADE).partition("/")

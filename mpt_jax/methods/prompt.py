@@ -75,7 +75,7 @@ def init(start: Start) -> dict[str, Any]:
             banks.append(transfer(bank, names, settings, members, seed))
             continue
         shared_GPD = fresh(start, group)[None]
-        factors = init_factors(settings, members, shared_GPD.shape[2], seed) if settings.rank else (None, None)
+        factors = _factors(settings, members, shared_GPD.shape[2], seed)
         banks.append(PromptBank(shared_GPD, *factors, np.zeros(members, np.int32)))
     return paths_of(stack_groups(banks))
 
@@ -84,7 +84,7 @@ def fresh(start: Start, group: int) -> np.ndarray:
     """The prompt (P, D) with which a group starts where nothing is transferred."""
     settings = settings_of_task(start.settings.prompt, start.task_G[group])
     scale = prompts.peft_facts(start.network.config)["prompt_scale"]
-    text_ids = start.text_ids[settings.init_text] if start.text_ids else None
+    text_ids = start.text_ids[str(settings.init_text)] if start.text_ids else None
     return init_prompt(settings, start.backbone["token_embedder"]["embedding"], start.seed_G[group], text_ids, scale)
 
 
@@ -107,6 +107,8 @@ def source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: 
     """
     rows = run["runs"]
     bank = bank_of(arrays, np.array([row["group"] for row in rows], np.int32))
+    if bank is None:
+        raise UserError(f"SOURCE_DIR holds no prompts: its run trained {run.get('method')!r}. Name a run of METHOD = 'prompt'.")
     seed = seed if any(row["seed"] == seed for row in rows) else rows[0]["seed"]
     same = [n for n, row in enumerate(rows) if row["seed"] == seed]
     members = [n for n in same if _rates(rows[n]) == _rates(rows[same[0]])]
@@ -178,6 +180,10 @@ def init_factors(settings: PromptSettings, num_tasks: int, width: int, seed: int
     return cols.astype(np.float32), rows.astype(np.float32)
 
 
+def _factors(settings: PromptSettings, num_tasks: int, width: int, seed: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    return init_factors(settings, num_tasks, width, seed) if settings.rank else (None, None)
+
+
 def transfer(source: PromptBank, source_names: list[str], settings: PromptSettings, num_targets: int, seed: int) -> PromptBank:
     """The bank (one group, ``num_targets`` tasks) from which targets start, given a source bank.
 
@@ -207,16 +213,19 @@ def transfer(source: PromptBank, source_names: list[str], settings: PromptSettin
     if source.cols_NPR is None or settings.rank == 0:
         prompts_NPD = np.asarray(compose_all(source))[chosen]
         shared = shared_GPD if settings.transfer == "shared" and len(shared_GPD) == 1 else prompts_NPD.mean(axis=0, keepdims=True)
-        factors = init_factors(settings, num_targets, width, seed) if settings.rank else (None, None)
-        return PromptBank(shared.astype(np.float32), *factors, group_N)
+        return PromptBank(shared.astype(np.float32), *_factors(settings, num_targets, width, seed), group_N)
     if settings.transfer == "shared":
         return PromptBank(shared_GPD, *init_factors(settings, num_targets, width, seed), group_N)
     cols, rows = np.asarray(source.cols_NPR)[chosen], np.asarray(source.rows_NRD)[chosen]
     if cols.shape[2] != settings.rank:
         message = f"PromptSettings.rank = {settings.rank}, but SOURCE_DIR's factors have rank {cols.shape[2]}"
         raise UserError(f"{message}; set --gin.PromptSettings.rank={cols.shape[2]}.")
-    means = (np.repeat(array.mean(axis=0, keepdims=True), num_targets, axis=0).astype(np.float32) for array in (cols, rows))
-    return PromptBank(shared_GPD, *means, group_N)
+    return PromptBank(shared_GPD, _repeated_mean(cols, num_targets), _repeated_mean(rows, num_targets), group_N)
+
+
+def _repeated_mean(factors: np.ndarray, times: int) -> np.ndarray:
+    """The mean over tasks, float32, for so many tasks."""
+    return np.repeat(factors.mean(axis=0, keepdims=True), times, axis=0).astype(np.float32)
 
 
 METHOD = Method(

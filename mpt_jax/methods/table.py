@@ -24,7 +24,12 @@ METHODS: dict[str, Method] = {
 
 
 def register(method: Method) -> None:
-    """Adds a method, or replaces the one of the same name."""
+    """Adds a method, or replaces the one of the same name. A name that is not in the table raises UserError where METHOD is read.
+
+    >>> register(METHODS["prompt"]._replace(name="slow_prompt", learning_rate=0.05))
+    >>> method_named("slow_prompt").learning_rate
+    0.05
+    """
     METHODS[method.name] = method
 
 

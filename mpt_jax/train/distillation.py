@@ -35,11 +35,11 @@ def compared(settings: DistillationSettings, outputs: Outputs, rows: Rows) -> di
     """
     if settings.hidden == "none":
         return {}
-    found = {}
+    found, (_, target_length_B) = {}, rows.scored
     for name, stack in outputs.states.items():
         layers = stack.layers if settings.hidden == "all" else (stack.output_BYD,)
         kept = rows.inputs_BL.shape[1] if name == "encoder" and settings.hidden_positions == "inputs" else stack.real_BY.shape[1]
-        real_BY = stack.real_BY[:, -kept:] & (rows.target_length_B > 0)[:, None]
+        real_BY = stack.real_BY[:, -kept:] & (target_length_B > 0)[:, None]
         found[name] = tuple(layer_BYD[:, -kept:] for layer_BYD in layers), real_BY
     return found
 

@@ -209,6 +209,7 @@ class Loop:
 
     def _score(self, step: int, state: TrainState) -> None:
         """Scores the dev split and keeps what is best."""
+        assert self.evaluate is not None
         with self.clock.spent("scoring"):
             found = self.evaluate(state.trainable)
         scores = [None if row.group in self._stopped else score for row, score in zip(self.runs, found, strict=True)]

@@ -216,7 +216,7 @@ def is_finished(loaded: Loaded) -> bool:
     if loaded.step >= total or loaded.run.get("converted"):
         return True
     stopped = stopped_groups(loaded.best_step_G, loaded.step, scoring_steps(total, eval_steps), patience)
-    return bool(stopped) and len(stopped) == len(loaded.best_step_G)
+    return bool(stopped) and loaded.best_step_G is not None and len(stopped) == len(loaded.best_step_G)
 
 
 def stopped_groups(best_step_G: np.ndarray | None, step: int, eval_steps: int, patience: int) -> frozenset[int]:

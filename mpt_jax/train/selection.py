@@ -23,7 +23,7 @@ def dev_scores(program: Program, caches: Mapping[str, TokenCache]) -> Callable[[
     def evaluate(trainable: dict) -> list[tuple[dict[str, float], float]]:
         parameters = {**program.frozen, **trainable}
         model = Model(
-            network, backbone_of(parameters), vocabulary, own_of(parameters), program.method.parts, plan.group_N, program.places.mesh,
+            network, backbone_of(parameters), vocabulary, own_of(parameters), program.method.parts, plan.group_N, program.places.devices,
         )  # fmt: skip
         results = evaluate_runs(model, runs, spec, method=settings.train.eval_method)
         return [(result.scores, result.scores[tasks.main_score(result.task)]) for result in results]

@@ -7,7 +7,7 @@ B examples, L input tokens, P prompt positions, T target tokens, N tasks (runs) 
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def weighted_loss(objective: Objective, trainable: dict, frozen: dict, batch: di
     """
     sums_B = loss_sums(objective, trainable, frozen, batch, dropout_rng)
     group_B = jnp.take(jnp.asarray(objective.group_N), batch["task_id_B"])
-    loss = 0
+    loss: Any = 0
     for term in terms(objective):
         if term.weight:
             weight_B = term.weight * (1.0 / jnp.maximum(jnp.take(totals[term.name], group_B), 1.0))
@@ -129,7 +129,7 @@ class TrainStep:
 
     def __call__(self, state: TrainState, frozen: dict, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update from a data.Batch. Returns the state and, still on the device, sums by task and gradient norms by group."""
-        totals, mesh = batch_totals(self.objective, batch), self.places.mesh
+        totals, mesh = batch_totals(self.objective, batch), self.places.devices
         with sharding.use(mesh):
             sums = self.zeros(state.trainable)
             for index, micro in enumerate(batch.micro):

@@ -98,9 +98,10 @@ def of_program(program: Program, folder: Path) -> Teachers:
     """The teachers of a source stage; ``folder``: CACHE_DIR."""
     computation = dataclasses.replace(program.network.computation, remat="none", dropout_rate=0.0)
     network = Network(program.backbone.config, computation, GIVEN)
+    assert program.teachers_NPD is not None
     return Teachers(
         settings=program.settings.distillation, prompts_NPD=program.teachers_NPD, network=network, backbone=program.backbone,
-        spec=program.spec, mesh=program.places.mesh, folder=folder, steps=program.settings.train.train_steps,
+        spec=program.spec, mesh=program.places.devices, folder=folder, steps=program.settings.train.train_steps,
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def teach_streams(teachers: Teachers, streams: Sequence[Stream], preempted: Call
     for stream in streams:
         for cache, number, rows in zip(stream.caches, stream.bank_index, rows_in(stream, teachers.steps), strict=True):
             outputs = teachers.outputs_of(cache, number, opened)
-            before = wanted[outputs.folder].rows if outputs.folder in wanted else []
+            before = wanted[outputs.folder].rows if outputs.folder in wanted else np.array([], np.int64)
             wanted[outputs.folder] = Wanted(cache, number, outputs, outputs.missing(np.union1d(before, rows).astype(np.int64)))
     _check_space(teachers, list(wanted.values()))
     with ProgressLine("teachers", sum(len(part.rows) for part in wanted.values()), unit="rows") as progress:

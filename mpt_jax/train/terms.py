@@ -130,6 +130,7 @@ def _kl(passed: Pass) -> jax.Array:
 
 def _hidden(settings: DistillationSettings, name: str):
     def sums(passed: Pass) -> jax.Array:
+        assert passed.teacher is not None
         layers, real_BY = compared(settings, passed.student, passed.rows)[name]
         return losses.hidden_distance(passed.teacher.states[name], layers, real_BY)
 

@@ -9,7 +9,12 @@ FAMILIES: dict[type, Family] = {row.config: row for row in (t5.FAMILY, causal.FA
 
 
 def register(family: Family) -> None:
-    """Adds a family, or replaces the one with the same type of config."""
+    """Adds a family, or replaces the one with the same type of config. A config.json of a family that is not here raises UserError.
+
+    >>> register(family_named("t5"))
+    >>> family_named("t5").states, family_named("causal").states
+    (('encoder', 'decoder'), ('decoder',))
+    """
     FAMILIES[family.config] = family
 
 

@@ -101,7 +101,8 @@ class Layer(Part):
                 return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=1)
 
             made = jax.tree.map(write, cache, made)
-        found_BYD = self.attention(normed_BYD, position_BY, [*before, Segment(*made, visible_BYZ)])
+        key_BZJK, value_BZJK = made
+        found_BYD = self.attention(normed_BYD, position_BY, [*before, Segment(key_BZJK, value_BZJK, visible_BYZ)])
         found_BYD = self.post_attention_norm(found_BYD) if self.config.post_norms else found_BYD
         return x_BYD + self.active(self.dropout)(found_BYD), made
 
@@ -112,11 +113,15 @@ class Layer(Part):
         found_BYD = self.post_mlp_norm(found_BYD) if self.config.post_norms else found_BYD
         return x_BYD + dropout(found_BYD)
 
-    def __call__(self, x_BYD, position_BY, before: Sequence[Segment], visible_BYZ, cache: KeysValues | None = None, index=None):
+    def __call__(
+        self, x_BYD, position_BY, before: Sequence[Segment], visible_BYZ, cache: KeysValues | None = None, index=None, *cross: Segment
+    ):
         """(x (B, Y, D), its keys and values). ``before``: what the positions see besides one another; visible: those, or of the cache.
 
-        cache: keys and values (B, Z, J, K) of these and earlier positions, into which this call's are written at ``index``.
+        cache: keys and values (B, Z, J, K) of these and earlier positions, into which this call's are written at ``index``. cross: an
+        encoder's output, which layers of a decoder see.
         """
+        del cross
         x_BYD, made = self.attend(x_BYD, position_BY, before, visible_BYZ, cache, index)
         return self.feed(x_BYD), made
 
@@ -151,10 +156,11 @@ class LayerStack(Part):
             window = self.config.window if self.config.layer_kinds[i] == "window" else 0
             before = [Segment(*part.layers[i], earlier(position_BY, part.position_BZ, part.real_BZ, window)) for part in seen]
             at_BY = position_BY
-            if prefixes[i]:
-                position_1P = jnp.arange(prefixes[i][0].shape[1])[None]
+            prefix = prefixes[i]
+            if prefix:
+                position_1P = jnp.arange(prefix[0].shape[1])[None]
                 at_BY = position_BY + position_1P.size
-                before.append(Segment(*prefixes[i], earlier(at_BY, position_1P, jnp.ones_like(position_1P, bool), window)))
+                before.append(Segment(*prefix, earlier(at_BY, position_1P, jnp.ones_like(position_1P, bool), window)))
             held, more = None if cache is None else cache[i], () if cross is None else (cross[i],)
             x_BYD, keys_values = layer(x_BYD, at_BY, before, visible(window), held, index, *more)
             x_BYD = residual(x_BYD)

@@ -134,11 +134,12 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     """Teacher-forced pass (Family.forward): inputs and targets at once."""
     parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     inputs = _inputs(network, parts, rows, own)
-    length, before = rows.targets_BT.shape[1], inputs.embedded_BLD.shape[1]
-    embedded_BYD = jnp.concatenate([inputs.embedded_BLD, _target_vectors(parts, inputs.start_BD, rows.targets_BT)], axis=1)
+    targets_BT, target_length_B = rows.scored
+    length, before = targets_BT.shape[1], inputs.embedded_BLD.shape[1]
+    embedded_BYD = jnp.concatenate([inputs.embedded_BLD, _target_vectors(parts, inputs.start_BD, targets_BT)], axis=1)
     target_position_BT = inputs.start_position_B[:, None] + jnp.arange(length)
     position_BY = jnp.concatenate([inputs.position_BL, target_position_BT], axis=1)
-    real_BT = real(rows.target_length_B, length)
+    real_BT = real(target_length_B, length)
     real_BY = jnp.concatenate([inputs.real_BL, jnp.ones_like(real_BT)], axis=1)
     output_BYD, layers, _ = parts(embedded_BYD, position_BY, real_BY, inputs.prefix, method=Causal.decode)
     decoder = Stack(output_BYD[:, before:], tuple(layer_BYD[:, before:] for layer_BYD in layers), real_BT)

@@ -20,6 +20,10 @@ class Rows(NamedTuple):
 
     A row that fills a batch up has lengths 0. ``targets_BT`` and its length are None where nothing is scored. slot_B: which of the U sets
     of the method's parameters is a row's; None: each row has its own (U = B).
+
+    >>> rows = Rows(jnp.array([[7, 8, 1], [9, 1, 0]]), jnp.array([3, 2]))
+    >>> real(rows.input_length_B, 3).tolist()
+    [[True, True, True], [True, True, False]]
     """
 
     inputs_BL: jax.Array
@@ -28,10 +32,16 @@ class Rows(NamedTuple):
     target_length_B: jax.Array | None = None
     slot_B: jax.Array | None = None
 
+    @property
+    def scored(self) -> tuple[jax.Array, jax.Array]:
+        """(targets (B, T), their lengths (B,)) of rows that have them."""
+        assert self.targets_BT is not None and self.target_length_B is not None
+        return self.targets_BT, self.target_length_B
+
 
 def rows_of(batch: Mapping[str, jax.Array]) -> Rows:
     """The tokens of a micro-batch of data/batches.py."""
-    return Rows(*(batch.get(name) for name in Rows._fields))
+    return Rows(**{name: batch[name] for name in Rows._fields if name in batch})
 
 
 def tasks_of(batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -40,12 +50,20 @@ def tasks_of(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def real(length_B, size: int) -> jax.Array:
-    """Which of ``size`` positions are real: (B, size) bool."""
+    """Which of ``size`` positions are real: (B, size) bool, of lengths (B,) in tokens.
+
+    >>> real(jnp.array([2, 0]), 3).tolist()
+    [[True, True, False], [False, False, False]]
+    """
     return jnp.arange(size) < length_B[:, None]
 
 
 class Adapted(NamedTuple):
-    """What a method makes of the embedded inputs: vectors (U, P, D) that go in front of them, or None, and the inputs (B, L, D)."""
+    """What a method makes of the embedded inputs: vectors (U, P, D) that go in front of them, or None, and the inputs (B, L, D).
+
+    >>> Adapted(jnp.zeros((1, 20, 192)), jnp.ones((4, 9, 192))).prefix_UPD.shape
+    (1, 20, 192)
+    """
 
     prefix_UPD: jax.Array | None
     embedded_BLD: jax.Array
@@ -55,9 +73,15 @@ class Adaptation(NamedTuple):
     """How a method changes the network; each part may be None.
 
     adapt(the method's parameters of each example, embedded inputs (B, L, D), which are real (B, L)) -> Adapted. prefix_only: it puts a
-    prefix in front that depends on the task alone, and leaves the inputs: then it is given the parameters of the U different tasks, and
+    prefix in front that depends on the task alone, and leaves the inputs. It is then given the parameters of the U different tasks, and
     what a network computes of a prefix is computed once for each.
     changes(the method's parameters, of each example or different task) -> what changes inside (changes.py), in rows alike.
+
+    >>> def adapt(own, embedded_BLD, real_BL):
+    ...     return Adapted(own["prompt"], embedded_BLD)
+    >>> own, embedded_BLD = {"prompt": jnp.zeros((2, 20, 192))}, jnp.ones((4, 9, 192))  # two tasks in four rows
+    >>> Adaptation(adapt, prefix_only=True).adapt(own, embedded_BLD, real(jnp.full(4, 9), 9)).prefix_UPD.shape
+    (2, 20, 192)
     """
 
     adapt: Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], Adapted] | None = None
@@ -71,6 +95,9 @@ class Network:
 
     config: the shape, whose type names the family; each has ``name``, ``vocab_size`` and ``d_model``. adaptation: None runs the backbone
     alone.
+
+    >>> run.model.network.config.d_model
+    192
     """
 
     config: Any
@@ -84,6 +111,7 @@ class Network:
         """
         if self.adaptation is None or self.adaptation.adapt is None:
             return Adapted(None, embedded_BLD), None
+        assert own is not None  # what adapts has parameters
         if slot_B is not None and not (self.adaptation.prefix_only and self.adaptation.changes is None):
             own, slot_B = {path: jnp.take(array, slot_B, axis=0) for path, array in own.items()}, None
         return self.adaptation.adapt(own, embedded_BLD, real_BL), slot_B
@@ -95,9 +123,11 @@ class Network:
 
     def changes(self, own: Mapping[str, jax.Array] | None, backbone: Mapping[str, Any], slot_B=None) -> dict:
         """The collection of what the method changes inside (changes.py), of each row or of all; {} where it changes nothing."""
-        if not self.changes_inside:
+        change = self.adaptation.changes if self.adaptation is not None else None
+        if change is None:
             return {}
-        made = self.adaptation.changes(own)
+        assert own is not None
+        made = change(own)
         if slot_B is not None:
             made = {path: {name: rows_of_slots(array, slot_B) for name, array in arrays.items()} for path, arrays in made.items()}
         return collection(made, backbone)
@@ -120,7 +150,12 @@ def shift_right(targets_BT, start_id: int = 0):
 
 
 class Stack(NamedTuple):
-    """States of encoder or decoder: after the final norm, and the residual stream after each layer; which positions (B, Y) are real."""
+    """States of encoder or decoder: after the final norm, and the residual stream after each layer; which positions (B, Y) are real.
+
+    >>> states_BYD = jnp.zeros((2, 3, 192))
+    >>> len(Stack(states_BYD, (states_BYD, states_BYD), real(jnp.array([3, 1]), 3)).layers)
+    2
+    """
 
     output_BYD: jax.Array
     layers: tuple  # of (B, Y, D)
@@ -128,7 +163,12 @@ class Stack(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Final states of target positions (B, T, D), and what turns any of them into logits."""
+    """Final states of target positions (B, T, D), and what turns any of them into logits.
+
+    >>> table_VD = jnp.ones((50, 192))
+    >>> Decoded(jnp.ones((2, 4, 192)), lambda states_BTD: states_BTD @ table_VD.T).logits_BTV.shape
+    (2, 4, 50)
+    """
 
     states_BTD: jax.Array
     logits_of: Callable[[jax.Array], jax.Array]
@@ -143,6 +183,11 @@ class Outputs(NamedTuple):
     """A teacher-forced pass: targets' final states, and stacks of states by name.
 
     'decoder' is over the targets; T5's 'encoder' over prompt and input.
+
+    >>> states_BTD = jnp.ones((2, 4, 192))
+    >>> decoder = Stack(states_BTD, (states_BTD,), real(jnp.array([4, 2]), 4))
+    >>> Outputs(Decoded(states_BTD, lambda states_BTD: states_BTD[..., :50]), {"decoder": decoder}).logits_BTV.shape
+    (2, 4, 50)
     """
 
     decoded: Decoded
@@ -200,8 +245,14 @@ class Family(NamedTuple):
     decode_step(network, backbone, prefilled, cache, token_B, position) -> (logits (B, V) there, cache); the token stands before it.
     decode_targets(network, backbone, prefilled, targets_BT) -> Decoded, of targets after the prefilled inputs.
     prompt_step(network, P, L, T, distilled, textbook, prompts) -> floating-point operations that an example of a training step needs, by
-    part; textbook: as an implementation without this package's savings would; prompts: different tasks for each row of a micro-batch.
+    part. textbook: as an implementation without this package's savings would. prompts: different tasks for each row of a micro-batch.
     weight_gradients(config, P, L, T) -> what gradients with respect to all weights would add.
+
+    docs/extending.md has a whole family. Readers raise UserError for arrays that ``entries`` does not name, or of another shape.
+
+    >>> family, config = families.family_named("t5"), run.model.network.config
+    >>> family.num_layers(config), next(iter(family.entries(config))).shape  # (V, D)
+    (7, (8192, 192))
     """
 
     name: str

@@ -306,11 +306,12 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     """Teacher-forced pass (Family.forward)."""
     parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     encoder = _encode(network, parts, rows, own)
-    length = rows.targets_BT.shape[1]
+    targets_BT, target_length_B = rows.scored
+    length = targets_BT.shape[1]
     cross = parts(encoder.output_BYD, length, method=T5.cross)
-    shifted_BT = shift_right(rows.targets_BT, network.config.decoder_start_id)
+    shifted_BT = shift_right(targets_BT, network.config.decoder_start_id)
     decoded_BTD, layers, _ = parts(shifted_BT, encoder.real_BY, cross, method=T5.decode)
-    decoder = Stack(decoded_BTD, layers, real(rows.target_length_B, length))
+    decoder = Stack(decoded_BTD, layers, real(target_length_B, length))
     return Outputs(_decoded(parts, decoded_BTD), {"encoder": encoder, "decoder": decoder})
 
 

@@ -61,11 +61,13 @@ class DecoderLayer(Layer):
         """Keys and values of the encoder's output, computed once for an input."""
         return self.cross_attention.keys_values(encoded_BSD)
 
-    def __call__(self, x_BTD, position_BT, before: Sequence[Segment], visible_BYZ, cache, index, cross: Segment):
-        x_BTD, made = self.attend(x_BTD, position_BT, before, visible_BYZ, cache, index)
-        found_BTD = self.cross_attention(self.pre_cross_attention_norm(x_BTD), None, [cross])
-        found_BTD = self.post_cross_attention_norm(found_BTD) if self.config.post_norms else found_BTD
-        return self.feed(x_BTD + self.active(self.dropout)(found_BTD)), made
+    def __call__(
+        self, x_BYD, position_BY, before: Sequence[Segment], visible_BYZ, cache: KeysValues | None = None, index=None, *cross: Segment
+    ):
+        x_BYD, made = self.attend(x_BYD, position_BY, before, visible_BYZ, cache, index)
+        found_BYD = self.cross_attention(self.pre_cross_attention_norm(x_BYD), None, cross)
+        found_BYD = self.post_cross_attention_norm(found_BYD) if self.config.post_norms else found_BYD
+        return self.feed(x_BYD + self.active(self.dropout)(found_BYD)), made
 
 
 class MergedLayer(Layer):
@@ -75,8 +77,10 @@ class MergedLayer(Layer):
         """Keys and values of the encoder's output, computed once for an input."""
         return self.attention.keys_values(encoded_BSD)
 
-    def __call__(self, x_BTD, position_BT, before: Sequence[Segment], visible_BYZ, cache, index, cross: Segment):
-        return super().__call__(x_BTD, position_BT, [*before, cross], visible_BYZ, cache, index)
+    def __call__(
+        self, x_BYD, position_BY, before: Sequence[Segment], visible_BYZ, cache: KeysValues | None = None, index=None, *cross: Segment
+    ):
+        return super().__call__(x_BYD, position_BY, [*before, *cross], visible_BYZ, cache, index)
 
 
 class Decoder(LayerStack):
@@ -176,10 +180,11 @@ def forward(network: Network, backbone: dict, rows: Rows, own=None, dropout_rng=
     """Teacher-forced pass (Family.forward)."""
     parts = _parts(network, backbone, network.changes(own, backbone, rows.slot_B), dropout_rng)
     encoder = _encode(network, parts, rows, own)
+    targets_BT, target_length_B = rows.scored
     cross = parts(encoder.output_BYD, method=T5Gemma.cross)
-    shifted_BT = shift_right(rows.targets_BT, network.config.decoder_start_id)
+    shifted_BT = shift_right(targets_BT, network.config.decoder_start_id)
     decoded_BTD, layers, _ = parts(shifted_BT, encoder.real_BY, cross, method=T5Gemma.decode)
-    decoder = Stack(decoded_BTD, layers, real(rows.target_length_B, rows.targets_BT.shape[1]))
+    decoder = Stack(decoded_BTD, layers, real(target_length_B, targets_BT.shape[1]))
     return Outputs(_decoded(parts, decoded_BTD), {"encoder": encoder, "decoder": decoder})
 
 

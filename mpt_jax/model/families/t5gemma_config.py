@@ -84,9 +84,11 @@ _PAIRS = (("s", "s"), ("b", "b"), ("l", "l"), ("ml", "ml"), ("xl", "xl"), ("2b",
 
 
 def _size(encoder: str, decoder: str) -> T5GemmaConfig:
-    sides = {"encoder": encoder, "decoder": decoder}
-    shapes = {side: CausalConfig(side, 256000, *_SIDES[size], **gemma_2(_SIDES[size][1])) for side, size in sides.items()}
-    return T5GemmaConfig(f"t5gemma_{encoder}_{decoder}", **shapes)
+    return T5GemmaConfig(f"t5gemma_{encoder}_{decoder}", encoder=_side("encoder", encoder), decoder=_side("decoder", decoder))
+
+
+def _side(name: str, size: str) -> CausalConfig:
+    return CausalConfig(name, 256000, *_SIDES[size], **gemma_2(_SIDES[size][1]))
 
 
 T5GEMMA_SIZES: dict[str, T5GemmaConfig] = {config.name: config for config in (_size(*pair) for pair in _PAIRS)}

@@ -30,6 +30,10 @@ def read_backbone(path: str | os.PathLike) -> tuple[Any, dict[str, LazyArray], s
     vocabulary: path of a SentencePiece model or tokenizer.json, 'bytes', or None where the checkpoint has
     none (T5X keeps it elsewhere). Prompt variables in a T5X checkpoint are left out. Raises UserError saying
     what is wrong.
+
+    >>> config, arrays, vocabulary = formats.read_backbone(mpt_jax.__path__[0] + "/backbones/nano")
+    >>> arrays["token_embedder/embedding"].shape, config.d_model  # (V, D)
+    ((8192, 192), 192)
     """
     kind, path = detect(str(path))
     if kind == "run" and Folder(path).has_folder(RUN_BACKBONE):
@@ -65,13 +69,17 @@ def check_t5(config: Any, to: str) -> None:
     names.check_told(config, to)
 
 
-def write_backbone(
-    kind: str, dest: str, config: Any, params: Mapping[str, Any], vocabulary: str | None = None
-) -> None:
-    """Writes a backbone folder: kind 'own', 'hf', 't5x' (native), 't5x_scanned' (native, as scalable_t5) or 'orbax' (T5X on Orbax).
+def write_backbone(kind: str, dest: str, config: Any, params: Mapping[str, Any], vocabulary: str | None = None) -> list[str]:
+    """Writes a backbone folder and returns the files.
 
-    params: nested or flat ('/') tree of numpy or jax arrays or LazyArrays. Raises UserError if a parameter is
+    kind: 'own', 'hf', 't5x' (native), 't5x_scanned' (native, as scalable_t5) or 'orbax' (T5X on Orbax). params: nested or
+    flat ('/') tree of numpy or jax arrays or LazyArrays. vocabulary: as `read_backbone` gives it. Raises UserError if a parameter is
     missing, left over or of a wrong shape, or if dest is there already.
+
+    >>> config, arrays, vocabulary = formats.read_backbone(mpt_jax.__path__[0] + "/backbones/nano")
+    >>> files = formats.write_backbone("hf", "nano_hf", config, arrays, vocabulary)
+    >>> formats.detect("nano_hf")
+    ('huggingface', 'nano_hf')
     """
     arrays = {
         path: leaf if isinstance(leaf, LazyArray) else in_memory(leaf, path) for path, leaf in flatten(params).items()

@@ -209,7 +209,11 @@ def restore(
     place(path, array) puts an array where it belongs; without it arrays stay numpy. sharding(path, shape) gives a
     jax Sharding instead: each process then reads only the parts that its devices hold. digests: filled with a SHA-256
     of each array's name, shape and values as they are in the file, for `fingerprint`; every process then reads every
-    array. Host memory holds no more than all arrays and, once again, the largest.
+    array. Host memory holds no more than all arrays and, once again, the largest. Raises UserError for what is damaged or not finite.
+
+    >>> _, arrays, _ = formats.read_backbone(mpt_jax.__path__[0] + "/backbones/nano")
+    >>> restore(arrays, np.float32)["token_embedder"]["embedding"].shape
+    (8192, 192)
     """
     sizes = {path: _bytes(lazy, dtype) for path, lazy in arrays.items()}
     held = {path: _held(path, lazy, dtype, sharding) for path, lazy in arrays.items()}

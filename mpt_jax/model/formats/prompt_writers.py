@@ -28,6 +28,11 @@ def write(kind: str, dest: str, prompts: PromptFile) -> list[str]:
     PROMPT_TUNING adapter of composed prompts, in DEST itself for one task, else in DEST/<task>. npy: composed
     prompts likewise, DEST.npy or DEST/<task>.npy. npz: the whole bank in one file. Raises UserError if the
     format cannot hold the bank or dest is there already.
+
+    >>> np.save("mood.npy", np.zeros((20, 192), np.float32))  # (P, D)
+    >>> files = write("npz", "moods", formats.prompts.read("mood.npy"))
+    >>> sorted(np.load("moods.npz"))
+    [...'mood'...]
     """
     if kind not in FORMATS:
         raise UserError(f"Prompts cannot be written as {kind!r}; formats: {', '.join(FORMATS)}.")

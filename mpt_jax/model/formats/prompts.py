@@ -127,6 +127,11 @@ def read(path: str | os.PathLike, width: int | None = None, drop_decoder_half: b
     multitask adapter that prompts the decoder too (PEFT's default for sequence-to-sequence) and keep its
     encoder half, which is all that PEFT's own `generate` uses. scale: peft_facts' prompt_scale of the backbone, where it is known; an
     adapter written here says it itself. Raises UserError naming what is missing, of a wrong shape, or not a prompt.
+
+    >>> np.save("mood.npy", np.zeros((20, 192), np.float32))  # (P, D)
+    >>> prompts = read("mood.npy", width=192)
+    >>> prompts.task_names, prompts.compose().shape  # (N, P, D)
+    (('mood',), (1, 20, 192))
     """
     kind, path = detect(str(path))
     readers = {"npy": _read_npy, "npz": _read_npz}
