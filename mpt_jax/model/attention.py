@@ -147,30 +147,31 @@ def attend_segments(query_BYHK, segments: Sequence[Segment], scale: float, cap: 
     """softmax over the positions of all segments of ``scale`` query key^T, where visible: (B, Y, H, K). Softmax in float32.
 
     Segments are not joined: keys that all rows share (a prefix, B = 1) are held once, and a cache is not copied. ``cap``: logits become
-    cap * tanh(logits / cap).
+    cap * tanh(logits / cap). Heads stand in front of rows: then shared keys meet the queries of all rows in one product a head, whose result
+    needs no transposing.
     """
     (B, Y, H, K), J = query_BYHK.shape, segments[0].key_BZJK.shape[2]
-    query_BJQK = query_BYHK.reshape(B, Y, J, H // J, K).transpose(0, 2, 3, 1, 4).reshape(B, J, -1, K)
+    query_JBQK = query_BYHK.reshape(B, Y, J, H // J, K).transpose(2, 0, 3, 1, 4).reshape(J, B, -1, K)
 
-    def products(spec: str, left, right):
+    def products(spec: str, left, right_BZJK):
         """An einsum over rows; the right side's are one that serves all, or as many as the left side's."""
-        if right.shape[0] == 1 and B > 1:
-            spec, right = spec.replace(",B", ","), right[0]
-        return float32_sums(spec, left, right)
+        if right_BZJK.shape[0] == 1 and B > 1:
+            return float32_sums(spec.replace(",JB", ",J"), left, jnp.swapaxes(right_BZJK[0], 0, 1))
+        return float32_sums(spec, left, right_BZJK.transpose(2, 0, 1, 3))
 
     logits = []
     for segment in segments:
-        logits_BJQZ = products("BJQK,BZJK->BJQZ", query_BJQK, segment.key_BZJK) * scale
-        logits_BJQZ = cap * jnp.tanh(logits_BJQZ / cap) if cap else logits_BJQZ
+        logits_JBQZ = products("JBQK,JBZK->JBQZ", query_JBQK, segment.key_BZJK) * scale
+        logits_JBQZ = cap * jnp.tanh(logits_JBQZ / cap) if cap else logits_JBQZ
         alike = segment.visible_BYZ.shape[1] == 1  # for all queries
-        visible_BJQZ = (segment.visible_BYZ if alike else jnp.tile(segment.visible_BYZ, (1, H // J, 1)))[:, None]
-        logits.append(jnp.where(visible_BJQZ, logits_BJQZ, MASKED))
-    top_BJQ1 = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in logits])
-    weights = [jnp.exp(part - jax.lax.stop_gradient(top_BJQ1)) for part in logits]
-    total_BJQ1 = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
+        visible_BQZ = segment.visible_BYZ if alike else jnp.tile(segment.visible_BYZ, (1, H // J, 1))
+        logits.append(jnp.where(visible_BQZ, logits_JBQZ, MASKED))
+    top_JBQ1 = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in logits])
+    weights = [jnp.exp(part - jax.lax.stop_gradient(top_JBQ1)) for part in logits]
+    total_JBQ1 = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
     mixed = [
-        products("BJQZ,BZJK->BJQK", part.astype(segment.value_BZJK.dtype), segment.value_BZJK)
+        products("JBQZ,JBZK->JBQK", part.astype(segment.value_BZJK.dtype), segment.value_BZJK)
         for part, segment in zip(weights, segments, strict=True)
     ]
-    mixed_BJQK = sum(mixed) / total_BJQ1
-    return mixed_BJQK.reshape(B, J, H // J, Y, K).transpose(0, 3, 1, 2, 4).reshape(B, Y, H, K).astype(query_BYHK.dtype)
+    mixed_JBQK = sum(mixed) / total_JBQ1
+    return mixed_JBQK.reshape(J, B, H // J, Y, K).transpose(1, 3, 0, 2, 4).reshape(B, Y, H, K).astype(query_BYHK.dtype)
