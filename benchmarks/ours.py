@@ -41,7 +41,7 @@ def method_program(arguments: argparse.Namespace, names: list[str]):
     return assemble(settings, names, backbone)
 
 
-def make_program(arguments: argparse.Namespace, names: list[str], teacher: str, padded: bool = False, micro: int = 0):
+def make_program(arguments: argparse.Namespace, names: list[str], teacher: str, padded: bool = False, micro: int = 0, smallest: int = 0):
     """The source stage over these tasks as run_train assembles it, from a Hugging Face folder; made-up teachers, or 'none'."""
     from mpt_jax.config import BackboneSettings, DataSettings, DistillationSettings, PromptSettings, Settings, TrainSettings
     from mpt_jax.model.backbone import load_backbone
@@ -52,6 +52,7 @@ def make_program(arguments: argparse.Namespace, names: list[str], teacher: str, 
         given |= {"micro_batch_size": arguments.batch, "input_buckets": (longest,), "target_buckets": (8,)}
     elif micro:
         given |= {"micro_batch_size": micro}
+    given |= {"smallest_micro_batch": smallest}
     chosen = BackboneSettings(arguments.backbone, "bytes", arguments.dtype)
     backbone = load_backbone(chosen)
     distillation = DistillationSettings(weight=0.0) if teacher == "none" else DistillationSettings(teacher_mode=teacher)
@@ -115,6 +116,7 @@ def main() -> None:
     add_side_arguments(parser)
     parser.add_argument("--teacher", default="none", choices=("none", "beside", "cached"))
     parser.add_argument("--micro", type=int, default=0, help="rows of a micro-batch; 0 = the package's default")
+    parser.add_argument("--smallest", type=int, default=0, help="rows of the smallest micro-batch; 0 = all have --micro")
     parser.add_argument("--padded", action="store_true", help="the whole batch at once, every row as long as the longest allowed")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--own_prompts", action="store_true", help="compute the prompt for each row, not for each task of a micro-batch")
@@ -131,7 +133,7 @@ def main() -> None:
     if arguments.method:
         program = method_program(arguments, names)
     else:
-        program = make_program(arguments, names, arguments.teacher, arguments.padded, arguments.micro)
+        program = make_program(arguments, names, arguments.teacher, arguments.padded, arguments.micro, arguments.smallest)
     step_fn, frozen, spec = program.step(), program.frozen, program.spec
     if arguments.teacher == "cached":
         source, taught_s, taught_rows = teach(program, source, steps[-1] + 1)

@@ -88,6 +88,8 @@ def main() -> None:
     sides = {"peft": ["benchmarks.peer_peft", *given], "ours": ["benchmarks.ours", *given]}
     if not arguments.small and not isinstance(config_of(arguments.size), T5Config):  # what a prompt computed once for each task brings
         sides["ours_own_prompts"] = [*sides["ours"], "--own_prompts"]
+    elif not arguments.small:  # what smaller micro-batches for long rows bring
+        sides["ours_smallest_2"] = [*sides["ours"], "--smallest", "2"]
     alternate.compare(arguments, "train_target", case, sides, summarise)
 
 

@@ -135,6 +135,20 @@ def test_embeddings_travel_with_their_rows(tmp_path):
         make_batch([mixed], 0, SPEC, 2)
 
 
+def test_smaller_micro_batches_for_long_rows_hold_the_same_rows_with_less_padding(streams):
+    spec = dataclasses.replace(SPEC, smallest_micro_batch=1, part_cost=4)
+    less = 0
+    for step in range(10):
+        whole, parts = make_batch(streams, step, SPEC, 3), make_batch(streams, step, spec, 3)
+        assert rows_of(parts.micro) == rows_of(whole.micro) and parts.rows == whole.rows
+        assert {len(micro["task_id_B"]) for micro in parts.micro} <= {4, 2, 1}
+        assert parts.input_padding <= whole.input_padding
+        less += parts.input_padding < whole.input_padding
+    assert less
+    with pytest.raises(UserError, match="smallest_micro_batch = 5: must be 0 .. micro_batch_size = 4"):
+        dataclasses.replace(SPEC, smallest_micro_batch=5)
+
+
 @pytest.mark.parametrize("prefetch", [0, 3])
 def test_iterator_resumes_exactly(streams, prefetch):
     straight = [make_batch(streams, step, SPEC, 3) for step in range(12)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from mpt_jax.config import MOST_ROWS, MOST_TOKENS
 from mpt_jax.data.cache import RowSource
+from mpt_jax.data.cutting import PART_COST, cut_rows, sizes_from
 from mpt_jax.data.sampler import Stream, draw
 from mpt_jax.data.vocabulary import EOS_ID
 from mpt_jax.errors import UserError
@@ -39,6 +40,8 @@ class BatchSpec:
     local_rows: rows of a micro-batch that this process needs, of several; the others' stay zeros. None = all.
     by_task: rows of a task come together (sorted by length within it), and a micro-batch names its different tasks, filled up to one of
     task_slots (ascending), or to a power of two.
+    smallest_micro_batch: long rows go in micro-batches of half, a quarter … of micro_batch_size, down to this, where less is computed then
+    (cutting.py; part_cost: see there). 0 = all have micro_batch_size.
     """
 
     input_length: int
@@ -51,11 +54,16 @@ class BatchSpec:
     task_slots: tuple[int, ...] = ()
     input_end: tuple[int, ...] = (EOS_ID,)
     target_end: tuple[int, ...] = (EOS_ID,)
+    smallest_micro_batch: int = 0
+    part_cost: int = PART_COST
 
     def __post_init__(self) -> None:
         for name, most in (("input_length", MOST_TOKENS), ("target_length", MOST_TOKENS), ("micro_batch_size", MOST_ROWS)):
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name} = {getattr(self, name)}: must be 1 .. {most:,}")
+        if not 0 <= self.smallest_micro_batch <= self.micro_batch_size:
+            message = f"smallest_micro_batch = {self.smallest_micro_batch}"
+            raise UserError(f"{message}: must be 0 .. micro_batch_size = {self.micro_batch_size}")
         inputs, targets = self.input_buckets or INPUT_BUCKETS, self.target_buckets or TARGET_BUCKETS
         object.__setattr__(self, "input_buckets", buckets(self.input_length, inputs))
         object.__setattr__(self, "target_buckets", buckets(self.target_length, targets))
@@ -100,8 +108,7 @@ def make_batch(streams: Sequence[Stream], step: int, spec: BatchSpec, num_bank_r
     """
     rows = _drawn_rows(streams, step, spec)
     order = _order(rows, spec)
-    size = spec.micro_batch_size
-    micro = [_gather(rows, order[start : start + size], spec) for start in range(0, len(order), size)]
+    micro = [_gather(rows, order[start : start + size], spec, size) for start, size in _cut(rows, order, spec)]
 
     def total(weight_B: np.ndarray | None) -> np.ndarray:
         return np.bincount(rows.task_id_B, weight_B, minlength=num_bank_rows).astype(np.float32)
@@ -143,7 +150,7 @@ def eval_batches(
         chosen = order[start : start + size]
         index_B = np.full(size, -1, np.int64)
         index_B[: len(chosen)] = row_B[chosen]
-        yield index_B, _gather(rows, chosen, spec)
+        yield index_B, _gather(rows, chosen, spec, size)
 
 
 class BatchIterator:
@@ -259,9 +266,15 @@ def _lengths(
     )  # fmt: skip
 
 
-def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec) -> MicroBatch:
-    """One micro-batch of the rows numbered `chosen`, zero-padded to the smallest buckets that fit."""
-    size = spec.micro_batch_size
+def _cut(rows: _Rows, order: np.ndarray, spec: BatchSpec) -> list[tuple[int, int]]:
+    """(first row, rows) of each micro-batch of the rows in their order."""
+    lengths = ((rows.input_length_B, spec.input_buckets), (rows.target_length_B, spec.target_buckets))
+    padded_B2 = np.stack([np.take(sizes, np.searchsorted(sizes, length_B[order])) for length_B, sizes in lengths], axis=1)
+    return cut_rows(padded_B2, sizes_from(spec.micro_batch_size, spec.smallest_micro_batch or spec.micro_batch_size), spec.part_cost)
+
+
+def _gather(rows: _Rows, chosen: np.ndarray, spec: BatchSpec, size: int) -> MicroBatch:
+    """One micro-batch of the rows numbered `chosen` and filler up to `size`, zero-padded to the smallest buckets that fit."""
     inputs_BL = np.zeros((size, _bucket(rows.input_length_B[chosen], spec.input_buckets)), np.int32)
     targets_BT = np.zeros((size, _bucket(rows.target_length_B[chosen], spec.target_buckets)), np.int32)
     task_id_B = np.zeros(size, np.int32)

@@ -147,8 +147,8 @@ def attend_segments(query_BYHK, segments: Sequence[Segment], scale: float, cap: 
     """softmax over the positions of all segments of ``scale`` query key^T, where visible: (B, Y, H, K). Softmax in float32.
 
     Segments are not joined: keys that all rows share (a prefix, B = 1) are held once, and a cache is not copied. ``cap``: logits become
-    cap * tanh(logits / cap). Heads stand in front of rows: then shared keys meet the queries of all rows in one product a head, whose result
-    needs no transposing.
+    cap * tanh(logits / cap). Heads stand in front of rows: then shared keys meet the queries of all rows in one product a head, and its
+    result needs no transposing.
     """
     (B, Y, H, K), J = query_BYHK.shape, segments[0].key_BZJK.shape[2]
     query_JBQK = query_BYHK.reshape(B, Y, J, H // J, K).transpose(2, 0, 3, 1, 4).reshape(J, B, -1, K)

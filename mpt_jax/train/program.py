@@ -15,6 +15,7 @@ from mpt_jax import sharding
 from mpt_jax.config import Settings
 from mpt_jax.data.batches import BatchSpec
 from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.cutting import PART_COST
 from mpt_jax.data.frame import Frame
 from mpt_jax.errors import UserError
 from mpt_jax.methods.method import HEAD, TEACHERS, Method, Start, backbone_of, part_of, places_for, split
@@ -145,11 +146,17 @@ def batch_spec(settings: Settings, backbone: Backbone, network: Network, mesh: M
     """How rows become micro-batches of a backbone's training on a mesh."""
     data = settings.data
     rows = sharding.whole_rows(mesh, data.micro_batch_size, "DataSettings.micro_batch_size")
+    smallest = data.smallest_micro_batch and sharding.whole_rows(mesh, data.smallest_micro_batch)
+    if 0 < smallest < rows and mesh is not None and mesh.is_multi_process:
+        name = f"DataSettings.smallest_micro_batch = {data.smallest_micro_batch}"
+        raise UserError(f"{name} works in one process, here are {jax.process_count()}: leave it out, or set it to {rows}.")
     frame = Frame() if shapes_only else backbone.vocabulary(data.cue).frame
+    decoder_only = family_of(backbone.config).decoder_only
     return BatchSpec(
-        input_length=data.input_length, target_length=data.target_length, micro_batch_size=rows,
+        input_length=data.input_length, target_length=data.target_length, micro_batch_size=rows, smallest_micro_batch=smallest,
+        part_cost=PART_COST + (settings.prompt.length if decoder_only else 0),  # whose prompts are computed once a micro-batch
         input_buckets=tuple(data.input_buckets), target_buckets=tuple(data.target_buckets),
-        local_rows=sharding.local_rows(mesh, rows), by_task=family_of(backbone.config).decoder_only or network.changes_inside,
+        local_rows=sharding.local_rows(mesh, rows), by_task=decoder_only or network.changes_inside,
         input_end=frame.input_end, target_end=frame.target_end,
     )  # fmt: skip
 
