@@ -80,7 +80,7 @@ def test_micro_batches_equal_the_whole_batch(caches, distillation):
     """Tolerance 1e-5 on parameters after three updates, float32."""
     bank = new_bank(2, 2)
     results = []
-    for spec in (SPEC, BatchSpec(16, 8, 16, (16,)), BatchSpec(16, 8, 3, (8,))):
+    for spec in (SPEC, BatchSpec(16, 8, 16, (16,)), BatchSpec(16, 8, 4, (8,), smallest_micro_batch=1, part_cost=4)):
         step_fn, state, frozen = make_step(bank, distillation, TEACHER)
         state, metrics = train(step_fn, state, frozen, streams(caches, 2), 4, spec=spec)
         results.append((state.trainable, sums_of(step_fn, metrics)))
