@@ -2,8 +2,8 @@
 
     python -m benchmarks.padding
 
-Prints a Markdown table over 40 steps of the benchmarks' rows: encoder positions, 100 prompt vectors included, per real one; micro-batches of
-a step; and how many programs their shapes make.
+Prints a Markdown table over 40 steps of the benchmarks' rows: encoder positions, 100 prompt vectors included, per real one; micro-batches
+of a step; and how many programs their shapes make.
 """
 
 import tempfile
