@@ -129,7 +129,11 @@ def flags() -> set[str]:
     own = {flag for rows in OWN.values() for flag, _ in rows} | {flag for flag, _ in PROCESSES}
     own |= {flag for command in COMMANDS for flag in macros_of(command)} | {"--help", "--version", "--gin_file", "--gin_search_paths"}
     files = [path for folder in ("launch", "benchmarks", "mpt_jax/serving") for path in (ROOT / folder).rglob("*.py")]
-    return own | {flag for path in files for flag in re.findall(r"(?<![\w-])--[a-z]\w*", path.read_text())}
+    for text in (path.read_text() for path in files):
+        own |= set(re.findall(r"(?<![\w-])--[a-z]\w*", text))
+        if 'f"--{name}"' in text:  # flags of a table
+            own |= {f"--{name}" for name in re.findall(r'"([a-z]\w*)"', text)}
+    return own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
