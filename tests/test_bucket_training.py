@@ -97,11 +97,11 @@ def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_no
 @pytest.mark.slow
 def test_a_bucket_that_cannot_be_used_is_refused_before_the_first_step(world, tmp_path, capsys, monkeypatch):
     server, macros = world
+    macros["MIXTURE_OR_TASK_MODULE"] = str(tmp_path / "up" / "my_tasks.py")
     assert main(arguments("train", "teacher.gin", macros, MODEL_DIR="gs://elsewhere/run")) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("mpt-jax: 'gs://elsewhere/run' cannot be used: there is no bucket 'elsewhere'")
     server.stop()
-    macros["MIXTURE_OR_TASK_MODULE"] = str(tmp_path / "up" / "my_tasks.py")
     assert main(arguments("train", "teacher.gin", macros, MODEL_DIR="gs://b/r")) == 2
     assert "does not answer" in capsys.readouterr().err
     server.start()

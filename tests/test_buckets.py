@@ -66,6 +66,9 @@ def test_files_and_folders_come_as_they_are_and_again_where_they_change(address,
     buckets.write(f"{address}/a.txt", b"one")
     buckets.write(f"{address}/sub/b.txt", b"two")
     assert Path(buckets.here("X", f"{address}/a.txt")).read_text() == "one"
+    for end in (b"x", b"\n", b"\r", b"\r\n"):
+        buckets.write(f"{address}_ends", b"a\r\n\0\xff" + end)
+        assert buckets.read(f"{address}_ends") == b"a\r\n\0\xff" + end
     assert texts(buckets.here("X", address)) == {"a.txt": "one", "sub/b.txt": "two"}
     buckets.write(f"{address}/a.txt", b"three")
     buckets.remove(address, ["sub/b.txt"])
