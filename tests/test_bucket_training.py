@@ -94,7 +94,7 @@ def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_no
     assert not list(Path().glob("gs:*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bucket_that_cannot_be_used_is_refused_before_the_first_step(world, tmp_path, capsys, monkeypatch):
     server, macros = world
     macros["MIXTURE_OR_TASK_MODULE"] = str(tmp_path / "up" / "my_tasks.py")
