@@ -170,9 +170,7 @@ class DataSettings:
 
     batch_size: int = 32  # examples per run and step [DPT, ATTEMPT]
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
-    # long rows of a batch go in micro-batches of half, a quarter … of that size, down to this, where less is padded then: faster steps,
-    # more programs to compile; 0 = all have micro_batch_size [ours]
-    smallest_micro_batch: int = 0
+    smallest_micro_batch: int = 0  # long rows go in smaller ones, of half that size and so on down to this; 0 = all are alike [ours]
     cue: str = ""  # CUE: text between input and target of a decoder-only backbone, for example '\nAnswer:'
     # tokens kept of inputs and targets, EOS included; {} = LENGTHS in training, those of training in eval and infer
     feature_lengths: dict = dataclasses.field(default_factory=dict)
@@ -198,9 +196,8 @@ class DataSettings:
             raise UserError(f"{message}; it takes {{'inputs': tokens, 'targets': tokens}}.")
         checks.set_paths(self, {"cache_dir": "CACHE_DIR"}, buckets.SCHEMES)
         checks.check_texts("DataSettings.cue (CUE)", self.cue)
-        limits = {"batch_size": (1, MOST_ROWS), "micro_batch_size": (1, MOST_ROWS), "prefetch": (1, MOST_AHEAD)}
-        limits["smallest_micro_batch"] = (0, self.micro_batch_size)
-        for name, (low, high) in {**limits, "mixing_cap": (1, math.inf), "k_shot": (0, 1_000_000)}.items():
+        limits = {"batch_size": (1, MOST_ROWS), "micro_batch_size": (1, MOST_ROWS), "smallest_micro_batch": (0, self.micro_batch_size)}
+        for name, (low, high) in {**limits, "prefetch": (1, MOST_AHEAD), "mixing_cap": (1, math.inf), "k_shot": (0, 1_000_000)}.items():
             checks.check_range(f"DataSettings.{name}", getattr(self, name), low, high)
         for feature, length in self.feature_lengths.items():
             if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= MOST_TOKENS:

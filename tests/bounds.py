@@ -16,7 +16,6 @@ def within_bounds() -> Iterator[None]:
 
     What the process holds before is not the code's under test: the garbage collector, which would walk it again and again, leaves it alone.
     """
-    gc.collect()
     gc.freeze()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,6 +1,7 @@
 """What tests share."""
 
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def compiled_once(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def let_go():
+    """What a file of tests compiled goes with it: a worker that keeps all of it takes gigabytes, which every collection walks."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_a_prompt_shared_by_rows_is_one_for_each(name):
     np.testing.assert_allclose(found["prompt"], added, rtol=0, atol=1e-5 * np.abs(added).max())
     one, alone = gradient(network, weights, rows(slots=(0, 0, 0)), own(shared_UPD[:1]))
     same, twice = gradient(network, weights, rows(slots=(0, 0, 0)), own(shared_UPD))
-    np.testing.assert_allclose(one, same, rtol=1e-6)
+    np.testing.assert_allclose(one, same, rtol=1e-5)  # one product for all rows, or one a row
     np.testing.assert_allclose(alone["prompt"], twice["prompt"][:1], rtol=0, atol=1e-5 * np.abs(added).max())
     assert not np.any(twice["prompt"][1])
 
