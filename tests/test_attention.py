@@ -19,6 +19,7 @@ def arrays(seed: int, *shapes):
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
+@pytest.mark.slow
 def test_attending_to_states_equals_attending_to_their_keys_and_values():
     """float32, values and gradients towards queries and states, with masked positions: within 1e-4 of values near 10."""
     query, states, key, value = arrays(0, (2, 3, 4, 8), (2, 7, 16), (16, 4, 8), (16, 4, 8))

@@ -85,7 +85,7 @@ def check(found: dict, expected: dict) -> None:
     np.testing.assert_array_equal(found["tokens"], expected["tokens"])
 
 
-@pytest.mark.parametrize("prompted", [False, True])
+@pytest.mark.parametrize("prompted", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_golden_values_of_transformers(name, prompted):
     golden = np.load(GOLDEN)
@@ -103,7 +103,7 @@ WINDOWED = "gemma3"  # windows, full layers, norms of queries and keys, scaled e
 SLOW_WINDOWED = pytest.param(WINDOWED, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", WINDOWED])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gemma2")), WINDOWED])
 def test_steps_give_the_logits_of_the_whole(name):
     config = CONFIGS[name]
     network, mine, some = case(config, True)

@@ -234,6 +234,7 @@ def test_greedy_answers_of_mixed_tasks_are_ours_in_transformers_and_ctranslate2(
     check_engines(tmp_path, T5[kind], piece_file(), ct2=kind != "umt5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes_tied", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama_tied", "gemma_untied"))])
 def test_greedy_answers_of_decoder_only_models(kind, tmp_path):
     config, tokenizer = OTHERS[kind]

@@ -188,6 +188,7 @@ def test_ranking_answers_with_labels(model, cache, other, table, method):
         assert ranked[number].predictions == [labels[best] for best in best_B]
 
 
+@pytest.mark.slow
 def test_ranking_equals_decoding_where_it_gives_a_label(model, cache, table):
     """A model tuned for a moment, so that most of its answers are labels."""
     letters_task()

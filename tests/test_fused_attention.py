@@ -46,10 +46,10 @@ def values_and_gradients(function, inputs, bias, weight):
     return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, *back(weight)))
 
 
-SLOW_CASES = ((3, 64, "key"), (6, 32, "position"), (2, 128, "both"))
+LONG_CASES = [pytest.param(*case, marks=pytest.mark.long) for case in ((3, 64, "key"), (6, 32, "position"), (2, 128, "both"))]
 
 
-@pytest.mark.parametrize("H, K, parts", [(4, 64, "both"), *(pytest.param(*case, marks=pytest.mark.long) for case in SLOW_CASES)])
+@pytest.mark.parametrize("H, K, parts", [pytest.param(4, 64, "both", marks=pytest.mark.slow), *LONG_CASES])
 def test_the_kernel_gives_what_products_give(H, K, parts):
     """Lengths that no tile divides; heads two to a program, all in one, four that do not divide six, one each."""
     inputs, bias, weight = arrays(2, 13, 37, H, K)

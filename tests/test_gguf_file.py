@@ -289,7 +289,7 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc to measure memory")
-@pytest.mark.parametrize("kind, dtype", [("Q4_0", "float32"), ("F16", "float32")])
+@pytest.mark.parametrize("kind, dtype", [("Q4_0", "float32"), pytest.param("F16", "float32", marks=pytest.mark.long)])
 def test_peak_memory_is_the_model_and_1_3_times_its_largest_array(kind, dtype, tmp_path):
     config = smaller("llama", vocab_size=16_384, d_model=512, num_layers=12, head_dim=64, num_heads=8, d_ff=1024, logits_via_embedding=True)
     params = flat_params(config)

@@ -78,6 +78,7 @@ def test_a_detached_job_is_found_and_stopped_by_its_name_alone(target, tmp_path)
     assert target.act("stop", name="other")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_launcher_killed_anywhere_leaves_a_job_that_another_one_stops(target, tmp_path):
     """kill -9 after each call that it makes; no create call lacks a limit (the stand-ins refuse one that does)."""
     moments = {"tpu": ["create", "describe", "scp", "install.sh", "run.sh"], "k8s": ["create", "get", "logs"]}

@@ -378,6 +378,7 @@ def test_cache_writes_what_training_reads(capsys, world, tmp_path):
     assert len(list(tmp_path.rglob("meta.json"))) == 1
 
 
+@pytest.mark.slow
 def test_finetuning_writes_a_backbone_that_can_be_used(capsys, world, folder):
     run = folder / "finetuned"
     assert main(arguments("train", "finetune.gin", world, TASKS=["digit"], MODEL_DIR=str(run))) == 0

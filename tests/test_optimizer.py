@@ -62,6 +62,7 @@ def test_a_group_among_others_is_the_group_alone(name):
             np.testing.assert_allclose(array, of_group(flat, g)[path], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_adamw_is_optax_adamw_with_clipping():
     settings = OptimizerSettings(schedule="constant", warmup_steps=0, weight_decay=0.01, learning_rate=0.1)
     ours = make_optimizer(settings, 10, 1, PARTS, {"prompt": 0.1, "factors": 0.1})

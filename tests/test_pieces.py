@@ -182,7 +182,7 @@ def test_special_tokens_that_a_model_does_not_embed_are_left_out(tmp_path):
         Backbone("x", CausalConfig("small", size - 7, 8, 1, 1, 1, 8, 8), {}, str(tmp_path), "").vocabulary()
 
 
-@pytest.mark.parametrize("kind", ["bytes_cut", "llama"])
+@pytest.mark.parametrize("kind", [pytest.param("bytes_cut", marks=pytest.mark.slow), "llama"])
 def test_seqio_has_the_same_ids(kind, tmp_path):
     pytest.importorskip("seqio")
     import tensorflow as tf

@@ -312,6 +312,7 @@ def test_bad_rows_stop_before_anything_is_written(run_dir, tmp_path, sst2, text,
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_trained_the_backbone(tmp_path, described):
     trained = flatten(weights(CONFIG, 3))
     trainable = {f"backbone/{path}": np.asarray(array) for path, array in trained.items()}

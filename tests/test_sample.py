@@ -116,6 +116,7 @@ def test_seeds_and_temperatures_are_data():
     assert sample_decode._cache_size() == before
 
 
+@pytest.mark.slow
 def test_beams_answer_requests():
     config = tiny.t5(vocab_size=384)
     inputs = [[5, 9, 20], [7], [30, 31]]

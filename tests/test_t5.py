@@ -145,6 +145,7 @@ def test_a_token_at_a_time_gives_the_logits_of_the_whole_pass():
         token_B = targets_BT[:, position]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "layers"])
 def test_dropout_of_each_layer_and_only_where_bits_are_given(remat):
     config = dataclasses.replace(V1_1, num_decoder_layers=3)

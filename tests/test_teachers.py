@@ -46,10 +46,10 @@ def train(settings, stream_list, steps=4):
     return state.trainable, sums_of(step_fn, metrics)
 
 
-SLOW_CASES = (("last", "all"), ("none", "inputs"))
+LONG_CASES = [pytest.param(*case, marks=pytest.mark.long) for case in (("last", "all"), ("none", "inputs"))]
 
 
-@pytest.mark.parametrize("hidden, positions", [("last", "inputs"), *(pytest.param(*case, marks=pytest.mark.long) for case in SLOW_CASES)])
+@pytest.mark.parametrize("hidden, positions", [pytest.param("last", "inputs", marks=pytest.mark.slow), *LONG_CASES])
 def test_whole_distributions_and_float32_states_equal_the_teacher_beside(caches, tmp_path, hidden, positions):
     """Tolerance 1e-5 on parameters after four updates."""
     settings = dataclasses.replace(EXACT, hidden=hidden, hidden_positions=positions)

@@ -67,6 +67,7 @@ def test_what_is_reported_is_what_is_minimised(caches, positions):
     assert loss == pytest.approx(sum(reported.values()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_groups_loss_is_divided_by_its_own_counts(caches):
     """Two groups: the loss is the sum of each group's mean, though one has four times the tokens of the other."""
     stream_list = streams(caches, 2)
