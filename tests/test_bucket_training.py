@@ -44,7 +44,7 @@ def source(macros: dict, steps: int, run: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "kills, steps", [pytest.param(2, 100, marks=pytest.mark.slow, id="2"), pytest.param(10, 400, marks=pytest.mark.long, id="10")]
+    "kills, steps", [pytest.param(2, 100, marks=pytest.mark.long, id="2"), pytest.param(10, 400, marks=pytest.mark.long, id="10")]
 )
 def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_not(world, tmp_path, monkeypatch, capsys, kills, steps):
     server, macros = world

@@ -406,7 +406,7 @@ def test_a_wait_that_is_not_a_number_is_refused_before_anything_happens(tmp_path
             pass
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bucket_that_goes_away_is_told_once_and_filled_when_it_is_back(tmp_path, monkeypatch, capsys):
     server = Server("gs", tmp_path / "objects")
     server.start()

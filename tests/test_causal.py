@@ -100,7 +100,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name, prompted, tmp_
 
 
 WINDOWED = "gemma3"  # windows, full layers, norms of queries and keys, scaled embeddings: what can go wrong in a cache
-SLOW_WINDOWED = pytest.param(WINDOWED, marks=pytest.mark.slow)
+LONG_WINDOWED = pytest.param(WINDOWED, marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gemma2")), WINDOWED])
@@ -133,7 +133,7 @@ def loss(network: Network, weights: dict, some: Rows, mine: dict, dropout_rng=No
 gradient = jax.jit(jax.value_and_grad(loss, argnums=3), static_argnums=0)
 
 
-@pytest.mark.parametrize("name", ["qwen2", SLOW_WINDOWED])
+@pytest.mark.parametrize("name", ["qwen2", LONG_WINDOWED])
 def test_a_prompt_shared_by_rows_is_one_for_each(name):
     """U = 2 prompts for 3 rows: the same loss and, added up over its rows, the same gradient as with a prompt for each row."""
     network, weights, shared_UPD = given(CONFIGS[name]), params(CONFIGS[name]), prompts()
@@ -193,7 +193,7 @@ def test_an_input_of_one_token_and_a_row_that_only_fills_up():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", SLOW_WINDOWED])
+@pytest.mark.parametrize("name", ["llama", LONG_WINDOWED])
 def test_bfloat16_is_near_float32(name):
     config, some, mine = CONFIGS[name], rows(slots=SLOTS), own(prompts())
     # weights of half the size: attention is less of a choice between one key and another, which rounding may turn
@@ -239,7 +239,7 @@ LABELS = Labels(np.array([[7, 1, 0], [7, 8, 1], [30, 1, 0]], np.int32), np.array
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3", SLOW_WINDOWED])
+@pytest.mark.parametrize("name", ["qwen3", LONG_WINDOWED])
 def test_labels_are_ranked_over_one_prefix(name):
     """Log-probabilities of each label are those of a pass over prompt, input and label; the walk chooses as greedy decoding would."""
     config = CONFIGS[name]

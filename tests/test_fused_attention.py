@@ -114,7 +114,7 @@ def on_meshes() -> None:
     print(json.dumps({"devices": len(jax.devices())}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kernel_on_meshes():
     here = Path(__file__).parent
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

@@ -118,8 +118,11 @@ def train(world, name, **macros):
     return str(world / name)
 
 
+LONG = ("no_decomposition", "rank", "mrqa", "prompt_length", "nlg")  # stages and settings that other files train, too
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(WANTED))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in sorted(WANTED)])
 def test_some_steps_of_each_file_end_in_a_report(name, world, monkeypatch, capfd):
     monkeypatch.setattr(reading, "DEV_ROWS", 2)
     monkeypatch.setenv(location.DATA_FOLDER, "")  # what the command sets is taken back

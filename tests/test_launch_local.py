@@ -168,7 +168,7 @@ def test_the_real_command_in_two_processes():
     assert done.returncode == 2 and "no_such_task" in done.stdout and "mpt-jax: " in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_that_is_told_to_end_continues_to_what_one_process_trains(tmp_path, table):
     """The launcher passes SIGTERM on, both processes save, the launcher ends with 83; started again it finishes: 1e-5, float32."""
     world = write_world(tmp_path) | {"TASKS": ["vowel"], "LEARNING_RATE": 0.02, "TrainSettings.score_tasks": False}

@@ -75,7 +75,7 @@ def test_one_compilation_for_each_bucket(caches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distillation", [None, DISTILLATION])
+@pytest.mark.parametrize("distillation", [pytest.param(None, marks=pytest.mark.long), DISTILLATION])
 def test_micro_batches_equal_the_whole_batch(caches, distillation):
     """Tolerance 1e-5 on parameters after three updates, float32."""
     bank = new_bank(2, 2)
