@@ -8,15 +8,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mpt_jax.infer import published
+from mpt_jax.run_folder import FREE_TO_CHANGE
 
-# settings in which the runs of one line may differ: folders, tasks' lengths and steps, what changes no number
+# settings in which the runs of one line may differ, besides those that change no number: tasks' lengths, steps, rates and starts
 FREE = {
-    "train": ("model_dir", "train_steps", "seeds", "eval_steps", "eval_rows", "checkpoint_steps", "log_steps", "eval_batch_size",
-              "skip_damaged_checkpoints", "allow_unfinished", "patience"),
-    "data": ("feature_lengths", "cache_dir", "trust_caches", "prefetch", "micro_batch_size", "input_buckets", "target_buckets"),
+    "train": ("train_steps", "seeds", "eval_steps", "eval_rows", "eval_batch_size", "patience"),
+    "data": ("feature_lengths", "micro_batch_size", "smallest_micro_batch", "input_buckets", "target_buckets"),
     "prompt": ("init_text", "transfer_task"),
     "optimizer": ("learning_rate", "factor_learning_rate", "warmup_steps"),
-}  # fmt: skip
+}
 UNREAD = ("mesh",)
 
 
@@ -53,9 +53,10 @@ def _made(run: dict) -> str:
     """How a run was made, apart from its tasks and seeds."""
     settings = {part: values for part, values in (run.get("settings") or {}).items() if part not in UNREAD}
     kept = {
-        part: {name: value for name, value in values.items() if name not in FREE.get(part, ())} if isinstance(values, dict) else values
+        part: {name: value for name, value in values.items() if name not in (*FREE_TO_CHANGE, *FREE.get(part, ()))}
+        if isinstance(values, dict) else values
         for part, values in settings.items()
-    }
+    }  # fmt: skip
     told = [run["stage"], run.get("method"), run["backbone"], run["parameters"].get("per_task"), kept]
     return json.dumps(told, sort_keys=True)
 
