@@ -9,6 +9,8 @@ import json
 import re
 from pathlib import Path
 
+from mpt_jax.infer.report import markdown
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -79,8 +81,8 @@ def methods_table(lines: list[dict]) -> str:
 
 def _given(line: dict) -> str:
     names = list(dict.fromkeys(name for row in line["rows"] for name in row))
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *([str(row.get(name, "")) for name in names] for row in line["rows"])]
-    return f"**{line['case']}**, {line['machine']['cpu']}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    rows = [[str(row.get(name, "")) for name in names] for row in line["rows"]]
+    return f"**{line['case']}**, {line['machine']['cpu']}\n\n" + markdown([names, *rows], 1)
 
 
 def _percent(share: float | None) -> str:

@@ -16,6 +16,7 @@ from benchmarks.study.data import TARGETS
 from benchmarks.study.lines import noted
 from benchmarks.table import marked
 from mpt_jax.infer.figures import COLOURS, DASHES, QUIET, STYLE
+from mpt_jax.infer.report import markdown
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE, PICTURE = ROOT / "docs" / "study.md", ROOT / "docs" / "study.svg"
@@ -78,11 +79,6 @@ def _shots(number: int) -> str:
     return f"{number} shots" if number else "all rows"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
-
-
 def means_table(found: dict, told: dict[str, dict[str, float]], ways: list[str]) -> str:
     """Mean over the targets, by way and shots."""
     rows = []
@@ -91,7 +87,7 @@ def means_table(found: dict, told: dict[str, dict[str, float]], ways: list[str])
         rows.append([way, *(f"{cell[0]:.1f} ± {cell[1]:.1f} ({cell[2]})" if cell else "" for cell in cells)])
     for way, by_target in told.items():
         rows.append([f"{way}, not trained", f"{np.mean(list(by_target.values())):.1f}", "", "", ""])
-    return _table(["start", *map(_shots, SHOTS)], rows)
+    return markdown([["start", *map(_shots, SHOTS)], *rows], 1)
 
 
 def targets_table(found: dict, told: dict[str, dict[str, float]], ways: list[str], shots: int) -> str:
@@ -103,7 +99,7 @@ def targets_table(found: dict, told: dict[str, dict[str, float]], ways: list[str
         if any(by_target):
             rows.append([way, *(f"{np.mean(values):.1f} ± {np.std(values):.1f}" if values else "" for values in by_target)])
     rows += [[f"{way}, not trained", *(f"{by_target[target]:.1f}" for target in TARGETS)] for way, by_target in told.items()]
-    return _table([_shots(shots), *TARGETS], rows)
+    return markdown([[_shots(shots), *TARGETS], *rows], 1)
 
 
 def differences_table(found: dict, told: dict[str, dict[str, float]], ways: list[str]) -> str:
@@ -119,7 +115,7 @@ def differences_table(found: dict, told: dict[str, dict[str, float]], ways: list
                 cells.append(f"{cell[0]:+.1f} [{cell[1]:+.1f}, {cell[2]:+.1f}] ({cell[3]})" if cell else "")
             if any(cells):
                 rows.append([f"{ours} − {way}", *cells])
-    return _table(["difference", *map(_shots, SHOTS)], rows)
+    return markdown([["difference", *map(_shots, SHOTS)], *rows], 1)
 
 
 def sources_table(results: Path) -> str:
@@ -132,7 +128,7 @@ def sources_table(results: Path) -> str:
         [run, *(f"{by_task[name]:.1f}" if name in by_task else "" for name in names), f"{np.mean(list(by_task.values())):.1f}"]
         for run, by_task in found.items()
     ]
-    return _table(["source run", *names, "mean"], rows)
+    return markdown([["source run", *names, "mean"], *rows], 1)
 
 
 def draw(path: Path, found: dict, lines: list[dict], told: dict[str, dict[str, float]], ways: list[str], split: str) -> None:
