@@ -328,3 +328,13 @@ def test_a_slice_that_is_too_small_gets_another_mesh(tmp_path):
     other = report["would_fit"]
     assert other["live_bytes"] < 16 * GIB and "--mesh_data 4 --mesh_fsdp 1 --mesh_tensor 1" not in other["settings"]
     assert "DOES NOT FIT in 16 GiB" in render(report) and other["settings"] in render(report)
+
+
+@libtpu
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_compiles_for_a_tpu_slice(name):
+    prepare("v5e:2x2")
+    where = topology("v5e:2x2")
+    report = compile_report(stage_of_method(name, make_mesh(MeshSettings(fsdp=2), where.devices)), where, decode=False)
+    assert report["fits"] and report["train"]["products_with_the_shape_of_a_weight"] == 0

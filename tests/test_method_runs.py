@@ -82,13 +82,18 @@ def test_methods_that_start_from_prompts_are_these():
     assert {name for name in NAMES if method_named(name).from_source == MUST} == {"spot", "attempt", "vectors"}
 
 
-@pytest.mark.slow
-def test_eight_devices_train_what_one_does(tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["lora", "prefix"], marks=pytest.mark.slow),  # a module's product and a stack's keys; the bank is in test_sharding.py
+        pytest.param(["ia3", "bitfit", "adapter", "dept", "attempt", "vectors"], marks=pytest.mark.long),
+    ],
+)
+def test_eight_devices_train_what_one_does(names, tmp_path):
     """Parameters after two updates on a mesh of 2 x 2 x 2: 1e-5, float32."""
     here = Path(__file__).parent
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    names = ["lora", "prefix"]  # a module's product and a stack's keys; the bank is in test_sharding.py
     command = [sys.executable, str(here / "methods_mesh.py"), str(tmp_path), *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
