@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mpt_jax.errors import UserError
 
 REFERENCE = re.compile(r"(^|[\[({,:=\s])[@%]\w")  # @configurable() and %MACRO are gin's own
+WHOLE_REFERENCE = re.compile(r"[@%][\w./]+(\(\))?")
 ENTRY = re.compile(r"\s*['\"]?([A-Za-z_]\w*)['\"]?\s*[:=]\s*([^,{}:=]+?)\s*")
 # kinds of fields that take nothing else: what is expected, and an example
 EXPECTED = {
@@ -23,6 +24,9 @@ EXPECTED = {
 LIST = ("a list with matching quotes and brackets", "a,b")
 TEXT = ("a text with matching quotes", "text, without quotes")
 MIXED = set("'\"[](){}")
+WORDS = "words"
+Words = typing.Annotated[str, WORDS]  # a text that a model reads
+WordsOfTasks = typing.Annotated[str | dict, WORDS]  # the same, or one for each task
 
 
 class Binding(NamedTuple):
@@ -44,6 +48,8 @@ def as_gin(flag: str, text: str, hint: typing.Any = None) -> str:
 
     Raises UserError that names flag and value, and says what to type, where the text can mean several things or nothing.
     """
+    if WORDS in getattr(hint, "__metadata__", ()):
+        return _words(flag, text, _kinds(typing.get_args(hint)[0]))
     kinds = _kinds(hint)
     text = text.strip()
     if REFERENCE.search(text):
@@ -55,6 +61,31 @@ def as_gin(flag: str, text: str, hint: typing.Any = None) -> str:
     except (RecursionError, MemoryError) as error:
         raise _ambiguous(flag, text, kinds) from error
     return _typed(flag, text, value, kinds)
+
+
+def _words(flag: str, text: str, kinds: set[type]) -> str:
+    r"""A text that a model reads, with its white space; `\n` is a line break. In quotes or braces it is as Python reads it."""
+    bare = text.strip()
+    if WHOLE_REFERENCE.fullmatch(bare):
+        return bare
+    if not bare.startswith(("'", '"')) and not (dict in kinds and bare.startswith("{")):
+        return repr(_with_line_breaks(text))
+    try:
+        value = ast.literal_eval(bare)
+    except (ValueError, SyntaxError, TypeError) as error:
+        if not bare.startswith("{"):
+            raise _ambiguous(flag, text, {str}) from error
+        quoted = set("'\"") & set(bare)
+        value = {task: words if quoted else _with_line_breaks(str(words)) for task, words in _dict(flag, bare, kinds).items()}
+    except (RecursionError, MemoryError) as error:
+        raise _ambiguous(flag, text, {str}) from error
+    if not isinstance(value, str | dict):
+        raise _ambiguous(flag, text, {str})
+    return repr(value)
+
+
+def _with_line_breaks(text: str) -> str:
+    return text.replace("\\n", "\n")
 
 
 def _kinds(hint: typing.Any) -> set[type]:

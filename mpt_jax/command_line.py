@@ -317,7 +317,7 @@ def _gin_binding(word: str, command: str) -> Binding:
     read_elsewhere = any(field.partition(".")[0] in known for field in fields)
     if read_elsewhere and not _reads(command, fields):  # no error: bindings are often given to several commands alike
         print(f"--gin.{name}: {command} does not read this setting, it changes nothing here", file=sys.stderr)
-    return Binding(name, text.strip(), f"--gin.{name}")
+    return Binding(name, text, f"--gin.{name}")
 
 
 def _flag(typed: str, command: str, options: dict[str, argparse.Action]) -> str:

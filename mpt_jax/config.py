@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from mpt_jax import buckets, checks, paths
+from mpt_jax import bindings, buckets, checks, paths
 from mpt_jax.computation import Computation
 from mpt_jax.errors import UserError
 
@@ -67,7 +67,7 @@ class PromptSettings:
     init_vocabulary_rows: int = 5000  # sampled from the first so many embeddings [ATTEMPT]
     init_uniform_scale: float = 0.5  # U(-s, s) [PT-JAX, ATTEMPT]
     # for init = 'text': its token embeddings, repeated to the length [PT-JAX from_string]; {task: text} gives each task its own
-    init_text: str | dict = ""
+    init_text: bindings.WordsOfTasks = ""
     init_file: str = ""  # for init = 'file': one prompt (P, D) in .npy, .npz, a PEFT adapter or a T5X checkpoint
     # 'ones' | 'normal'. 'ones': P_k = P* at the start, so that gradients to P* have full scale [ours; PEFT: N(0, 0.02)]
     factor_init: str = "ones"
@@ -171,7 +171,7 @@ class DataSettings:
     batch_size: int = 32  # examples per run and step [DPT, ATTEMPT]
     micro_batch_size: int = 8  # rows padded together; the optimiser sees the whole batch in any case [ours]
     smallest_micro_batch: int = 0  # long rows go in smaller ones, of half that size and so on down to this; 0 = all are alike [ours]
-    cue: str = ""  # CUE: text between input and target of a decoder-only backbone, for example '\nAnswer:'
+    cue: bindings.Words = ""  # CUE: text between input and target of a decoder-only backbone, for example '\nAnswer:'
     # tokens kept of inputs and targets, EOS included; {} = LENGTHS in training, those of training in eval and infer
     feature_lengths: dict = dataclasses.field(default_factory=dict)
     input_buckets: list | tuple = ()  # padded lengths below the limit; () = those of data/batches.py. Fewer compile less and pad more

@@ -121,7 +121,7 @@ def _given_settings(method: "Method") -> typing.Any:
 
 def _hints(config: str) -> dict[str, object]:
     """Types of the fields by name, ``PromptSettings.length``, and of the macros that fill one in the given bindings."""
-    hints = {f"{cls.__name__}.{name}": hint for cls in SETTINGS for name, hint in typing.get_type_hints(cls).items()}
+    hints = {f"{cls.__name__}.{name}": hint for cls in SETTINGS for name, hint in typing.get_type_hints(cls, include_extras=True).items()}
     filled = re.findall(r"^(?:.*/)?(\w+\.\w+) = (?:\\\n\s*)?%(\w+)$", config, re.M)
     return hints | {macro: hints[field] for field, macro in filled if field in hints}
 

@@ -1,8 +1,10 @@
 """Values of settings as one types them, and what can mean several things or nothing."""
 
+import ast
+
 import pytest
 
-from mpt_jax.bindings import Binding, as_gin
+from mpt_jax.bindings import Binding, Words, WordsOfTasks, as_gin
 from mpt_jax.errors import UserError
 
 LIST, NUMBERS = list | tuple, float | list | tuple
@@ -79,6 +81,41 @@ def test_what_means_nothing_is_named_with_what_to_type(text, hint, said):
         as_gin("--name", text, hint)
     message = str(raised.value)
     assert message.startswith(f"--name={text[:80]}") and said in message and len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "text, hint, value",
+    [
+        ("\nAnswer:", Words, "\nAnswer:"),
+        (r"\nAnswer:", Words, "\nAnswer:"),
+        (r"'\nAnswer:'", Words, "\nAnswer:"),
+        ("Answer: ", Words, "Answer: "),
+        (" ", Words, " "),
+        ("", Words, ""),
+        ("5", Words, "5"),
+        ("[a, b]", Words, "[a, b]"),
+        ("{a: b}", Words, "{a: b}"),
+        ("mail me @home, 5 %off", Words, "mail me @home, 5 %off"),
+        (r' "a\\nb" ', Words, r"a\nb"),
+        (r" is it good?\n", WordsOfTasks, " is it good?\n"),
+        ("1, 2", WordsOfTasks, "1, 2"),
+        (r"{rte: true\nor false}", WordsOfTasks, {"rte": "true\nor false"}),
+        (r"{'rte': ' is it good?\n'}", WordsOfTasks, {"rte": " is it good?\n"}),
+        (r"{rte: ' true?\n', cb: yes}", WordsOfTasks, {"rte": " true?\n", "cb": "yes"}),
+    ],
+)
+def test_what_a_model_reads_keeps_its_white_space_and_line_breaks(text, hint, value):
+    assert ast.literal_eval(as_gin("--cue", text, hint)) == value
+
+
+def test_a_macro_may_stand_for_what_a_model_reads():
+    assert as_gin("--cue", "%MY_CUE", Words) == "%MY_CUE"
+
+
+@pytest.mark.parametrize("text", ["'Answer:", "'a', 'b'", '"yes" or "no"'])
+def test_quotes_around_what_a_model_reads_have_to_match(text):
+    with pytest.raises(UserError, match="a text with matching quotes is expected; type --cue=text, without quotes"):
+        as_gin("--cue", text, Words)
 
 
 def test_gins_own_way_of_writing_is_a_setting_too():

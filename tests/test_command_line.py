@@ -88,6 +88,14 @@ def test_flags_are_the_same_settings_as_gin_bindings():
     assert flags[0].seeds == [1, 2] and flags[0].stage == "fewshot" and "SEED = [1, 2]" in flags[3]
 
 
+@pytest.mark.parametrize(
+    "typed", [("--cue", r"\nAnswer: "), ("--cue=\nAnswer: ",), ("--gin.CUE=\nAnswer: ",), (r"--gin.DataSettings.cue='\nAnswer: '",)]
+)
+def test_a_cue_keeps_its_line_break_and_blanks(typed):
+    _, data, *_ = settings_of(*GOOD, *typed)
+    assert data.cue == "\nAnswer: "
+
+
 def test_what_is_typed_last_counts_and_files_come_after_the_stage(tmp_path):
     (tmp_path / "own.gin").write_text("TRAIN_STEPS = 7\nK_SHOT = 3\n")
     train, data, *_ = settings_of("train", "fewshot", "--gin.K_SHOT=4", f"--gin_file={tmp_path / 'own.gin'}", "--k_shot=5", "--model_dir=a")
