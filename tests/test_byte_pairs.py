@@ -90,6 +90,23 @@ def test_added_tokens_take_no_spaces_whatever_their_flags_say(tmp_path):
     assert plain.encode(TEXTS[3]) == flags.encode(TEXTS[3])
 
 
+def test_added_tokens_decoder_goes_before_the_other_files(tmp_path):
+    """As transformers from 4.34 on writes them, next to files that say something else."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    write_tokenizer(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    ids = dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)) | json.loads((tmp_path / "added_tokens.json").read_text())
+    rows = {number: _token(text, lstrip=text.startswith("<extra") or text == "<mask>") for text, number in ids.items()}
+    settings["added_tokens_decoder"] = {str(number): row | {"special": True} for number, row in rows.items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<mask>", "sep_token": "<unk>"}')
+    (tmp_path / "added_tokens.json").write_text('{"fill": 300}')
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_vocabulary(tmp_path).answering(0)
+    for text in TEXTS:
+        assert ours.input_tokens(text) == theirs(text).input_ids, text
+    assert (ours.size, ours.pad_id, ours.ends) == (len(theirs), theirs.pad_token_id, (theirs.eos_token_id,)) == (len(theirs), 0, (2,))
+
+
 def test_the_folder_is_read_with_its_own_ids(folder):
     config, arrays, vocabulary = formats.read_backbone(str(folder))
     assert vocabulary == str(folder / "vocab.json") and config.decoder_start_id == 0

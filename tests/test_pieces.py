@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from bounds import within_bounds
+from hostile import refused
 from tiny_data import SENTENCES
 from tiny_tokenizers import KINDS, TEXTS, tokenizer, write
 
 from mpt_jax import tasks
+from mpt_jax.data import tokenizer_bounds
 from mpt_jax.data.cache import open_cache
 from mpt_jax.data.frame import Frame
 from mpt_jax.data.vocabulary import PiecesVocabulary, load_vocabulary, seqio_vocabulary
@@ -41,6 +44,67 @@ def test_options_of_tokenizer_config_are_those_of_transformers(kind, change, tmp
     theirs, ours = transformers.AutoTokenizer.from_pretrained(write(tmp_path, kind, config)), load_vocabulary(tmp_path)
     for text in (*TEXTS, f"a{tokenizer(kind).id_to_token(300)}b"):
         assert [*ours.start, *ours.encode(text)] == theirs(text).input_ids
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_files_beside_tokenizer_config_count_where_transformers_reads_them(by_id, tmp_path):
+    """Only beside a tokenizer_config.json without added_tokens_decoder."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    word, end = tokenizer("bytes").id_to_token(300), {"content": "</s>", "lstrip": False, "rstrip": False, "normalized": False}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    config |= {"added_tokens_decoder": {"1": end | {"single_word": False, "special": True}}} if by_id else {}
+    write(tmp_path, "bytes", config)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({word: 300}))
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<|user|>"}')
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_vocabulary(tmp_path)
+    assert ours.pad_id == theirs.pad_token_id == (0 if by_id else 4)
+    assert ours.encode(f"a{word}b") == theirs(f"a{word}b").input_ids
+    assert (300 in ours.encode(f"a{word}b")) != by_id
+    assert ours.decode([300, 301]) == theirs.decode([300, 301], skip_special_tokens=True)
+
+
+def test_flags_of_added_tokens_decoder_go_before_those_of_the_file(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    user = {"content": "<|user|>", "lstrip": True, "rstrip": True, "normalized": False, "single_word": False, "special": True}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "added_tokens_decoder": {"4": user}}
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(write(tmp_path, "bytes", config)), load_vocabulary(tmp_path)
+    assert ours.encode("a <|user|> b") == theirs("a <|user|> b").input_ids == ours.encode("a<|user|>b")
+
+
+@pytest.mark.parametrize("kind, prefix", [("GPT2Tokenizer", False), ("PreTrainedTokenizerFast", True), ("PreTrainedTokenizerFast", False)])
+def test_a_space_in_front_is_what_transformers_has(kind, prefix, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    config = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_prefix_space": prefix}
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(write(tmp_path, "bytes", config)), load_vocabulary(tmp_path)
+    assert ours.encode("The dog") == theirs("The dog", add_special_tokens=False).input_ids
+
+
+def with_words(count: int) -> dict:
+    """The model of a tokenizer with so many more tokens."""
+    model = json.loads(tokenizer("bytes").to_str())["model"]
+    return model | {"vocab": model["vocab"] | {f"word{n}": 400 + n for n in range(count)}}
+
+
+@pytest.mark.parametrize("key", ["extra_special_tokens", "added_tokens_decoder", "added_tokens.json"])
+def test_thousands_of_special_tokens_are_read_or_refused_in_little_time(key, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_bounds, "MOST_ADDED", 15_000)
+    for count in (10_000, 20_000):
+        named = {f"word{n}": 400 + n for n in range(count)}
+        by_id = {str(number): {"content": text, "special": True} for text, number in named.items()}
+        more = {"extra_special_tokens": [*named], "added_tokens_decoder": by_id}
+        write(tmp_path, "bytes", {"eos_token": "</s>"} | {key: more[key] for key in [key] if key in more}, model=with_words(count))
+        (tmp_path / "added_tokens.json").write_text(json.dumps(named if key == "added_tokens.json" else {}))
+        if count == 10_000:
+            with within_bounds():
+                assert load_vocabulary(tmp_path).encode("word7word9999") == [407, 10_399]
+        else:
+            refused(lambda: load_vocabulary(tmp_path), "has 20,005 added tokens; at most 15,000 are read")
+
+
+def test_thousands_of_added_tokens_in_the_file_itself_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_bounds, "MOST_ADDED", 4)
+    with pytest.raises(UserError, match="has 5 added tokens; at most 4 are read"):
+        load_vocabulary(write(tmp_path, "bytes"))
 
 
 def test_limits_in_the_file_do_not_cut_or_fill_texts(tmp_path):
@@ -100,6 +164,7 @@ def test_padding_is_no_part_of_an_answer(tmp_path):
         ({"eos_token": "<end>"}, "names the token '<end>'; tokenizer.json has none"),
         ({"eos_token": "</s>", "added_tokens_decoder": {"3": {"content": "</s>"}}}, "'</s>' with the id '3'; tokenizer.json has the id 1"),
         ({"eos_token": "</s>", "extra_special_tokens": ["<|new|>"]}, "names the token '<|new|>'; tokenizer.json has none"),
+        ({"eos_token": "</s>", "add_prefix_space": True, "tokenizer_class": "GPT2Tokenizer"}, "= True, but .* puts no space in front"),
         ({"eos_token": "</s>", "extra_special_tokens": 5}, "extra_special_tokens is 5, not a list"),
         ({"eos_token": "</s>", "split_special_tokens": True}, "split_special_tokens = True; only False is supported"),
         ({"eos_token": "</s>", "auto_map": {"AutoTokenizer": ["x.Y", None]}}, "auto_map = .*; only {} is supported"),
@@ -108,6 +173,16 @@ def test_padding_is_no_part_of_an_answer(tmp_path):
 def test_tokenizers_whose_ids_would_differ_are_refused(config, message, tmp_path):
     with pytest.raises(UserError, match=message.replace("|", "[|]")):
         load_vocabulary(write(tmp_path, "bytes", config))
+
+
+def test_tokens_of_added_tokens_that_the_tokenizer_lacks_are_named(tmp_path):
+    write(tmp_path, "bytes")
+    (tmp_path / "added_tokens.json").write_text('{"<mine>": 400, "<yours>": 401}')
+    with pytest.raises(UserError, match="names the token '<mine>', '<yours>'; tokenizer.json has none. AutoTokenizer.from_pretrained"):
+        load_vocabulary(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<s>": 400}')
+    with pytest.raises(UserError, match="'<s>' with the id '400'; tokenizer.json has the id 2"):
+        load_vocabulary(tmp_path)
 
 
 def test_ends_that_are_no_ids_are_refused(tmp_path):

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mpt_jax.data import tokenizer_files
+from mpt_jax.data import tokenizer_bounds, tokenizer_files
+from mpt_jax.data.tokenizer_files import FLAGS, text_of
 from mpt_jax.errors import UserError
 from mpt_jax.regular_files import parse_json, read_regular, shown
 
@@ -15,7 +16,6 @@ NAME, MERGES = "vocab.json", "merges.txt"
 MOST_BYTES = 16 * 2**20  # of either; RoBERTa's have 1 MB and 0.5 MB
 CLASSES = ("RobertaTokenizer", "RobertaTokenizerFast")
 ROLES = ("bos", "eos", "unk", "sep", "cls", "pad", "mask")
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 UNSUPPORTED = {"do_lower_case": (False, None), "split_special_tokens": (False, None), "auto_map": ({}, None)}
 
 
@@ -27,11 +27,12 @@ def from_files(path: str):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     folder = Path(path).parent
-    settings = _settings(folder)
+    settings, added = tokenizer_files.as_transformers(lambda name: _object(folder / name))
+    _check_options(settings, folder / tokenizer_files.CONFIG)
     vocab = _vocab(Path(path))
-    tokens = _special(folder, settings, vocab)
+    tokens = _special(folder, settings, added, vocab)
     ids = {token["content"]: token["id"] for token in tokens}
-    roles = {role: ids[_text(settings[f"{role}_token"])] for role in ROLES if settings.get(f"{role}_token") is not None}
+    roles = {role: ids[text_of(settings[f"{role}_token"])] for role in ROLES if settings.get(f"{role}_token") is not None}
     missing = [f"{role}_token" for role in ("cls", "sep", "pad") if role not in roles]
     if missing:
         raise UserError(f"{folder} names no {missing[0]} in special_tokens_map.json or tokenizer_config.json.")
@@ -40,8 +41,9 @@ def from_files(path: str):
         raise UserError(f"{folder / tokenizer_files.CONFIG}: add_prefix_space = {shown(prefix)}; it takes true or false.")
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=_merges(folder / MERGES, vocab)))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=prefix), decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in FLAGS}) for token in tokens])
-    sep, cls = ((_text(settings[f"{role}_token"]), roles[role]) for role in ("sep", "cls"))
+    tokenizer_bounds.check_added(len(tokens), f"{path}")
+    tokenizer.add_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in (*FLAGS, "special")}) for token in tokens])
+    sep, cls = ((text_of(settings[f"{role}_token"]), roles[role]) for role in ("sep", "cls"))
     tokenizer.post_processor = processors.RobertaProcessing(sep, cls, True, prefix)
     for token in tokens:  # those that the vocabulary lacks get the next ids that are free
         if tokenizer.token_to_id(token["content"]) != token["id"]:
@@ -50,18 +52,13 @@ def from_files(path: str):
     return tokenizer, {"start": (roles["cls"],), "ends": (roles["sep"],), "pad": roles["pad"]}
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, and special_tokens_map.json, which goes before it."""
-    found: dict[str, Any] = {}
-    for name in (tokenizer_files.CONFIG, tokenizer_files.SPECIAL):
-        found |= _object(folder / name)
-    kind = found.get("tokenizer_class")
+def _check_options(settings: dict[str, Any], where: Path) -> None:
+    kind = settings.get("tokenizer_class")
     if kind is not None and kind not in CLASSES:
-        raise UserError(f"{folder / tokenizer_files.CONFIG}: tokenizer_class = {shown(kind)}; with {NAME} {' or '.join(CLASSES)} is read.")
+        raise UserError(f"{where}: tokenizer_class = {shown(kind)}; with {NAME} {' or '.join(CLASSES)} is read.")
     for key, allowed in UNSUPPORTED.items():
-        if found.get(key) not in allowed:
-            raise UserError(f"{folder / tokenizer_files.CONFIG}: {key} = {shown(found[key])}; only {allowed[0]!r} is supported.")
-    return found
+        if settings.get(key) not in allowed:
+            raise UserError(f"{where}: {key} = {shown(settings[key])}; only {allowed[0]!r} is supported.")
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -94,13 +91,14 @@ def _merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     return merges
 
 
-def _special(folder: Path, settings: dict[str, Any], vocab: dict[str, int]) -> list[dict[str, Any]]:
+def _special(folder: Path, settings: dict[str, Any], added: dict[str, Any], vocab: dict[str, int]) -> list[dict[str, Any]]:
     """The tokens that are looked for in a text before anything else, in the order of their ids."""
-    added = _object(folder / tokenizer_files.ADDED)
+    by_id = tokenizer_files.tokens_by_id(settings, str(folder))
+    ids = added | {text: int(number) for number, row in by_id.items() if isinstance(text := text_of(row), str)}
     found: dict[int, dict[str, Any]] = {}
-    for token, flags in _named(folder, settings, added):
-        number = added.get(token, vocab.get(token))
-        if type(number) is not int or not 0 <= number < len(vocab) + len(added) or vocab.get(token, number) != number:
+    for token, flags in _named(folder, settings, added, [*by_id.values()]):
+        number = ids.get(token, vocab.get(token))
+        if type(number) is not int or not 0 <= number < len(vocab) + len(ids) or vocab.get(token, number) != number:
             raise UserError(f"{folder}: special token {shown(token)} has the id {shown(number)}, which {NAME} does not have free for it.")
         if number not in found:
             found[number] = {"id": number, "content": token, **flags}
@@ -109,24 +107,18 @@ def _special(folder: Path, settings: dict[str, Any], vocab: dict[str, int]) -> l
     return [found[number] for number in sorted(found)]
 
 
-def _named(folder: Path, settings: dict[str, Any], added: dict[str, Any]) -> Iterator[tuple[str, dict[str, bool]]]:
+def _named(folder: Path, settings: dict[str, Any], added: dict[str, Any], by_id: list[Any]) -> Iterator[tuple[str, dict[str, bool]]]:
     """(text, how it is looked for) of the special tokens that the files name; a text may come again.
 
     Those of added_tokens.json take no spaces beside them, whatever other files say [transformers from 4.34 on].
     """
     listed = [settings[f"{role}_token"] for role in ROLES if settings.get(f"{role}_token") is not None]
-    for key in tokenizer_files.LISTS:
-        more = settings.get(key) or []
-        if not isinstance(more, list):
-            raise UserError(f"{folder}: {key} is {shown(more)}, not a list of tokens.")
-        listed += more
-    for token in [*listed, *added]:
-        flags = {flag: token.get(flag, False) if isinstance(token, dict) else False for flag in FLAGS}
-        flags = dict.fromkeys(FLAGS, False) if isinstance(_text(token), str) and _text(token) in added else flags
-        if not isinstance(_text(token), str) or not _text(token) or not all(isinstance(value, bool) for value in flags.values()):
+    listed += tokenizer_files.listed_tokens(settings, str(folder))
+    special = {text for token in listed if isinstance(text := text_of(token), str)}
+    for token in (*by_id, *listed, *added):
+        text = text_of(token)
+        given = token if isinstance(token, dict) and isinstance(text, str) and text not in added else {}
+        flags = {flag: given.get(flag, False) for flag in (*FLAGS, "special")}
+        if not isinstance(text, str) or not text or not all(isinstance(value, bool) for value in flags.values()):
             raise UserError(f"{folder}: {shown(token)} is not a special token.")
-        yield _text(token), flags
-
-
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
+        yield text, flags | {"special": flags["special"] or text in special}

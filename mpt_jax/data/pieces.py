@@ -38,6 +38,9 @@ WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is that token, whatever t
 STARTED = ("llama-bpe",)  # llama.cpp puts the first token in front where the file does not say
 # of a tokenizer_config.json: refused unless absent, null, or one of these
 OPTIONS: dict[str, tuple] = {"do_lower_case": (False,), "split_special_tokens": (False,), "auto_map": ({},)}
+# tokenizer_class, without Fast, of those that take a tokenizer.json as it is, whatever add_prefix_space says
+AS_THE_FILE = ("PreTrainedTokenizer", "TokenizersBackend", "GemmaTokenizer")
+SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write a space
 
 
 def is_gguf(path: str) -> bool:
@@ -111,12 +114,13 @@ def from_json(path: str):
     except UnicodeDecodeError as error:
         raise UserError(f"vocabulary {path!r} is not UTF-8 ({error.reason} at byte {error.start:,}).") from error
     tokenizer, folder = made(content, path), Path(path).parent
-    settings = _object(folder / tokenizer_files.CONFIG)
-    settings |= {key: value for key, value in _object(folder / tokenizer_files.SPECIAL).items() if value is not None}
+    settings, added = tokenizer_files.as_transformers(lambda name: _object(folder / name))
     _check_options(settings, folder / tokenizer_files.CONFIG)
     with library(path):
-        roles = _name_special(tokenizer, settings, folder, path)
-        whole, plain = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+        roles = _name_special(tokenizer, settings, added, folder, path)
+        whole, alone = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False)
+    plain = alone.ids
+    _check_prefix_space(tokenizer, settings, "".join(alone.tokens[:1]), folder / tokenizer_files.CONFIG)
     before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0) if plain else 0
     start = tuple(whole[:before])
     ends = [roles["eos"]] if "eos" in roles else []
@@ -136,39 +140,59 @@ def _check_options(settings: Mapping[str, Any], where: Path) -> None:
             raise UserError(f"{where}: {key} = {shown(value)}; only {allowed[0]!r} is supported.")
 
 
-def _name_special(tokenizer: Any, settings: Mapping[str, Any], folder: Path, path: str) -> dict[str, int]:
-    """Ids of bos, eos and pad. Tokens that the settings call special are looked for in texts. UserError for one that is not there."""
+def _check_prefix_space(tokenizer: Any, settings: Mapping[str, Any], first: str, where: Path) -> None:
+    """UserError where tokenizer_config.json and tokenizer.json disagree on a space before every text, and transformers takes the former.
+
+    first: the first token of a text.
+    """
+    wanted, kind = settings.get("add_prefix_space"), str(settings.get("tokenizer_class")).removesuffix("Fast")
+    byte_level_llama = kind == "LlamaTokenizer" and type(tokenizer.decoder).__name__ == "ByteLevel"
+    if wanted is None or not first or kind in AS_THE_FILE or byte_level_llama or wanted is first.startswith(SPACES):
+        return
+    there = "puts a space in front of every text" if first.startswith(SPACES) else "puts no space in front of a text"
+    advice = "set tokenizer_class to 'PreTrainedTokenizerFast' to read the file as it is"
+    raise UserError(f"{where}: add_prefix_space = {shown(wanted)}, but {tokenizer_json.NAME} {there}; {advice}.")
+
+
+def _name_special(tokenizer: Any, settings: Mapping[str, Any], added: Mapping[str, Any], folder: Path, path: str) -> dict[str, int]:
+    """Ids of bos, eos and pad. Tokens that the files name are looked for in texts; UserError for those that the tokenizer lacks.
+
+    settings, added: of tokenizer_files.as_transformers.
+    """
     import tokenizers
 
-    roles, named = {}, []
-    for key, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str):
-            named.append((text, None))
-    for key in tokenizer_files.LISTS:
-        value = settings.get(key) or []
-        rows = list(value.values()) if isinstance(value, dict) else value
-        if not isinstance(rows, list):
-            raise UserError(f"{folder}: {key} is {shown(value)}, not a list of tokens.")
-        named += [(row.get("content") if isinstance(row, dict) else row, None) for row in rows]
-    decoder = settings.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, dict):
-        raise UserError(f"{folder}: added_tokens_decoder is {shown(decoder)}, not tokens by their ids.")
-    named += [(row.get("content") if isinstance(row, dict) else row, number) for number, row in decoder.items()]
-    there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for text, number in dict.fromkeys(named):
+    known = {token.content: repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    missing: list[str] = []
+    changed: dict[str, Any] = {}
+    for text, number, flags in _named(settings, added, str(folder)):
         found = tokenizer.token_to_id(text) if isinstance(text, str) else None
-        if found is None or (number is not None and str(found) != number):
-            wanted = shown(text) + ("" if number is None else f" with the id {shown(number)}")
-            raise UserError(f"{folder} names the token {wanted}; {Path(path).name} has {'none' if found is None else f'the id {found}'}.")
-        if text not in there:
-            tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False)])
-    for role in ("bos", "eos", "pad"):
-        value = settings.get(f"{role}_token")
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            roles[role] = tokenizer.token_to_id(text)
-    return roles
+        if found is None:
+            missing.append(shown(text))
+        elif number is not None and str(found) != number:
+            raise UserError(f"{folder} names the token {shown(text)} with the id {shown(number)}; {Path(path).name} has the id {found}.")
+        elif text not in known or len(flags) > 1:
+            changed[text] = tokenizers.AddedToken(text, **flags)
+    if missing:
+        advice = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes one that has all"
+        raise UserError(f"{folder} names the token {', '.join(dict.fromkeys(missing[:6]))}; {Path(path).name} has none. {advice}.")
+    new = [token for text, token in changed.items() if known.get(text) != repr(token)]
+    tokenizer_bounds.check_added(len(known) + len(new), f"vocabulary {path!r}")
+    tokenizer.add_tokens(new)  # at once: each call makes the library's table of tokens anew
+    roles = {role: tokenizer_files.text_of(settings.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
+    return {role: tokenizer.token_to_id(text) for role, text in roles.items() if isinstance(text, str)}
+
+
+def _named(settings: Mapping[str, Any], added: Mapping[str, Any], where: str) -> Iterator[tuple[Any, str | None, dict[str, Any]]]:
+    """(text, id as it is written, how it is looked for) of the tokens that the files name. A later one goes before an earlier."""
+    roles = {text for key, value in settings.items() if key.endswith("_token") and isinstance(text := tokenizer_files.text_of(value), str)}
+    listed = list(map(tokenizer_files.text_of, tokenizer_files.listed_tokens(settings, where)))
+    yield from ((text, None, {"special": True}) for text in (*sorted(roles), *listed))
+    special = roles.union(text for text in listed if isinstance(text, str))
+    yield from ((text, str(number), {"special": text in special}) for text, number in added.items())
+    for number, row in tokenizer_files.tokens_by_id(settings, where).items():
+        text = tokenizer_files.text_of(row)
+        given = {flag: row[flag] for flag in (*tokenizer_files.FLAGS, "special") if flag in row} if isinstance(row, dict) else {}
+        yield text, number, given | {"special": given.get("special", False) or text in roles}
 
 
 def without(tokenizer: Any, size: int, path: str):

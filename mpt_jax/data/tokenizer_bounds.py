@@ -10,6 +10,7 @@ from mpt_jax.regular_files import parse_json, shown
 
 MOST_ID = 2**22  # the library walks over every id up to the largest; Gemma 3's is 262,144
 MOST_GROWTH = 1000  # letters that one letter of a text may become
+MOST_ADDED = 2**16  # tokens that are looked for in a text first; the library takes a quarter of a second for so many. Gemma 3 has 6,415
 
 
 def check(content: str, where: str) -> None:
@@ -24,6 +25,7 @@ def check(content: str, where: str) -> None:
     wrong = next((number for number in ids if type(number) is not int or not 0 <= number < MOST_ID), None)
     if wrong is not None:
         raise UserError(f"{where} gives a token the id {shown(wrong)}; ids are whole numbers in 0 .. {MOST_ID - 1:,}.")
+    check_added(len(added) if isinstance(added, list) else 0, where)
     if model.get("dropout"):
         raise UserError(f"{where}: model.dropout = {shown(model['dropout'])} draws the ids of a text at random; set it to null.")
     for part in ("normalizer", "decoder"):
@@ -36,6 +38,12 @@ def check(content: str, where: str) -> None:
                 growth *= max(len(text), 1) if isinstance(text, str) else 1
         if growth > MOST_GROWTH:
             raise UserError(f"{where}: its {part} turns a letter into {shown(growth)}; at most {MOST_GROWTH:,} are allowed.")
+
+
+def check_added(count: int, where: str) -> None:
+    """UserError for more added tokens than are read."""
+    if count > MOST_ADDED:
+        raise UserError(f"{where} has {count:,} added tokens; at most {MOST_ADDED:,} are read.")
 
 
 def _steps(value: Any) -> Iterator[dict[str, Any]]:

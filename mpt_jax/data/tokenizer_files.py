@@ -23,8 +23,21 @@ OPTIONS: dict[str, tuple] = {
     **dict.fromkeys(("sp_model_kwargs", "auto_map"), ({},)),
 }
 LISTS = ("additional_special_tokens", "extra_special_tokens")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # how a token is looked for in a text
 ROLES = {"pad_token": 0, "eos_token": 1, "unk_token": 2}  # and the ids that they have here
 Reader = Callable[[str], Mapping[str, Any]]  # a file's JSON object by its name; empty if it is not there
+
+
+def as_transformers(read: Reader) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, added_tokens.json) as transformers takes them for anything but T5's tokenizers.
+
+    Where tokenizer_config.json has added_tokens_decoder, neither special_tokens_map.json nor added_tokens.json is read; else the map goes
+    before tokenizer_config.json [tokenization_utils_base.py, _from_pretrained].
+    """
+    settings = dict(read(CONFIG))
+    if settings.get("added_tokens_decoder") is not None:
+        return settings, {}
+    return settings | read(SPECIAL), dict(read(ADDED))
 
 
 def is_bytes(settings: Mapping[str, Any]) -> bool:
@@ -78,23 +91,32 @@ def _named(settings: Mapping[str, Any], where: str) -> Iterator[tuple[Any, int |
     """(text, id where it is given) of the tokens in a tokenizer_config.json or special_tokens_map.json."""
     for key, token in settings.items():
         if key.endswith("_token") and token is not None and not isinstance(token, bool):
-            yield _text(token), ROLES.get(key)
+            yield text_of(token), ROLES.get(key)
+    yield from ((text_of(token), None) for token in listed_tokens(settings, where))
+    yield from ((text_of(token), int(id)) for id, token in tokens_by_id(settings, where).items())
+
+
+def listed_tokens(settings: Mapping[str, Any], where: str) -> list[Any]:
+    """The further special tokens that a file lists: texts, or objects with their content."""
+    found: list[Any] = []
     for key in LISTS:
         tokens = settings.get(key) or []
-        yield from ((_text(token), None) for token in (tokens.values() if isinstance(tokens, dict) else _list(tokens, key, where)))
+        if not isinstance(tokens, list | dict):
+            raise UserError(f"{where}: {key} is {shown(tokens)}, not a list of tokens.")
+        found += tokens.values() if isinstance(tokens, dict) else tokens
+    return found
+
+
+def tokens_by_id(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tokens of added_tokens_decoder by their ids, as they are written."""
     decoder = settings.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(id.isascii() and id.isdigit() and len(id) < 10 for id in decoder):
         raise UserError(f"{where}: added_tokens_decoder is {shown(decoder)}, not tokens by their ids.")
-    yield from ((_text(token), int(id)) for id, token in decoder.items())
+    return decoder
 
 
-def _list(tokens: Any, key: str, where: str) -> list:
-    if not isinstance(tokens, list):
-        raise UserError(f"{where}: {key} is {shown(tokens)}, not a list of tokens.")
-    return tokens
-
-
-def _text(token: Any) -> Any:
+def text_of(token: Any) -> Any:
+    """The text of a token, which is that text or an object with it."""
     return token.get("content") if isinstance(token, dict) else token
 
 

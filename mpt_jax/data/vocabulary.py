@@ -32,7 +32,6 @@ MOST_BYTES = 16 * 2**20  # of a SentencePiece model; mT5's has 4 MB
 MOST_EXTRA_IDS = 100_000
 FILES = ("spiece.model", "sentencepiece.model", tokenizer_json.NAME, byte_pairs.NAME)  # in a folder, the first that is there
 SENTINEL = re.compile(r"▁?<extra_id_([0-9]{1,6})>")
-_SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write a space
 _USER_DEFINED = 4  # sentencepiece_model.proto: ModelProto.SentencePiece.Type
 
 
@@ -231,8 +230,8 @@ class PiecesVocabulary(Vocabulary):
             super().__init__(path, 0, tokenizer.to_str().encode())
             self._size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
             first = tokenizer.encode("a", add_special_tokens=False).tokens[:1]
-            self._lone_space = next((tokenizer.token_to_id(space) for space in _SPACES if first and first[0].startswith(space)), None)
-            self._spaced = bool(first) and first[0].startswith(_SPACES)
+            self._lone_space = next((tokenizer.token_to_id(space) for space in pieces.SPACES if first and first[0].startswith(space)), None)
+            self._spaced = bool(first) and first[0].startswith(pieces.SPACES)
         self._tokenizer, self.tokens_fingerprint = tokenizer, self.fingerprint
 
     @property
