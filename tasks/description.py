@@ -11,12 +11,10 @@ from mpt_jax.tasks.scoring import main_score
 from mpt_jax.tasks.sources import rows
 from mpt_jax.tasks.table import TABLE
 
-END_MARK = 1  # every encoded text ends with EOS, which counts as a token
-
 
 def describe(
     name: str,
-    encode: Callable[[str], Sequence[int]],
+    tokens: Mapping[str, Callable[[str], Sequence[int]]],
     lengths: Mapping[str, int],
     limit: int | None = None,
     shown: int = 3,
@@ -24,16 +22,16 @@ def describe(
 ) -> dict:
     """A task as JSON-able values, for `mpt-jax tasks NAME`.
 
-    `encode` turns text into ids without EOS; `lengths` are TASK_FEATURE_LENGTHS ({'inputs': …, 'targets':
-    …}); at most `limit` rows of each split are read (None: all) and `shown` of the first split are given
-    whole. `splits`: split -> {rows, complete, labels: {label: rows}, inputs and targets: {median, p95, max,
-    limit, cut}} with lengths in tokens, EOS included. `written`: what the vocabulary makes of a text; with it
-    `respelled` is {rows, target, written}: how many targets come back as another text, and the first one (tasks
+    `tokens`: {'inputs': …, 'targets': …}, each turns a text into the ids of a row, with what stands around it;
+    `lengths` are TASK_FEATURE_LENGTHS ({'inputs': …, 'targets': …}); at most `limit` rows of each split are read
+    (None: all) and `shown` of the first split are given whole. `splits`: split -> {rows, complete, labels: {label: rows},
+    inputs and targets: {median, p95, max, limit, cut}} with lengths in tokens. `written`: what the vocabulary makes of a text;
+    with it `respelled` is {rows, target, written}: how many targets come back as another text, and the first one (tasks
     with labels have none: labels are recognised as the vocabulary writes them). Raises TaskError as `rows` does.
     """
     task = TABLE.get(name)
     splits = task.splits if task else seqio_tasks.get(name).splits
-    measured = {split: _measure(name, split, encode, lengths, limit, written) for split in splits}
+    measured = {split: _measure(name, split, tokens, lengths, limit, written) for split in splits}
     found = {
         "name": name,
         "kind": task.kind if task else "seqio",
@@ -75,7 +73,9 @@ def _short(row: Mapping) -> dict:
     return {key: value for key, value in row.items() if key != "embedding"}
 
 
-def _measure(name: str, split: str, encode: Callable, lengths: Mapping[str, int], limit: int | None, written: Callable | None) -> dict:
+def _measure(
+    name: str, split: str, tokens: Mapping[str, Callable], lengths: Mapping[str, int], limit: int | None, written: Callable | None
+) -> dict:
     task = TABLE.get(name)
     sizes: dict[str, list[int]] = {"inputs": [], "targets": []}
     labels: Counter[str] = Counter()
@@ -83,8 +83,8 @@ def _measure(name: str, split: str, encode: Callable, lengths: Mapping[str, int]
     source = rows(name, split)
     for row in islice(source, limit):
         for key in sizes:
-            tokens = row.get(f"{key}_tokens")
-            sizes[key].append(len(encode(row[key])) + END_MARK if tokens is None else len(tokens))
+            made = row.get(f"{key}_tokens")
+            sizes[key].append(len(tokens[key](row[key]) if made is None else made))
         if task and task.labels:
             labels[row["targets"]] += 1
         elif written and "targets" in row and written(row["targets"]) != row["targets"].strip():

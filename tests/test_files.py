@@ -123,7 +123,7 @@ def test_several_files_are_read_one_after_the_other(table, tmp_path):
     words = {split: [row["s"] for row in tasks.rows("several", split)] for split in files}
     assert words == {"listed": ["three", "two"], "pattern": ["one", "two"], "both": ["three", "one", "two"], "same": ["three", "three"]}
     assert len(tasks.ingredients("several", "both")["files"]) == 3
-    assert tasks.describe("several", list, {})["source"]["pattern"].count(str(tmp_path)) == 2
+    assert tasks.describe("several", dict.fromkeys(("inputs", "targets"), list), {})["source"]["pattern"].count(str(tmp_path)) == 2
 
 
 def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(table, tmp_path):

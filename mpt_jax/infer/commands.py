@@ -143,7 +143,8 @@ def show_task(name: str, backbone: BackboneSettings, data: DataSettings, shown: 
         raise UserError(f"--rows {shown}: must be 0 or more.")
     (name,) = found_names
     loaded = _vocabulary(backbone, data.cue)
-    found = tasks.describe(name, loaded.encode, data.feature_lengths, DESCRIBED_ROWS, shown, writer(loaded))
+    tokens = {"inputs": loaded.input_tokens, "targets": loaded.target_tokens}
+    found = tasks.describe(name, tokens, data.feature_lengths, DESCRIBED_ROWS, shown, writer(loaded))
     lines = [f"{found['name']} ({found['kind']}, {found['group']})  {found['description']}".rstrip()]
     for key in ("template", "target"):
         if found[key]:
