@@ -248,10 +248,11 @@ def test_without_padding_and_spare_rows_new_ids_are_no_answers_even_unsuppressed
     folder = tiny_tokenizers.write(tmp_path / "tokenizer", "bytes_cut", {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
     vocabulary = load_vocabulary(folder / "tokenizer.json")
     assert vocabulary.pad_id in vocabulary.ends
-    config = dataclasses.replace(LLAMA, vocab_size=vocabulary.size)
+    config = dataclasses.replace(LLAMA, vocab_size=vocabulary.size, max_positions=4096)
     described = tiny_bank.write_backbone(tmp_path / "backbone", config, str(folder / "tokenizer.json"))
     run = tiny_bank.write_prompts(tmp_path / "a", described, ("sst2",), config.d_model, scale=0.5)
     convert(run, "tokens", str(tmp_path / "hf"))
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["max_position_embeddings"] == 4096
     path = tmp_path / "hf" / "generation_config.json"
     settings = json.loads(path.read_text())
     assert settings.pop("suppress_tokens") == list(range(vocabulary.size, vocabulary.size + 4))

@@ -109,6 +109,7 @@ def test_a_missing_shard_a_cut_one_and_a_missing_array_are_told(folder):
 
 
 LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+UNSAID = {key: value for key, value in LLAMA_3.items() if key != "original_max_position_embeddings"}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "orig
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, Rotary(factor=4.0)),
         ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA_3}}, Rotary(5e5, 8.0, 1.0, 4.0, 64)),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA_3}}, Rotary(5e5, 8.0, 1.0, 4.0, 64)),
+        ({"rope_scaling": {"rope_type": "llama3", **UNSAID}, "max_position_embeddings": 2048}, Rotary(1e4, 8.0, 1.0, 4.0, 2048)),
         ({"rope_scaling": {"rope_type": "default"}, "partial_rotary_factor": 1.0}, Rotary()),
     ],
 )
@@ -155,6 +157,7 @@ def test_positions_by_kind_of_layer_in_both_spellings(folder):
         ("gemma2", {"layer_types": ...}, {"layer_kinds": ("window", "full") * 2}),
         ("gemma2", {"attn_logit_softcapping": ..., "final_logit_softcapping": None}, {"attention_cap": 50.0, "logits_cap": 0.0}),
         ("gemma2", {"query_pre_attn_scalar": 8}, {"query_scale": 0.0}),
+        ("gemma2", {"sliding_window_size": 6}, {"window": 6}),
         ("gemma3", {"layer_types": ..., "sliding_window_pattern": 2}, {"layer_kinds": ("window", "full") * 2}),
         ("gemma3", {"layer_types": ..., "_sliding_window_pattern": 3}, {"layer_kinds": ("window", "window", "full", "window")}),
     ],
@@ -168,9 +171,10 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name, told, wanted)
 def test_notes_nulls_and_what_changes_no_arithmetic_is_ignored(folder):
     wanted = formats.read_backbone(folder)[0]
     change(
-        folder, attention_bias=False, mlp_bias=False, pretraining_tp=2, attention_dropout=0.1, max_position_embeddings=2048, bos_token_id=1,
-        eos_token_id=[2, 3], rope_interleaved=False, is_llama_config=True, transformers_version="5.0", _name_or_path="x",
-        sliding_window=None, attn_logit_softcapping=None, unsloth_fixed=True, initializer_range=0.02, dtype="float32",
+        folder, attention_bias=False, mlp_bias=False, pretraining_tp=2, attention_dropout=0.1, max_position_embeddings=2048,
+        max_sequence_length=2048, bos_token_id=1, eos_token_id=[2, 3], rope_interleaved=False, is_llama_config=True,
+        transformers_version="5.0", _name_or_path="x", sliding_window=None, attn_logit_softcapping=None,
+        unsloth_fixed=True, initializer_range=0.02, dtype="float32",
     )  # fmt: skip
     (folder / "generation_config.json").write_text(
         '{"eos_token_id": [2], "temperature": 0.6, "repetition_penalty": 1.1, "do_sample": true}'
@@ -212,6 +216,9 @@ def test_notes_nulls_and_what_changes_no_arithmetic_is_ignored(folder):
         ("gemma2", {"layer_types": ["sliding_attention"] * 3}, "it takes 'full_attention' or 'sliding_attention' for each of the 4 layers"),
         ("gemma2", {"layer_types": ["chunked_attention"] * 4}, "it takes 'full_attention' or 'sliding_attention' for each of the 4 layers"),
         ("gemma2", {"sliding_window": None}, "layer_types has 'sliding_attention', but sliding_window is null or not used"),
+        ("gemma2", {"sliding_window_size": 5}, "sliding_window = 6 and sliding_window_size = 5; transformers reads the first"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "says 'attn_logit_softcapping' = 50.0, which is not known here"),
+        ("llama", {"max_position_embeddings": "x"}, "max_position_embeddings = 'x'; it takes a whole number"),
         ("gemma2", {"sliding_window": 0}, "CausalConfig.window = 0; its 'window' layers need 1 or more"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0; it takes a number above 0"),
         ("gemma2", {"attn_logit_softcapping": "x"}, "attn_logit_softcapping = 'x'; it takes a number"),
@@ -250,6 +257,16 @@ def test_an_output_that_is_the_embedding_may_be_there_twice(folder):
     wanted = bits(formats.read_backbone(folder)[1])
     rewrite(folder, lambda arrays: arrays.update({"lm_head.weight": arrays["model.embed_tokens.weight"].copy()}))
     assert bits(formats.read_backbone(folder)[1]) == wanted
+
+
+def test_the_longest_text_that_a_model_states_is_written_again(folder, tmp_path):
+    change(folder, max_position_embeddings=131_072)
+    formats.write_backbone("own", tmp_path / "own", *formats.read_backbone(folder)[:2])
+    formats.write_backbone("hf", tmp_path / "again", *formats.read_backbone(tmp_path / "own")[:2])
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["max_position_embeddings"] == 131_072
+    change(folder, max_position_embeddings=...)
+    formats.write_backbone("hf", tmp_path / "none", *formats.read_backbone(folder)[:2])
+    assert "max_position_embeddings" not in json.loads((tmp_path / "none" / "config.json").read_text())
 
 
 def test_rotary_frequencies_of_old_files_are_passed_over(folder):
@@ -305,6 +322,8 @@ def test_the_tokenizer_of_a_gguf_file_is_written_as_transformers_reads_it(to, tm
     write(tmp_path / "x.gguf", "llama", config, flat_params(config), "Q8_0", tiny_tokenizers.tokenizer("bytes"), pre="llama-bpe")
     config, arrays, vocabulary = formats.read_backbone(str(tmp_path / "x.gguf"))
     formats.write_backbone(to, tmp_path / "x", config, arrays, vocabulary)
+    stated = {"own": "max_positions", "hf": "max_position_embeddings"}[to]
+    assert json.loads((tmp_path / "x" / "config.json").read_text())[stated] == 4096
     before, after = load_vocabulary(tmp_path / "x.gguf"), load_vocabulary(tmp_path / "x")
     assert before.start == (2,)  # as llama.cpp puts it where the file does not say
     assert (after.ends, after.pad_id, after.start) == (before.ends, before.pad_id, before.start)

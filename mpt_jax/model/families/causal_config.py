@@ -38,6 +38,8 @@ class CausalConfig:
     layer_kinds: tuple = ()  # 'full' | 'window' for each layer; () = all 'full'
     scaled_embedding: bool = False  # Gemma: embedded positions, prompts too, are multiplied by sqrt(d_model)
     logits_via_embedding: bool = True  # tied output
+    # longest text that its makers state, which other programs take for a limit; 0 = not stated. It changes nothing here, nor what is equal
+    max_positions: int = dataclasses.field(default=0, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "layer_kinds", tuple(self.layer_kinds))
@@ -51,7 +53,7 @@ class CausalConfig:
         for name in ("vocab_size", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
             check_range(f"CausalConfig.{name}", getattr(self, name), 1)
         check_range("CausalConfig.norm_epsilon", self.norm_epsilon, 0.0, 1.0)
-        for name in ("query_scale", "attention_cap", "logits_cap", "window"):
+        for name in ("query_scale", "attention_cap", "logits_cap", "window", "max_positions"):
             check_range(f"CausalConfig.{name}", getattr(self, name), 0)
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"CausalConfig.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}.")

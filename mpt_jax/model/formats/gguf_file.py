@@ -33,7 +33,7 @@ READ_KEYS = (
     "attention.value_length", "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
     "rope.scaling.factor", "vocab_size", "context_length",
 )  # fmt: skip
-_WINDOW_KEYS = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+_WINDOW_KEYS = ("attention.sliding_window", "final_logit_softcapping")
 _GEMMA = {"activation": "gelu", "norm_plus_one": True, "scaled_embedding": True}
 _GEMMA_3 = _GEMMA | {"post_norms": True, "query_key_norm": True, "window_rotary": Rotary(10_000.0)}
 
@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture({"query_key_value_bias": True}),
     "qwen3": Architecture({"query_key_norm": True}),
     "gemma": Architecture(_GEMMA),
-    "gemma2": Architecture(_GEMMA | {"post_norms": True}, _WINDOW_KEYS, 2, scaled_by_width=46),
+    "gemma2": Architecture(_GEMMA | {"post_norms": True}, (*_WINDOW_KEYS, "attn_logit_softcapping"), 2, scaled_by_width=46),
     "gemma3": Architecture(_GEMMA_3, (*_WINDOW_KEYS, "rope.freq_base_swa"), 6, scaled_by_width=62),
 }
 
@@ -121,7 +121,8 @@ class Keys:
             "name": "custom", "vocab_size": tensors["token_embd.weight"].shape[0], "d_model": width, "num_layers": layers,
             "num_heads": heads, "num_kv_heads": self.number("attention.head_count_kv", heads), "head_dim": head_dim,
             "d_ff": self.number("feed_forward_length"),
-            "norm_epsilon": self.number("attention.layer_norm_rms_epsilon"), "rotary": self._rotary(), **facts,
+            "norm_epsilon": self.number("attention.layer_norm_rms_epsilon"), "rotary": self._rotary(),
+            "max_positions": self.number("context_length", 0), **facts,
         }  # fmt: skip
         return names.make_config(FAMILY, fields, self.path)
 

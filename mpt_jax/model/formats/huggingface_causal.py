@@ -23,6 +23,7 @@ CONFIG_KEYS = {
     "logits_via_embedding": "tie_word_embeddings",
 }  # fmt: skip
 CAPS = {"attention_cap": "attn_logit_softcapping", "logits_cap": "final_logit_softcapping"}
+STATED = {"max_positions": "max_position_embeddings"}  # which other programs take for the longest text
 _SILU, _GELU = ("silu",), ("gelu_pytorch_tanh",)
 _COMMON = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu", "rope_theta": 10_000.0}
 _GEMMA = _COMMON | {
@@ -40,7 +41,11 @@ _GEMMA_FACTS = {"activation": "gelu", "norm_plus_one": True, "scaled_embedding":
 _GEMMA_KEYS = ("hidden_activation",)
 _WINDOW_KEYS = ("sliding_window", "layer_types")
 _QWEN, _QWEN_KEYS = _COMMON | {"sliding_window": 4096}, ("use_sliding_window", *_WINDOW_KEYS)
-_GEMMA_2_KEYS = (*_GEMMA_KEYS, *_WINDOW_KEYS, *CAPS.values(), "query_pre_attn_scalar")
+_GEMMA_2_KEYS = (*_GEMMA_KEYS, *_WINDOW_KEYS, *CAPS.values(), "query_pre_attn_scalar", "sliding_window_size")
+# Gemma 3's class of transformers keeps attn_logit_softcapping and never uses it, so that only null is read
+_GEMMA_3_KEYS = (
+    *_GEMMA_KEYS, *_WINDOW_KEYS, CAPS["logits_cap"], "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window_pattern",
+)  # fmt: skip
 
 
 class Model(NamedTuple):
@@ -66,7 +71,7 @@ MODELS: dict[str, Model] = {
     "gemma2": Model("Gemma2ForCausalLM", _GEMMA_FACTS | {"post_norms": True}, _GEMMA_2, _GEMMA_2_KEYS, _GELU),
     "gemma3_text": Model(
         "Gemma3ForCausalLM", _GEMMA_FACTS | {"post_norms": True, "query_key_norm": True}, _GEMMA_3,
-        (*_GEMMA_2_KEYS, "rope_local_base_freq", "sliding_window_pattern"), _GELU,
+        _GEMMA_3_KEYS, _GELU,
     ),
 }  # fmt: skip
 FACTS = ("activation", "norm_plus_one", "post_norms", "query_key_norm", "query_key_value_bias", "scaled_embedding")
@@ -141,11 +146,11 @@ def read_config(settings: Mapping[str, Any], where: str) -> CausalConfig:
     if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
         raise UserError(f"{where}: num_hidden_layers = {shown(layers)}; it takes a whole number in 1 .. {MOST_LAYERS}.")
     fields = {field: values[key] for field, key in CONFIG_KEYS.items()}
-    fields |= {field: values[key] for field, key in CAPS.items() if values.get(key) is not None}
+    fields |= {field: values[key] for field, key in (CAPS | STATED).items() if values.get(key) is not None}
     fields |= _windows(kind, values, row, layers, where) | read_rope(values, kind == "gemma3_text", where) | row.facts
     if "query_pre_attn_scalar" in row.keys:
         fields |= _query_scale(values, where)
-    config = names.make_config(FAMILY, {"name": "custom", **fields}, where, CONFIG_KEYS | CAPS | {"window": "sliding_window"})
+    config = names.make_config(FAMILY, {"name": "custom", **fields}, where, CONFIG_KEYS | CAPS | STATED | {"window": "sliding_window"})
     return names.named(config)
 
 
@@ -167,6 +172,9 @@ def _windows(kind: str, values: Mapping[str, Any], row: Model, layers: int, wher
     if "sliding_window" not in row.keys:
         return {}
     window, types = values["sliding_window"], values.get("layer_types")
+    if values.get("sliding_window_size", window) not in (None, window):  # the first Gemma 2 files say it twice, transformers reads one
+        twice = f"sliding_window = {shown(window)} and sliding_window_size = {shown(values['sliding_window_size'])}"
+        raise UserError(f"{where} has {twice}; transformers reads the first: take the other one out.")
     if "use_sliding_window" in row.keys and not values.get("use_sliding_window"):
         window = None
     if types is None:
@@ -236,6 +244,7 @@ def _settings(config: CausalConfig, kind: str, row: Model, dtype_name: str) -> d
         "architectures": [row.architecture], "model_type": kind, "hidden_act": row.activations[0], "torch_dtype": dtype_name,
         "use_cache": True, **rope_settings(config, kind == "gemma3_text"),
     }  # fmt: skip
+    settings |= {key: getattr(config, field) for field, key in STATED.items() if getattr(config, field)}
     if "hidden_activation" in row.keys:
         settings["hidden_activation"] = row.activations[0]
     if "query_pre_attn_scalar" in row.keys:

@@ -15,6 +15,7 @@ from mpt_jax.regular_files import shown
 READ = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings",
+    "max_position_embeddings",
 )  # fmt: skip
 # refused unless they have one of these values: what this package does. None: the key is absent or null
 NETWORK: dict[str, tuple] = {
@@ -29,7 +30,7 @@ ANSWERS = {key: allowed for key, allowed in huggingface_keys.ANSWERS.items() if 
 IGNORED = {
     **huggingface_keys.IGNORED,
     "read with the tokenizer": ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
-    "rotary positions have no end, and layers without a window see everything": ("max_position_embeddings", "max_window_layers"),
+    "rotary positions have no end, and layers without a window see everything": ("max_sequence_length", "max_window_layers"),
     "training": ("attention_dropout", "hidden_dropout", "router_aux_loss_coef"),
     "an instruct model's way to sample, which a tuned prompt is not trained for": ("repetition_penalty",),
     "how the same numbers are computed": ("pretraining_tp", "is_llama_config"),

@@ -56,14 +56,14 @@ def _rotary(given: Any, theta: Any, values: Mapping[str, Any], where: str) -> Ro
     unknown = [key for key, value in given.items() if key not in (*SAID, *TYPES[kind]) and value is not None]
     if unknown:
         raise UserError(f"{where} says {shown(unknown[0])} = {shown(given[unknown[0]])} of rope_type {kind!r}, which is not known here.")
-    values = {"base": given.get("rope_theta", theta)}
+    found = {"base": given.get("rope_theta", theta)}
     for key, field in TYPES[kind].items():
         default = values.get("max_position_embeddings") if field == "original_length" else None
-        values[field] = given.get(key, default)
-    for field, value in values.items():
+        found[field] = given.get(key, default)
+    for field, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise UserError(f"{where}: rotary positions have {field} = {shown(value)}; it takes a number above 0.")
-    numbers = {field: int(value) if field == "original_length" else float(value) for field, value in values.items()}
+    numbers = {field: int(value) if field == "original_length" else float(value) for field, value in found.items()}
     try:
         return Rotary(**numbers)
     except UserError as error:
