@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def check_texts(name: str, value: Any, lists: bool = False) -> None:
 
 def check_different(name: str, values: Sequence) -> None:
     """Raises UserError for a value that is there twice."""
-    twice = [value for value in dict.fromkeys(values) if list(values).count(value) > 1]
+    twice = [value for value, count in Counter(values).items() if count > 1]
     if twice:
         raise UserError(f"{name} = {shown(list(values))}: {shown(twice[0])} is there twice; give it once.")
 

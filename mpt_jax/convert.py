@@ -23,7 +23,7 @@ from mpt_jax.model.formats.files import Folder, is_remote
 from mpt_jax.model.formats.folder_writer import write_folder
 from mpt_jax.paths import writable_run
 from mpt_jax.regular_files import shown
-from mpt_jax.run_folder import read_run_json, write_json
+from mpt_jax.run_folder import is_number, read_run_json, write_json
 
 BACKBONE_FORMATS = ("t5x", "t5x_scanned", "orbax", "hf", "own")
 BANK_FORMAT, TOKENS, RUN_FORMAT = "t5x_bank", "tokens", "run"
@@ -199,7 +199,7 @@ def _scores(run_dir: str) -> dict[int, dict[str, float]]:
         rows = Folder(path).read_json(name).get("runs", [])
         for row in rows if isinstance(rows, list) else [None]:
             number, scores = (row.get("run"), row.get("scores")) if isinstance(row, dict) else (None, None)
-            numbers = isinstance(scores, dict) and all(isinstance(score, int | float) for score in scores.values())
+            numbers = isinstance(scores, dict) and all(map(is_number, scores.values()))
             if type(number) is not int or not numbers:
                 raise UserError(f"{path}/{name} is damaged: it has {shown(row)} for a run; run `mpt-jax eval` again.")
             found[number] = scores

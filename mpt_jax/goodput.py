@@ -18,7 +18,7 @@ import jax
 
 from mpt_jax.distributed import is_first
 from mpt_jax.errors import UserError
-from mpt_jax.regular_files import open_regular, parse_json, shown
+from mpt_jax.regular_files import numbered_lines, parse_json, shown
 from mpt_jax.run_folder import is_number, read_run_json, write_json, write_text, writes
 
 TIME_FILE = "time.jsonl"
@@ -114,10 +114,9 @@ def read_time(run_dir: str | Path) -> list[dict]:
     path, lines = Path(run_dir) / TIME_FILE, []
     if not os.path.lexists(path):
         return lines
-    with open_regular(path) as file:
-        for number, text in enumerate(file, 1):
-            if text.endswith(b"\n") and text.strip():
-                lines.append(_checked(parse_json(text.strip(), f"{path}:{number}"), f"{path}:{number}"))
+    for number, text in numbered_lines(path):
+        if text.endswith(b"\n") and text.strip():
+            lines.append(_checked(parse_json(text.strip(), f"{path}:{number}"), f"{path}:{number}"))
     return lines
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from mpt_jax.distributed import is_first, say
 from mpt_jax.errors import UserError
-from mpt_jax.regular_files import open_regular, parse_json, shown
+from mpt_jax.regular_files import numbered_lines, parse_json, shown
 from mpt_jax.run_folder import is_number, write_text, writes
 
 METRICS_FILE = "metrics.jsonl"
@@ -111,11 +111,10 @@ def read_metrics(run_dir: str | Path) -> list[dict]:
     lines: list[dict] = []
     if not os.path.lexists(path):
         return lines
-    with open_regular(path) as file:
-        for number, text in enumerate(file, 1):
-            is_cut = not text.endswith(b"\n")
-            with contextlib.suppress(UserError) if is_cut else contextlib.nullcontext():
-                lines += [_line(text, f"{path}:{number}")] if text.strip() else []
+    for number, text in numbered_lines(path):
+        is_cut = not text.endswith(b"\n")
+        with contextlib.suppress(UserError) if is_cut else contextlib.nullcontext():
+            lines += [_line(text, f"{path}:{number}")] if text.strip() else []
     return lines
 
 

@@ -8,11 +8,13 @@ import json
 import os
 import reprlib
 import stat
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from mpt_jax.errors import UserError
 
 MOST_JSON_BYTES = 16 * 2**20  # of a settings file or an index
+MOST_LINE_BYTES = 2**20  # of a file that is written line by line: metrics of one task at one step
 MOST_BRACKETS = 1_000_000  # of a JSON text: each makes an object of some 60 bytes. mT5's tokenizer.json has 250,000
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 _SHORT = reprlib.Repr()
@@ -78,6 +80,17 @@ def read_regular(path: str | os.PathLike, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise UserError(f"{path} holds {size:,} bytes; a file of this kind has at most {most_bytes:,}.")
     return content
+
+
+def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line with its end) of a regular file. UserError as open_regular, or for a line of more than MOST_LINE_BYTES."""
+    number = 1
+    with open_regular(path) as file:
+        while line := file.readline(MOST_LINE_BYTES + 1):
+            if len(line) > MOST_LINE_BYTES:
+                raise UserError(f"{path}:{number} is damaged: it is a line of more than {MOST_LINE_BYTES:,} bytes; delete this line.")
+            yield number, line
+            number += 1
 
 
 def parse_json(content: bytes | str, where: str) -> Any:

@@ -130,7 +130,9 @@ def _wrong_entry(run: Any) -> str:
 
 
 def _wrong_row(run: dict) -> str:
-    rows = run.get("runs") or []
+    rows, tasks = run.get("runs") or [], run.get("tasks")
+    if not all(isinstance(task, str) for task in tasks or ()):
+        return f"tasks is {shown(tasks)}"
     for number, row in enumerate(rows):
         for name, kind in ROW.items():
             needed = name in ("task", "group", "seed")

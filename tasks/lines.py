@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,8 +91,8 @@ def _what_is_wrong(error: ValueError | RecursionError) -> str:
 def _fields(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:n]))
-        raise TaskError(f"field {twice!r} is there twice")
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise TaskError(f"field {twice!r:.80} is there twice")
     return found
 
 

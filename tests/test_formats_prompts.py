@@ -195,6 +195,24 @@ def test_a_run_folder(run_folder, tmp_path):
         convert(str(folder), "npy", str(tmp_path / "c"), task="z")
 
 
+@pytest.mark.parametrize("score", [10**400, True, "90"])
+def test_scores_that_are_not_numbers_are_refused(score, run_folder, tmp_path):
+    """In a file of prompts, in eval/ of a run, and in the run.json next to a T5X checkpoint."""
+    folder, held = run_folder
+    prompt_writers.write("npz", str(tmp_path / "bank"), held)
+    arrays = dict(np.load(tmp_path / "bank.npz"))
+    rows = [{"task": name, "group": 0, "scores": {"accuracy": score}} for name in "abc"]
+    np.savez(tmp_path / "bank.npz", **arrays | {"bank/metadata": np.array(json.dumps({"runs": rows}))})
+    (folder / "eval" / "a.json").write_text(json.dumps({"runs": [{"run": 0, "scores": rows[0]["scores"]}]}))
+    (tmp_path / "t5x" / "checkpoint_7").mkdir(parents=True)
+    bank_arrays = {f"bank/{part}": formats.in_memory(array) for part, array in held.bank.trainable().items()}
+    formats.t5x.write_orbax(str(tmp_path / "t5x" / "checkpoint_7"), bank_arrays)
+    (tmp_path / "t5x" / "run.json").write_text(json.dumps({"runs": rows}))
+    for source, said in (("bank.npz", "its runs or its backbone"), ("run", "it has .* for a run"), ("t5x/checkpoint_7", "its runs or its")):
+        with pytest.raises(UserError, match=f"is damaged: {said}"):
+            convert(str(tmp_path / source), "npz", str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     "to, task, message",
     [("pt", None, "none of t5x"), ("hf", "a", "chooses a prompt"), ("hf", None, "holds prompts"), ("npy", "b", "not among")],

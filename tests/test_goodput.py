@@ -1,12 +1,14 @@
 """What the time of a training went to: kinds of seconds, restarts, damaged files, and a run that is killed and goes on."""
 
 import json
+import os
 import signal
 import time
 
 import jax
 import jax.numpy as jnp
 import pytest
+from hostile import refused
 from tiny_world import arguments, start, write_world
 
 from mpt_jax.errors import UserError
@@ -68,6 +70,12 @@ def test_a_damaged_line_is_named(tmp_path, text):
     (tmp_path / "time.jsonl").write_text(line(1, 1, 0, 0) + text.strip() + "\n")
     with pytest.raises(UserError, match=r"time.jsonl:2"):
         read_time(tmp_path)
+
+
+def test_a_line_without_end_is_named(tmp_path):
+    (tmp_path / "time.jsonl").write_text(line(1, 1, 0, 0))
+    os.truncate(tmp_path / "time.jsonl", 2**34)
+    refused(lambda: read_time(tmp_path), "time.jsonl:2 is damaged: it is a line of more than")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from bounds import within_bounds
 from mpt_jax.tasks import lines as lines_module
 from mpt_jax.tasks.lines import DEEPEST, check_file, json_object, lines, whole_text
 
@@ -85,6 +86,12 @@ def test_a_line_and_a_file_have_a_limit(tmp_path, monkeypatch):
 )
 def test_json_that_is_refused(text, message):
     refused(lambda: json_object(text, HERE), f"^{HERE}: {message}")
+
+
+def test_a_line_of_many_fields_takes_little_time():
+    text = "{" + ", ".join(f'"field{n}": 0' for n in range(100_000)) + ', "field99999": 1}'
+    with within_bounds():
+        refused(lambda: json_object(text, HERE), f"^{HERE}: field 'field99999' is there twice")
 
 
 def test_wide_and_moderately_deep_json_is_fine():

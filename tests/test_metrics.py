@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import pytest
+from hostile import refused
 
 from mpt_jax import distributed
 from mpt_jax.errors import UserError
@@ -54,6 +55,12 @@ def test_a_damaged_line_is_named_and_left_alone(tmp_path, text, message):
     assert path.read_bytes() == whole + text + b"\n" + whole
     path.write_bytes(whole + text)
     assert len(read_metrics(tmp_path)) == 1
+
+
+def test_a_line_without_end_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "split": "train"}\n')
+    os.truncate(tmp_path / "metrics.jsonl", 2**34)
+    refused(lambda: read_metrics(tmp_path), "metrics.jsonl:2 is damaged: it is a line of more than")
 
 
 def test_a_file_that_is_not_one(tmp_path):

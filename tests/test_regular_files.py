@@ -9,7 +9,7 @@ import pytest
 from hostile import load, refused, write_sound
 
 from mpt_jax.model.formats import prompts
-from mpt_jax.regular_files import MOST_BRACKETS, open_regular, parse_json, read_regular, shown
+from mpt_jax.regular_files import MOST_BRACKETS, MOST_LINE_BYTES, numbered_lines, open_regular, parse_json, read_regular, shown
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,15 @@ def test_files_that_may_not_be_read(tmp_path, forbidden, sound):
                 lambda path=path, read=read: read(folder if read is load else path),
                 "cannot be read: Permission denied|does not exist|not a folder",
             )
+
+
+def test_lines_within_bounds(tmp_path):
+    longest = b"x" * (MOST_LINE_BYTES - 1) + b"\n"
+    (tmp_path / "x").write_bytes(b"a\n\n" + longest + b"b")
+    assert list(numbered_lines(tmp_path / "x")) == [(1, b"a\n"), (2, b"\n"), (3, longest), (4, b"b")]
+    (tmp_path / "x").write_bytes(b"a\n")
+    os.truncate(tmp_path / "x", 2**34)  # a line of zeros without an end, which takes no room on the disk
+    refused(lambda: list(numbered_lines(tmp_path / "x")), "x:2 is damaged: it is a line of more than 1,048,576 bytes; delete this line")
 
 
 def test_json_within_bounds():

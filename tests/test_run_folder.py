@@ -150,6 +150,8 @@ def test_checkpoints_without_a_run_json_are_not_continued(tmp_path):
         (b'{"runs": [{"task": "a", "group": true, "seed": 0}]}', r"runs\[0\].group is True"),
         (b'{"runs": [{"task": "a", "group": 0, "seed": "1"}]}', r"runs\[0\].seed is '1'"),
         (b'{"runs": [{"task": "a", "group": 0, "seed": 0}], "tasks": ["b"]}', r"tasks is \['b'\], its runs are of \['a'\]"),
+        (b'{"runs": [], "tasks": [["a"]]}', r"tasks is \[\['a'\]\]"),
+        (b'{"tasks": [5]}', r"tasks is \[5\]"),
         (b'{"settings": {"train": []}}', r"settings.train is \[\]"),
         (b'{"settings": {"data": {"feature_lengths": {"inputs": 1e400}}}}', "inputs is inf"),
         (b'{"backbone": {"fingerprint": null, "name": 4}}', "backbone.name is 4"),

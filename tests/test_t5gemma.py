@@ -164,6 +164,35 @@ def test_written_and_read_again_it_is_the_same(name, kind, tmp_path):
         np.testing.assert_array_equal(arrays[path].load(), array)
 
 
+def test_the_longest_text_that_the_stacks_state_is_written_again(tmp_path):
+    formats.write_backbone("hf", str(tmp_path / "x"), CONFIG, tiny.weights(CONFIG))
+    settings = json.loads((tmp_path / "x" / "config.json").read_text())
+    for side in ("encoder", "decoder"):
+        settings[side]["max_position_embeddings"] = 8192
+    (tmp_path / "x" / "config.json").write_text(json.dumps(settings))
+    formats.write_backbone("hf", str(tmp_path / "again"), *formats.read_backbone(str(tmp_path / "x"))[:2])
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == settings
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (CONFIG, ("encoder", "head_dim")), (CONFIG, ("decoder", "rotary", "original_length")), (CONFIG, ("decoder", "num_layers")),
+        (tiny.LLAMA, ("rotary", "original_length")),
+    ],
+)  # fmt: skip
+def test_numbers_within_an_own_config_have_bounds(config, field, tmp_path):
+    formats.write_backbone("own", str(tmp_path / "x"), config, tiny.weights(config))
+    settings = json.loads((tmp_path / "x" / "config.json").read_text())
+    inner = settings
+    for part in field[:-1]:
+        inner = inner[part]
+    inner[field[-1]] = 10**400
+    (tmp_path / "x" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"{'.'.join(field)} = 1000.*; it takes a whole number from 0 to 2,147,483,647"):
+        formats.read_backbone(str(tmp_path / "x"))
+
+
 def test_a_folder_of_t5gemma_2_is_read_without_its_images(tmp_path):
     """As transformers saves it: the tower of images, the token for their end, copies of the embedding."""
     pytest.importorskip("torch", reason="needs the extra `parity`")

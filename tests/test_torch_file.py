@@ -23,7 +23,14 @@ PROGRAMS = {
     "dicts that take forever to walk": (b"\x80\x02" + DICTS + b".", "holds no tensors"),
     "millions of opcodes": (b"\x80\x02" + b"K\x01" * 3_000_000 + b".", "more than 150000 opcodes"),
     "marks without end": (b"\x80\x02" + b"(" * 70_000 + b"t" * 70_000 + b".", "holds a tuple"),
-    "a number of a million digits": (b"\x80\x02}\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"K\x01s.", "holds no tensors"),
+    "a number of a million digits": (b"\x80\x02}\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"K\x01s.", "other keys than texts"),
+    "a huge number as a key again and again": (
+        b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"q\x00}" + b"h\x00K\x01s" * 40_000 + b".", "other keys than texts",
+    ),
+    "a huge number as a storage": (
+        b"\x80\x02(" + torch_like.text("storage") + b"ctorch\nFloatStorage\n\x8b" + struct.pack("<i", 9) + b"\x7f" * 9
+        + torch_like.text("cpu") + b"K\x06tQ.", "not a tensor storage",
+    ),
     "a negative offset": (torch_like.program({"a": torch_like.tensor("0", FULL, offset=-1)}), "starts at -1 of its storage"),
     "an offset beyond the storage": (
         torch_like.program({"a": torch_like.tensor("0", FULL, offset=1)}),
@@ -41,6 +48,12 @@ def test_small_programs_of_torch_files_take_bounded_work(name, tmp_path):
     table, message = PROGRAMS[name]
     torch_like.write(tmp_path / "x.bin", {"a": np.ones(FULL, np.float32)}, table)
     refused(lambda: torch_file.read(Folder(tmp_path), "x.bin"), message)
+
+
+def test_old_files_whose_storages_have_huge_numbers_are_damaged(tmp_path):
+    for key in (10**5000, 2**63, True, None):
+        torch_like.write_old(tmp_path / "x.bin", {"a": np.ones(FULL, np.float32)}, keys=[key])
+        refused(lambda: torch_file.read(Folder(tmp_path), "x.bin"), "x.bin is damaged: it does not list its storages")
 
 
 @pytest.mark.parametrize("old", [False, True])

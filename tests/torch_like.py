@@ -54,10 +54,10 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], table: bytes | None = No
         archive.writestr("archive/version", "3\n")
 
 
-def write_old(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """The same as torch before 1.6 wrote it."""
+def write_old(path: Path, arrays: Mapping[str, np.ndarray], keys: list | None = None) -> None:
+    """The same as torch before 1.6 wrote it; `keys`: others of its storages than it has."""
     made = {name: tensor(str(n), array.shape, KINDS[array.dtype.name], view=NONE) for n, (name, array) in enumerate(arrays.items())}
     head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-    keys = pickle.dumps([str(n) for n in range(len(arrays))], 2)
+    keys = pickle.dumps([str(n) for n in range(len(arrays))] if keys is None else keys, 2)
     numbers = b"".join(struct.pack("<q", array.size) + np.ascontiguousarray(array).tobytes() for array in arrays.values())
     path.write_bytes(b"".join(head) + program(made) + keys + numbers)

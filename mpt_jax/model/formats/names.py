@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from mpt_jax.errors import UserError
 from mpt_jax.model.families import family_of
@@ -25,11 +26,8 @@ def entries(config: Any) -> list[Entry]:
 
 def make_config(family: Family, fields: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None) -> Any:
     """The shape of a file's settings by our names. Raises UserError for what makes none; ``called``: the file's own names."""
-    kinds = {field.name: field.type for field in dataclasses.fields(family.config)}
-    for name, value in fields.items():
-        wanted = _wanted(kinds[name], value)
-        if wanted:
-            raise UserError(f"{where}: {(called or {}).get(name, name)} = {shown(value)}; it takes {wanted}.")
+    kinds = _kinds(family.config)
+    _check_values(fields, kinds, where, called or {})
     numbers = {name: float(value) for name, value in fields.items() if kinds[name] is float}
     try:
         return family.config(**{name: tuple(value) if isinstance(value, list) else value for name, value in (fields | numbers).items()})
@@ -37,6 +35,25 @@ def make_config(family: Family, fields: Mapping[str, Any], where: str, called: M
         raise UserError(f"{where} is not complete: {error}.") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _kinds(cls: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields; of one that may be None the other type."""
+    found = {field.name: field.type for field in dataclasses.fields(cls)}
+    return {name: next((each for each in get_args(kind) if each is not NoneType), kind) for name, kind in found.items()}
+
+
+def _check_values(fields: Mapping[str, Any], kinds: Mapping[str, Any], where: str, called: Mapping[str, str]) -> None:
+    """UserError for a value that its field does not take, in shapes within the shape too: encoder.head_dim, decoder.rotary.base."""
+    for name, value in fields.items():
+        kind, said = kinds.get(name), called.get(name, name)
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            inner = _kinds(kind)
+            _check_values(value, inner, where, {field: f"{said}.{field}" for field in inner})
+            continue
+        wanted = _wanted(kind, value)
+        if wanted:
+            raise UserError(f"{where}: {said} = {shown(value)}; it takes {wanted}.")
 
 
 def _wanted(kind: Any, value: Any) -> str:

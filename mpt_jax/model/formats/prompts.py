@@ -20,6 +20,7 @@ from mpt_jax.model.formats.arrays import LazyArray, check_finite, check_name, li
 from mpt_jax.model.formats.detect import detect
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.regular_files import parse_json, shown
+from mpt_jax.run_folder import is_number
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 METADATA = "mpt_jax"  # entry of a safetensors file's metadata: JSON with what is known of the prompts
@@ -212,17 +213,22 @@ def _texts(array: np.ndarray, path: str) -> list[str]:
 def _metadata(text: str, where: str) -> dict[str, Any]:
     """What the JSON in a file written here tells of its prompts. Raises UserError where that is not what is written here."""
     metadata = parse_json(text, where)
+    _check_described(metadata, where)
+    return metadata
+
+
+def _check_described(metadata: Any, where: str) -> None:
+    """Raises UserError where what is said of prompts is not what is written here."""
     metadata = metadata if isinstance(metadata, dict) else {"runs": None}
     runs, backbone = metadata.get("runs", []), metadata.get("backbone", {})
     right = isinstance(runs, list) and all(isinstance(row, dict) and isinstance(row.get("scores", {}), dict) for row in runs)
-    right = right and all(isinstance(score, int | float) for row in runs for score in row.get("scores", {}).values())
+    right = right and all(is_number(score) for row in runs for score in row.get("scores", {}).values())
     texts = ("name", "fingerprint", "task_type")
-    right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key, ""), str) for key in texts)
+    right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key), str | None) for key in texts)
     factor = backbone.get("prompt_scale", 1.0) if isinstance(backbone, dict) else None
     right = right and isinstance(factor, int | float) and not isinstance(factor, bool) and 0.5 < factor < 1000
     if not right or not isinstance(metadata.get("source", ""), str):
         raise UserError(f"{where} is damaged: its runs or its backbone are not described as mpt_jax does.")
-    return metadata
 
 
 def _task_names(names: Any, where: str) -> tuple[str, ...]:
@@ -378,4 +384,7 @@ def run_metadata(run: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise UserError(f"The run.json of {source} is damaged: its runs are {shown(rows)}, not a list with a task each.")
     rows = [{key: value for key, value in row.items() if key != "few_shot"} for row in rows]
     kept = ("stage", "backbone", "vocabulary", "settings", "parameters", "versions")
-    return {"source": os.path.basename(os.path.abspath(source)), "runs": rows, **{key: run[key] for key in kept if key in run}}
+    found = {"source": os.path.basename(os.path.abspath(source)), "runs": rows}
+    found |= {key: run[key] for key in kept if run.get(key) is not None}
+    _check_described(found, f"The run.json of {source}")
+    return found

@@ -98,6 +98,11 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+def _is_key(value: Any) -> bool:
+    """Whether a value may stand for something: a text, or a number that is hashed and printed in no time."""
+    return type(value) is str or (type(value) is int and -(2**63) <= value < 2**63)
+
+
 class _Machine:
     """Works out the value that the stack program describes: dicts, lists, tuples, numbers, text and tensors
     only. `storages`: the types of the storages that it names, by key."""
@@ -173,8 +178,8 @@ class _Machine:
             raise UserError(f"{self.where} uses the opcode {name}, which no file of weights needs; refused.")
 
     def _set(self, items: list[Any]) -> None:
-        """Puts keys and values, in turns, into the dict on top of the stack; keys that are neither text nor number are refused."""
-        if type(self.stack[-1]) is not dict or len(items) % 2 or any(type(key) not in (str, int) for key in items[::2]):
+        """Puts keys and values, in turns, into the dict on top of the stack. Keys that are not texts or numbers of 64 bits are refused."""
+        if type(self.stack[-1]) is not dict or len(items) % 2 or any(not _is_key(key) for key in items[::2]):
             raise UserError(f"{self.where} is damaged, or not a file of weights: a dict there has other keys than texts.")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
@@ -232,7 +237,7 @@ class _Machine:
         right = right and identity[0] == "storage" and (len(identity) == 5 or identity[5] is None)  # 6: a view, before torch 0.4
         kind = identity[1].name.removeprefix("torch ") if right else ""
         key = identity[2] if right else None
-        if kind not in STORAGES or type(key) not in (str, int):
+        if kind not in STORAGES or not _is_key(key):
             raise UserError(f"{self.where} refers to {shown(kind or type(identity).__name__)}, which is not a tensor storage; refused.")
         dtype, key = STORAGES[kind], check_name(str(key), self.where)
         if self.storages.setdefault(key, dtype) != dtype:
@@ -290,7 +295,7 @@ def _read_old(folder: Folder, name: str) -> tuple[Any, dict[str, _Span]]:
         _Machine(where).run(head)
         machine = _Machine(where)
         table, keys = machine.run(head), _Machine(where).run(head)
-        if type(keys) is not list or any(type(key) not in (str, int) for key in keys):
+        if type(keys) is not list or not all(map(_is_key, keys)):
             raise UserError(f"{where} is damaged: it does not list its storages.")
         spans: dict[str, _Span] = {}
         file.seek(head.tell())
