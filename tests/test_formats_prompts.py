@@ -195,7 +195,7 @@ def test_a_run_folder(run_folder, tmp_path):
         convert(str(folder), "npy", str(tmp_path / "c"), task="z")
 
 
-@pytest.mark.parametrize("score", [10**400, True, "90"])
+@pytest.mark.parametrize("score", [10**400, True, "90"], ids=("huge", "truth", "text"))
 def test_scores_that_are_not_numbers_are_refused(score, run_folder, tmp_path):
     """In a file of prompts, in eval/ of a run, and in the run.json next to a T5X checkpoint."""
     folder, held = run_folder
