@@ -17,14 +17,16 @@ from collections.abc import Sequence
 
 from mpt_jax.launch.buckets import MOUNT_OPTIONS, model_dir, mounted
 from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, LaunchError, ask, end, follow, say, show, signals_wait, variables
-from mpt_jax.launch.limits import add_limit, add_price, seconds
+from mpt_jax.launch.limits import add_limit, add_price, add_total, last_start, seconds
 from mpt_jax.launch.machines import GPU_HOSTS, gpu_host, tpu_slice
 
 from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTED
+from mpt_jax.launched import LAST_START
 
 PORT = 8476  # of the coordinator
 GRACE_S = 120  # between SIGTERM and SIGKILL: time to save
 DELETIONS = 5
+RESTARTED = (EXIT_PREEMPTED, EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED)  # codes after which all pods start again
 MOST_PODS = 1024  # whose logs are asked for together where their number is not known [ours]
 KEPT_S = 24 * 3600  # that the cluster keeps an ended set, with its pods' logs, where no launcher deletes it [ours]
 
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="of the JobSet (default: made up, unique)")
     add_price(parser)
     add_limit(parser)
+    add_total(parser)
     parser.add_argument("--service_account", default="", help="Kubernetes service account that may read and write the bucket")
     parser.add_argument("--claim", default="", metavar="NAME:/PATH", help="persistent volume claim, mounted at that path in all pods")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command; may be repeated")
@@ -72,7 +75,7 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         "name": "main",
         "image": arguments.image,
         "command": ["python", "-u", "-m", "mpt_jax", *command],
-        "env": _variables([*shared, *arguments.env], name, pods),
+        "env": _variables([f"{LAST_START}={last_start(arguments)}", *shared, *arguments.env], name, pods),
         "ports": [{"containerPort": PORT}],
         "resources": {"limits": resources, "requests": resources},
         "volumeMounts": mounts,
@@ -88,9 +91,8 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         pod["tolerations"] = [{"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
     if arguments.service_account:
         pod["serviceAccountName"] = arguments.service_account
-    restarted = [EXIT_PREEMPTED, EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED]
     rules = [
-        {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": restarted}},
+        {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": list(RESTARTED)}},
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
     job = {
@@ -284,12 +286,12 @@ def _follow(jobset: JobSet, poll_s: float) -> int:
 
 
 def _worst_code(jobset: JobSet) -> int:
-    """Exit code of the failed pods: a failure before a preemption."""
+    """Exit code of the failed pods: that of a failure, if there is one, before those that follow from another pod's or a machine's end."""
     answer = ask(jobset.pods())
     pods = json.loads(answer.stdout)["items"] if answer.code == 0 else []
     statuses = [status for pod in pods for status in pod.get("status", {}).get("containerStatuses", [])]
     codes = [status.get("state", {}).get("terminated", {}).get("exitCode", 0) for status in statuses]
-    failed = sorted((code for code in codes if code), key=lambda code: code == EXIT_PREEMPTED)
+    failed = sorted((code for code in codes if code), key=lambda code: code in RESTARTED)
     return failed[0] if failed else 1
 
 

@@ -1,16 +1,31 @@
 """How long a job may live, enforced by the other side, so that a launcher that dies leaves nothing for ever; and how it is paid for."""
 
 import argparse
+import time
 
 from mpt_jax.launch.calls import LaunchError
 
 MOST_HOURS = 24 * 365
+TOTAL_HOURS = 24 * 7.0  # [ours]
 FLEX_START_HOURS = 24 * 7  # cloud.google.com/tpu/docs/request-using-flex-start
 
 
 def add_limit(parser: argparse.ArgumentParser) -> None:
     """The option --max_hours."""
     parser.add_argument("--max_hours", type=float, default=24.0, help="hours after which a start is ended (default: %(default)s)")
+
+
+def add_total(parser: argparse.ArgumentParser) -> None:
+    """The option --total_hours, of targets that start a job again without a launcher."""
+    told = "hours after its creation from which a job is not started again (default: %(default)s)"
+    parser.add_argument("--total_hours", type=float, default=TOTAL_HOURS, help=told)
+
+
+def last_start(arguments: argparse.Namespace) -> int:
+    """When a job is too old to start again, in seconds since 1970. Raises LaunchError for --total_hours that are not a limit."""
+    if not 0 <= arguments.total_hours <= MOST_HOURS:
+        raise LaunchError(f"--total_hours {arguments.total_hours:g}: it takes 0 .. {MOST_HOURS:,} hours.")
+    return round(time.time() + 3600 * arguments.total_hours)
 
 
 def add_price(parser: argparse.ArgumentParser) -> None:

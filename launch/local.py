@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from mpt_jax.launch.calls import LaunchError, Stopped, end, say, shell_code, show, signals_wait
 
-from mpt_jax.errors import EXIT_PREEMPTED
+from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED, EXIT_PREEMPTED
 from mpt_jax.launched import LAUNCHER
 
 POLL_S = 0.1
@@ -122,7 +122,8 @@ def _wait(processes: Sequence[subprocess.Popen], grace_s: float) -> int:
         # preempted together: a process that failed while it saved is worse than being preempted
         failed += [code for code in (process.returncode for process in processes) if code > 0]
     worse = [shell_code(code) for code in failed if code != EXIT_PREEMPTED]
-    return worse[0] if worse else EXIT_PREEMPTED
+    # a process that lost its peer ended because of another one
+    return min(worse, key=lambda code: code in (EXIT_PEER_LOST, EXIT_PEER_LOST_ABORTED)) if worse else EXIT_PREEMPTED
 
 
 def _print_lines(process: subprocess.Popen, prefix: str) -> None:

@@ -1,9 +1,10 @@
 """Slurm: writes a batch script for hosts with GPUs, submits it, follows its log.
 
-One process a node takes all its GPUs. Before the time limit and when the job is preempted Slurm signals the script, the command saves and
-ends with EXIT_PREEMPTED, and the job is put back into the queue. Where one process ends, the others have a minute to end themselves, so
-that their exit codes tell a preemption from a failure.
-A sweep is one job array. Options: slurm.schedmd.com/sbatch.html, srun.html, scontrol.html.
+One process a node takes all its GPUs. Before the time limit Slurm sends the script USR1; where it preempts a job with a grace time it sends
+the processes TERM. The command saves and ends with EXIT_PREEMPTED, and the script puts the job back into the queue. It never does so once
+Slurm is ending the job: a cancelled one would come back, and one that is preempted without a grace time Slurm itself queues again.
+Where one process ends, the others have a minute to end themselves, so that their exit codes tell a preemption from a failure.
+A sweep is one job array. Options: slurm.schedmd.com/sbatch.html, srun.html, scontrol.html, preempt.html.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpt_jax.launch.calls import EXIT_LEFT_BEHIND, LaunchError, Stopped, ask, say, show, signals_wait, variables
-from mpt_jax.launch.limits import add_limit, seconds
+from mpt_jax.launch.limits import add_limit, add_total, last_start, seconds
 from mpt_jax.launch.machines import gpu_host
 from mpt_jax.launch.sweeps import Job
 
@@ -24,6 +25,9 @@ from mpt_jax.errors import EXIT_PREEMPTED
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
 QUESTIONS = 5  # in a row that scontrol may leave unanswered
+STOP_QUESTIONS = 60  # until a cancelled job is gone: it may save for as long as Slurm's KillWait lets it [ours]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PLAIN = re.compile(r"[A-Za-z0-9_./:,@%+=-]+")  # what sbatch takes without quotation marks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", default="h100x8", help="kind of host, see launch/machines.py (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=1, help="hosts (default: %(default)s)")
     add_limit(parser)
+    add_total(parser)
     parser.add_argument("--partition", default="", help="Slurm partition")
     parser.add_argument("--account", default="", help="Slurm account")
     parser.add_argument("--cpus_per_task", type=int, default=16, help="CPU cores of a process (default: %(default)s)")
@@ -53,24 +58,48 @@ export JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" 
 export JAX_NUM_PROCESSES="$SLURM_NTASKS"
 {exports}
 {commands}
+# of an element: its SLURM_JOB_ID may be the number of the whole array
+job="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
+restarts="${{SLURM_RESTART_COUNT:-0}}"
+late() {{ [ "$(date +%s)" -ge {last_start} ]; }}
+if [ "$restarts" -gt 0 ] && late; then
+  echo "launch: not started again: --total_hours {total_hours} are over"
+  exit {preempted}
+fi
 asked=0
 srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax "${{command[@]}}" &
 step=$!
-trap 'asked=1; kill -TERM "$step"' TERM
+trap 'asked=1; kill -TERM "$step" 2>/dev/null' USR1
+trap 'kill -TERM "$step" 2>/dev/null' TERM
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
 if [ "$code" -eq {preempted} ] || {{ [ "$asked" -eq 1 ] && [ "$code" -ne 0 ]; }}; then
-  if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then
-    scontrol requeue "$SLURM_JOB_ID" && sleep 60
-  fi
   code={preempted}
+  state="$(scontrol show job --oneliner "$job" | grep -o 'JobState=[A-Z_]*')"
+  case "$state" in
+  JobState=RUNNING | JobState=SIGNALING)
+    if [ "$restarts" -lt {max_restarts} ] && ! late; then
+      scontrol requeue "$job" && sleep 60
+    else
+      echo "launch: not started again: --max_restarts {max_restarts} or --total_hours {total_hours} are used up"
+    fi ;;
+  *) echo "launch: not queued again: Slurm is ending this job (${{state:-no answer from scontrol}})" ;;
+  esac
 fi
 exit "$code"
 """
 
 
+def _directive(option: str, value: object, flag: str) -> str:
+    """A line that sbatch reads: it splits at blanks, takes # for a comment and obeys quotes. Raises LaunchError for what it cannot say."""
+    text = str(value)
+    if not text.isprintable() or set(text) & set('\\"'):
+        raise LaunchError(f"--{flag} {text!r}: sbatch takes no backslash, quotation mark or line break in it; give another one.")
+    return f"#SBATCH --{option}={text}" if PLAIN.fullmatch(text) else f'#SBATCH --{option}="{text}"'
+
+
 def batch_script(arguments: argparse.Namespace, name: str, commands: Sequence[Sequence[str]], log: Path) -> str:
-    """The text for sbatch: a job, or a job array of several commands."""
+    """The text for sbatch: a job, or a job array of several commands. log: the path of its log, without `.log` or `-NUMBER.log`."""
     minutes = -(-seconds(arguments) // 60)
     options = {
         "job-name": name,
@@ -81,20 +110,23 @@ def batch_script(arguments: argparse.Namespace, name: str, commands: Sequence[Se
         "time": minutes,
         "partition": arguments.partition,
         "account": arguments.account,
-        "signal": "B:TERM@120",
+        "signal": "B:USR1@120",
         "array": f"0-{len(commands) - 1}" if len(commands) > 1 else "",
-        "output": log,
+        "output": str(log).replace("%", "%%") + ("-%a.log" if len(commands) > 1 else ".log"),
         "open-mode": "append",
     }
-    directives = [f"#SBATCH --{option}={value}" for option, value in options.items() if value] + ["#SBATCH --requeue"]
+    flags = {"output": "folder"}
+    directives = [_directive(option, value, flags.get(option, option)) for option, value in options.items() if value]
     lines = [show([arguments.python, "-u", "-m", "mpt_jax", *command]) for command in commands]
     cases = "\n".join(f"{number}) command=({line}) ;;" for number, line in enumerate(lines))
     return SCRIPT.format(
-        directives="\n".join(directives),
+        directives="\n".join([*directives, "#SBATCH --requeue"]),
         exports="\n".join(f"export {variable}={shlex.quote(value)}" for variable, value in variables(arguments.env)),
         commands=f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac' if len(lines) > 1 else f"command=({lines[0]})",
         preempted=EXIT_PREEMPTED,
         max_restarts=arguments.max_restarts,
+        last_start=last_start(arguments),
+        total_hours=f"{arguments.total_hours:g}",
     )
 
 
@@ -111,9 +143,11 @@ def launch_sweep(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
 def _submit(arguments: argparse.Namespace, commands: Sequence[Sequence[str]]) -> int:
     folder = Path(arguments.folder).absolute()
     name = arguments.name or f"mpt-{secrets.token_hex(3)}"
-    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    script, log = folder / f"{stem}.sbatch", folder / (f"{stem}-%a.log" if len(commands) > 1 else f"{stem}.log")
-    text = batch_script(arguments, name, commands, log)
+    if not NAME.fullmatch(name):
+        raise LaunchError(f"--name {name!r}: it takes letters, digits, '.', '_' and '-', a letter or digit first.")
+    stem = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    script, log = Path(f"{stem}.sbatch"), Path(f"{stem}-*.log" if len(commands) > 1 else f"{stem}.log")
+    text = batch_script(arguments, name, commands, stem)
     submit = ["sbatch", "--parsable", str(script)]
     if arguments.dry_run:
         print(f"# {script}\n{text}")
@@ -173,19 +207,21 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    """Cancels all jobs of that name, and asks until none is left."""
-    for attempt in range(QUESTIONS + 1):
+    """Cancels all jobs of that name, and asks until none is left, those included that are still ending."""
+    found: list[list[str]] = []
+    for attempt in range(STOP_QUESTIONS):
         if attempt > 1:
             time.sleep(arguments.poll_s)  # Slurm lists a job for a while after it was cancelled
-        jobs = [job for job, state in _jobs_called(arguments.name) if state != "COMPLETING"]
-        if not jobs:
+        found = _jobs_called(arguments.name)
+        if not found:
             say(f"{arguments.name}: nothing is left")
             return 0
-        if attempt < QUESTIONS:
-            cancelled = ask(["scancel", *jobs])
-            if cancelled.code:
-                say(cancelled.last_lines)
-    say(f"{arguments.name} IS STILL THERE. Cancel it: {show(['scancel', *jobs])}")
+        jobs = [job for job, state in found if state != "COMPLETING"]
+        cancelled = ask(["scancel", *jobs]) if jobs else None
+        if cancelled and cancelled.code:
+            say(cancelled.last_lines)
+    states = ", ".join(f"job {job} {state}" for job, state in found)
+    say(f"{arguments.name} IS STILL THERE ({states}). Cancel it: {show(['scancel', *(job for job, _ in found)])}")
     return EXIT_LEFT_BEHIND
 
 

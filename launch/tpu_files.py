@@ -14,6 +14,7 @@ from mpt_jax.errors import EXIT_PREEMPTED
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "mpt_jax_run"  # on the workers, in the home folder
+TAKEN = {"constraints.txt", "install.sh", "run.sh", "venv", "gcs", "log", "code", "code.tmp"}  # names there; also started-*, the wheel
 
 INSTALL = """#!/bin/bash
 # Python 3.11 and mpt_jax with the TPU's libraries, in a folder of their own
@@ -61,17 +62,31 @@ exit "$(cat code)"
 
 
 def write_folder(folder: Path, arguments: argparse.Namespace, command: Sequence[str], wheel: Path) -> None:
-    """Fills the folder that goes to the workers: wheel, constraints, what is shipped, the two scripts."""
+    """Fills the folder that goes to the workers: wheel, constraints, what is shipped, the two scripts.
+
+    Raises LaunchError for what cannot be shipped: nothing there, no name of its own, a name that is taken, a file that cannot be read.
+    """
     shutil.copy(wheel, folder)
     constraints = ROOT / "constraints.txt"
     if constraints.is_file():
         shutil.copy(constraints, folder)
     for path in map(Path, arguments.ship):
-        if not path.exists():
-            raise LaunchError(f"--ship {path}: no such file or folder.")
-        shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder)
+        _check_shipped(path, folder)
+        try:
+            shutil.copytree(path, folder / path.name) if path.is_dir() else shutil.copy(path, folder)
+        except OSError as error:
+            raise LaunchError(f"--ship {path} cannot be copied: {error.strerror or error}") from error
     for name, text in scripts(arguments, command, wheel.name).items():
         (folder / name).write_text(text)
+
+
+def _check_shipped(path: Path, folder: Path) -> None:
+    if not path.exists():
+        raise LaunchError(f"--ship {path}: no such file or folder.")
+    if path.name in ("", ".."):
+        raise LaunchError(f"--ship {path}: it goes to the workers under its name, so give it by its name: --ship {path.resolve()}")
+    if path.name in TAKEN or path.name.startswith("started-") or (folder / path.name).exists():
+        raise LaunchError(f"--ship {path}: the name {path.name!r} is taken on the workers; give the file or folder another name.")
 
 
 def scripts(arguments: argparse.Namespace, command: Sequence[str], wheel: str) -> dict[str, str]:

@@ -1,11 +1,14 @@
-"""Ends a process whose launcher is gone. Imports nothing heavy: the launcher takes the name from here, and needs no JAX."""
+"""What a process knows of its launcher. Imports nothing heavy: launchers take the names from here, and need no JAX."""
 
 import os
 import signal
 import threading
 import time
 
+from mpt_jax.errors import UserError
+
 LAUNCHER = "MPT_LAUNCHER_PID"  # variable with the process id of the launcher
+LAST_START = "MPT_LAST_START"  # variable: seconds since 1970 from which a job's processes start no more (launch/limits.py)
 WATCH_S = 0.5  # between looks
 
 
@@ -20,3 +23,11 @@ def end_with_launcher() -> None:
 
     if launcher:
         threading.Thread(target=watch, daemon=True).start()
+
+
+def check_start() -> None:
+    """Raises UserError in a job that its cluster starts again after the time that its launcher gave it."""
+    given = os.environ.get(LAST_START, "")
+    if given.isdecimal() and time.time() >= int(given):
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(int(given)))
+        raise UserError(f"{LAST_START} = {given}: this job was to start before {when} (--total_hours); launch it again to continue.")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mpt_jax.command_line import COMMANDS, parse_arguments
 from mpt_jax.errors import EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError
+from mpt_jax.launched import check_start, end_with_launcher
 
 SEQIO = {  # what a slim install leaves out (requirements-slim.txt): module and distribution
     "seqio": "seqio", "tensorflow": "tensorflow", "tensorflow_text": "tensorflow-text", "tensorflow_datasets": "tensorflow-datasets",
@@ -49,6 +50,8 @@ class _Ending:
 
 def _ready(arguments: argparse.Namespace, ending: _Ending) -> Callable[[argparse.Namespace], None]:
     """The function of the command, after JAX, the other processes and the settings are ready for it."""
+    check_start()
+    end_with_launcher()
     _prepare()
     from mpt_jax.commands import RUN, import_module
     from mpt_jax.gin_settings import parse_gin
@@ -56,9 +59,7 @@ def _ready(arguments: argparse.Namespace, ending: _Ending) -> Callable[[argparse
     command = COMMANDS[arguments.command]
     if command.joins:
         from mpt_jax import distributed
-        from mpt_jax.launched import end_with_launcher
 
-        end_with_launcher()
         distributed.start(vars(arguments), trains=arguments.command == "train")
         ending.leave, ending.first = distributed.leave, distributed.is_first()
     if command.gin is not None:

@@ -1,7 +1,12 @@
-"""Stand-in for Slurm: sbatch runs the script for real on this machine, srun starts a task a node, a job that asks is queued again."""
+"""Stand-in for Slurm: sbatch runs the script for real on this machine, srun starts a task a node, a job that asks is queued again.
+
+It ends jobs as Slurm does (slurmd's _rpc_terminate_job): all processes, the script's too, get SIGCONT and SIGTERM, and SIGKILL after
+KillWait. Until they are gone the job is COMPLETING, whatever it comes to, and a request to queue it again is taken: a cancelled one, too.
+"""
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,45 +24,81 @@ def write(path: Path, text: str) -> None:
     path.with_suffix(".new").replace(path)
 
 
-def batch(folder: Path, script: Path, limit_s: float) -> None:
-    """Runs the script, signals it before its time is over, and runs it again as often as it asked for."""
-    text = script.read_text()
-    log = Path(re.search(r"--output=(.*)", text)[1])
-    state, restarts, code = folder / "state", 0, 0
-    array = re.search(r"--array=0-(\d+)", text)
-    waiting = list(range(1, int(array[1]) + 1)) if array else []  # one after the other
-    index = 0
-    while True:
-        write(state, "RUNNING 0:0")
-        slurm = {"SLURM_ARRAY_TASK_ID": str(index)} if array else {}
-        slurm |= {"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": str(NODES), "SLURM_RESTART_COUNT": str(restarts)}
-        with Path(str(log).replace("%a", str(index))).open("ab") as output:
+def options_of(script: Path) -> dict[str, str]:
+    """The directives as sbatch reads them: quotes group, blanks separate, # starts a comment."""
+    lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
+    words = [word for line in lines for word in shlex.split(line.removeprefix("#SBATCH "), comments=True)]
+    assert all(word.startswith("--") for word in words), words
+    return dict(word.removeprefix("--").partition("=")[::2] for word in words)
+
+
+class Batch:
+    """A job, or a job array whose elements run one after the other."""
+
+    def __init__(self, folder: Path, script: Path, scenario: dict):
+        self.folder, self.script, self.options = folder, script, options_of(script)
+        self.limit_s, self.kill_wait_s = scenario.get("limit_s", 0), scenario.get("kill_wait_s", 1.0)
+        array = re.fullmatch(r"0-(\d+)", self.options.get("array", ""))
+        self.every: list[int | None] = list(range(int(array[1]) + 1)) if array else [None]
+        self.waiting, self.restarts = list(self.every), dict.fromkeys(self.every, 0)
+
+    def run(self) -> None:
+        """Runs the script for each element, and again as often as somebody asked for it."""
+        while self.waiting and not (self.folder / "cancelled").exists():
+            element = self.waiting.pop(0)
+            state = self.element(element)
+            asked, path = [], self.folder / "requeued"
+            if path.exists():
+                asked = path.read_text().split()
+                path.unlink()
+            again = self.every if JOB in asked and element is not None else [element] if asked else []
+            for one in again:
+                self.restarts[one] += 1
+            self.waiting = [*again, *(one for one in self.waiting if one not in again)]
+            if again:
+                (self.folder / "cancelled").unlink(missing_ok=True)  # the cancelled job is pending again
+            write(self.folder / "state", "PENDING 0:0" if self.waiting else state)
+        if (self.folder / "cancelled").exists():
+            write(self.folder / "state", "CANCELLED 0:15")
+        (self.folder / f"job{JOB}.resource").unlink()
+
+    def element(self, element: int | None) -> str:
+        """One run of the script: the state in which it ends."""
+        slurm = {"SLURM_JOB_ID": JOB if not element else str(int(JOB) + element)}  # that of the array is an element's, too
+        slurm |= {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": str(NODES)}
+        slurm |= {"SLURM_RESTART_COUNT": str(self.restarts[element])} if self.restarts[element] else {}
+        slurm |= {"SLURM_ARRAY_JOB_ID": JOB, "SLURM_ARRAY_TASK_ID": str(element)} if element is not None else {}
+        expanded = {"%%": "%", "%a": str(element), "%j": slurm["SLURM_JOB_ID"]}
+        log = re.sub("%.", lambda found: expanded[found[0]], self.options["output"])
+        write(self.folder / "state", "RUNNING 0:0")
+        with Path(log).open("ab") as output:
             job = subprocess.Popen(
-                ["bash", str(script)], env={**os.environ, **slurm}, stdout=output, stderr=output, start_new_session=True
+                ["bash", str(self.script)], env={**os.environ, **slurm}, stdout=output, stderr=output, start_new_session=True
             )  # fmt: skip
-        (folder / "job.pid").write_text(str(job.pid))
         started, signalled = time.monotonic(), False
-        while job.poll() is None and not (folder / "requeued").exists() and not (folder / "cancelled").exists():
+        warning = re.fullmatch(r"B:(\w+)@\d+", self.options["signal"])[1]
+        while job.poll() is None and not (self.folder / "requeued").exists() and not (self.folder / "cancelled").exists():
             time.sleep(0.02)
-            if limit_s and not signalled and time.monotonic() - started > limit_s:
-                signalled = True
-                job.send_signal(signal.SIGTERM)  # --signal=B:TERM: the script alone
+            if self.limit_s and not signalled and time.monotonic() - started > self.limit_s:
+                signalled, self.limit_s = True, 0
+                job.send_signal(getattr(signal, f"SIG{warning}"))  # --signal=B: the script alone
         if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
+            self.end(job)
         code = job.wait()
-        if (folder / "cancelled").exists():
-            write(state, "CANCELLED 0:15")
-            break
-        if not (folder / "requeued").exists() and waiting:
-            index = waiting.pop(0)
-            continue
-        if not (folder / "requeued").exists():
-            write(state, f"{'FAILED' if code else 'COMPLETED'} {code}:0")
-            break
-        (folder / "requeued").unlink()
-        write(state, "PENDING 0:0")
-        restarts, limit_s = restarts + 1, 0
-    (folder / f"job{JOB}.resource").unlink()
+        return f"{'FAILED' if code else 'COMPLETED'} {max(code, 0)}:{max(-code, 0)}"
+
+    def end(self, job: subprocess.Popen) -> None:
+        """Ends all its processes."""
+        write(self.folder / "state", "COMPLETING 0:0")
+        os.killpg(job.pid, signal.SIGCONT)
+        os.killpg(job.pid, signal.SIGTERM)
+        end = time.monotonic() + self.kill_wait_s
+        while job.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        try:
+            os.killpg(job.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
 
 
 def srun(arguments: list[str]) -> int:
@@ -83,16 +124,16 @@ if program == "sbatch":
     if "refused" in scenario:
         print(f"sbatch: error: {scenario['refused']}", file=sys.stderr)
         sys.exit(1)
-    text = Path(arguments[1]).read_text()
-    assert re.search(r"#SBATCH --time=[1-9]\d*\n", text), "nothing would end it"
+    options = options_of(Path(arguments[1]))
+    assert int(options["time"]) > 0, "nothing would end it"
     write(folder / "state", "PENDING 0:0")
-    (folder / f"job{JOB}.resource").write_text(re.search(r"--job-name=(.*)", text)[1])
+    (folder / f"job{JOB}.resource").write_text(options["job-name"])
     if os.fork() == 0:
         os.setsid()
         quiet = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(quiet, descriptor)
-        batch(folder, Path(arguments[1]), scenario.get("limit_s", 0))
+        Batch(folder, Path(arguments[1]), scenario).run()
         sys.exit(0)
     print(f"{JOB};cluster")
 elif program == "srun":
@@ -100,8 +141,6 @@ elif program == "srun":
 elif program == "scancel":
     if not (folder / "cancelled").exists():
         (folder / "cancelled").touch()
-    while (folder / f"job{JOB}.resource").exists():
-        time.sleep(0.02)
 elif program == "squeue":
     flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
     resource = folder / f"job{JOB}.resource"
@@ -113,7 +152,8 @@ elif program == "sacct":
     state, code = (folder / "state").read_text().split()
     print(f"{JOB}|{state}|{code}")
 elif arguments[0] == "requeue":
-    (folder / "requeued").touch()
+    with (folder / "requeued").open("a") as file:
+        file.write(f"{arguments[1]}\n")
 elif arguments[:2] == ["show", "hostnames"]:
     os.write(1, b"node1\nnode2\n")
 elif following(folder, "questions", scenario.get("silent", [False])):

@@ -72,7 +72,7 @@ def test_a_detached_job_is_found_and_stopped_by_its_name_alone(target, tmp_path)
     deadline = time.monotonic() + 10
     while "step 1" not in (found := target.act("logs"))[1]:
         assert time.monotonic() < deadline, found
-    code, _, said = target.act("stop")
+    code, _, said = target.act("stop", "--poll_s", "0.05")
     assert code == 0 and target.stand_in.left() == [] and "nothing is left" in said
     assert target.act("stop")[0] == 0 and target.act("status")[0] == 0
     assert target.act("stop", name="other")[0] == 0

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import pytest
 from mpt_jax.launch.__main__ import parse
@@ -37,7 +38,7 @@ def test_output_of_every_start_is_shown_once(tmp_path):
     assert code == 0 and output.count("step 1") == 2 and "1 restarts" in said
 
 
-@pytest.mark.parametrize("codes, code", [([0, 2], 2), ([83, 83], 83), ([83, 1], 1), ([], 1)])
+@pytest.mark.parametrize("codes, code", [([0, 2], 2), ([83, 83], 83), ([83, 1], 1), ([], 1), ([134, 84, 83, 2], 2)])
 def test_failure_gives_the_commands_code(tmp_path, codes, code):
     stand_in = kubectl(tmp_path, states=[{"restarts": 0}, "Failed"], codes=codes)
     assert stand_in.run(*arguments())[0] == code and stand_in.left() == []
@@ -87,6 +88,8 @@ def test_manifest_of_a_tpu_slice():
     assert {"name": "NAME", "value": "a b"} in container["env"]
     assert value["spec"]["failurePolicy"]["maxRestarts"] == 3 and value["spec"]["network"]["enableDNSHostnames"]
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [83, 84, 134] and pod["restartPolicy"] == "Never"
+    last_start = next(int(variable["value"]) for variable in container["env"] if variable["name"] == "MPT_LAST_START")
+    assert abs(time.time() + 168 * 3600 - last_start) < 60
 
 
 def test_volumes_of_the_manifest():

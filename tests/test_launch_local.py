@@ -112,6 +112,19 @@ time.sleep(60)
         time.sleep(0.05)
 
 
+def test_every_command_ends_with_its_launcher():
+    """Also those that use no devices."""
+    environment = {**os.environ, "MPT_LAUNCHER_PID": "1"}  # not its parent
+    done = subprocess.run([sys.executable, "-m", "mpt_jax", "tasks"], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGTERM and done.stdout == b""
+
+
+def test_a_command_that_a_cluster_starts_too_late_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("MPT_LAST_START", "86400")
+    assert main(["tasks"]) == 2
+    assert "MPT_LAST_START = 86400: this job was to start before 1970-01-02 00:00 UTC" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 83)])
 def test_signals_are_passed_on(start, tmp_path, number, code):
     process = start("wait(True)", "--max_restarts", "3")
@@ -137,15 +150,16 @@ wait(True)
     assert "preempted in start 1 of at most 2" in said
 
 
-def test_a_failure_while_saving_is_worse_than_being_preempted(start):
+@pytest.mark.parametrize("first", [83, 84])
+def test_a_failure_is_worse_than_being_preempted_or_losing_a_peer(start, first):
     code = """
 if process == 0:
     while not (folder / "ready1").exists(): time.sleep(0.02)
-    sys.exit(83)
+    sys.exit(FIRST)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
 (folder / "ready1").touch(); time.sleep(60)
 """
-    process = start(code, "--max_restarts", "1")
+    process = start(code.replace("FIRST", str(first)), "--max_restarts", "1")
     process.communicate(timeout=30)
     assert process.returncode == 5
 

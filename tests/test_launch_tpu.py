@@ -227,3 +227,26 @@ def test_shipped_files_lie_beside_the_command(tmp_path):
     constraints = {"constraints.txt"} if (tpu_files.ROOT / "constraints.txt").is_file() else set()  # not beside a wheel
     assert names == wanted | {"data"} | constraints
     assert (ROOT / "constraints.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "shipped, message",
+    [
+        (["."], "--ship .: it goes to the workers under its name, so give it by its name: --ship /"),
+        ([".."], "--ship ..: it goes to the workers under its name"),
+        (["a/data", "b/data"], "--ship b/data: the name 'data' is taken on the workers"),
+        (["a/run.sh"], "--ship a/run.sh: the name 'run.sh' is taken"),
+        (["a/venv"], "--ship a/venv: the name 'venv' is taken"),
+        (["a/links"], "--ship a/links cannot be copied"),
+    ],
+)
+def test_what_cannot_be_shipped_is_named(tmp_path, monkeypatch, shipped, message):
+    for name in ("a/data", "b/data", "a/venv", "a/links", "out"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a" / "run.sh").touch()
+    (tmp_path / "a" / "links" / "nothing").symlink_to("gone")
+    monkeypatch.chdir(tmp_path)
+    options, command = parse(arguments(tmp_path, *(word for path in shipped for word in ("--ship", path))))
+    with pytest.raises(tpu_files.LaunchError) as raised:
+        tpu_files.write_folder(tmp_path / "out", options, command, tmp_path / "mpt_jax-0.1.0-py3-none-any.whl")
+    assert message in str(raised.value) and len(str(raised.value).splitlines()) == 1
