@@ -4,6 +4,7 @@ Settings are flags in snake case (``--train_steps 500``) or gin's own (``--gin.T
 """
 
 import argparse
+import dataclasses
 import difflib
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from mpt_jax import buckets, paths
 from mpt_jax.bindings import Binding
-from mpt_jax.config import STAGES
+from mpt_jax.config import STAGES, EvalSettings
 from mpt_jax.errors import EXIT_CODES, UserError
 from mpt_jax.macros import FIELD, GIN_FOLDER, Macro, defaults, macros, stages
 from mpt_jax.serving import settings as serving
@@ -24,6 +25,8 @@ TRAIN = (
 )  # fmt: skip
 ROWS = ("TaskSettings", "DataSettings.feature_lengths", "DataSettings.cache_dir", "DataSettings.trust_caches")
 VOCABULARY = ("BackboneSettings.path", "BackboneSettings.vocabulary", "DataSettings.cue")
+# --input says which rows
+ANSWERS = tuple(f"EvalSettings.{field.name}" for field in dataclasses.fields(EvalSettings) if field.name not in ("split", "max_rows"))
 
 
 class Command(NamedTuple):
@@ -39,7 +42,7 @@ COMMANDS = {
     "quickstart": Command("run the whole method on embedded data and the shipped backbone"),
     "train": Command("train one stage", TRAIN, "", joins=True),
     "eval": Command("score tasks with a run's prompts", ("EvalSettings", "MeshSettings", *ROWS), "eval.gin", joins=True),
-    "infer": Command("predict for rows of a file", ("EvalSettings", "MeshSettings", *ROWS), "eval.gin", joins=True),
+    "infer": Command("predict for rows of a file", (*ANSWERS, "MeshSettings", *ROWS), "eval.gin", joins=True),
     "cache": Command("write token caches", (*ROWS, *VOCABULARY), "cache.gin"),
     "tasks": Command("list tasks, or show one", (*ROWS, *VOCABULARY), "cache.gin"),
     "compile": Command(

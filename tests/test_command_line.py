@@ -13,7 +13,7 @@ from tiny_world import arguments, write_world
 from mpt_jax import gin_settings, tasks
 from mpt_jax.command_line import COMMANDS, macros_of, parse_arguments
 from mpt_jax.config import STAGES, DataSettings, OptimizerSettings, TrainSettings
-from mpt_jax.errors import EXIT_CODES
+from mpt_jax.errors import EXIT_CODES, UserError
 from mpt_jax.gin_settings import configured
 from mpt_jax.macros import macro_of, macros, stages
 from mpt_jax.main import main
@@ -109,6 +109,14 @@ def test_a_binding_that_a_command_does_not_read_is_told(binding, capsys):
     parse_arguments(["eval", f"--gin.{binding}", "--gin.MODEL_DIR=x", "--gin.EvalSettings.split=test", "--gin.DataSettings.cache_dir=c"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"--gin.{binding.partition('=')[0]}: eval does not read this setting, it changes nothing here"
+
+
+def test_infer_says_that_it_reads_the_rows_of_its_input(capsys):
+    argv = ["infer", "--model_dir=x", "--input=a", "--output=b"]
+    with pytest.raises(UserError, match="--split: infer has no such flag, it is one of eval; leave it out"):
+        parse_arguments([*argv, "--split", "test"])
+    parse_arguments([*argv, "--gin.EvalSettings.method=rank", "--gin.EvalSettings.max_rows=10"])
+    assert capsys.readouterr().err == "--gin.EvalSettings.max_rows: infer does not read this setting, it changes nothing here\n"
 
 
 def test_a_field_may_be_bound_instead_of_the_macro_that_fills_it(tmp_path):

@@ -16,7 +16,7 @@ import mpt_jax
 from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings
 from mpt_jax.errors import UserError
-from mpt_jax.infer import requests, rows
+from mpt_jax.infer import queries, requests, rows
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.model.families.family import Rows
@@ -154,6 +154,38 @@ def test_rows_in_and_out(run_dir, tmp_path, sst2):
         expected = predictor.score(texts, [label] * 6, "sst2")
         np.testing.assert_allclose([row["scores"][label] for row in written], expected, atol=1e-3)
     assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_rows_are_answered_by_the_method_that_is_set(run_dir, tmp_path, sst2, caplog):
+    """'rank_probability': the best of the labels' scores; 'rank': what greedy decoding among the labels gives. Cut inputs are told."""
+    predictor, source, output = mpt_jax.load(run_dir), tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given = [*({"sentence": f"{n}" * (n + 1)} for n in range(8)), {"inputs": "x" * 99}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in given))
+    answers = {}
+    for method in ("decode", "rank", "rank_probability"):
+        rows.infer(predictor, str(source), output, "sst2", score=True, method=method)
+        written = [json.loads(line) for line in output.read_text().splitlines()]
+        answers[method] = [row["prediction"] for row in written]
+        assert "1 of 9 inputs are longer than 32 tokens" in caplog.text
+        caplog.clear()
+    assert answers["rank_probability"] == [max(row["scores"], key=row["scores"].get) for row in written]
+    given = queries.asked([mpt_jax.Query(row["inputs"], "sst2") for row in written], predictor.sources)
+    inputs = requests.Requests([one.tokens for one in given], [one.row for one in given], [1] * 9)
+    tokens = requests.label_tokens(sst2.labels, predictor.vocabulary)
+    chosen = requests.choose_label(predictor.model, inputs, tokens, predictor.spec)
+    assert answers["rank"] == [sst2.labels[number] for number in chosen]
+    assert answers["decode"] == predictor.predict([row["inputs"] for row in written], "sst2") != answers["rank"]
+
+
+def test_labels_are_ranked_for_tasks_that_have_some(run_dir, tmp_path, table):
+    predictor, source, output = mpt_jax.load(run_dir), tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"inputs": "a"}\n')
+    with pytest.raises(UserError, match="task 'mrpc' has no labels here: register it"):
+        tasks.TABLE.pop("mrpc", None)
+        rows.infer(predictor, str(source), output, "mrpc", method="rank")
+    tasks.jsonl("sst2", files={"train": "x"}, template="{s}", target="{t}", replace=True)
+    rows.infer(predictor, str(source), output, "sst2", method="rank")
+    assert json.loads(output.read_text())["prediction"] == predictor.predict(["a"], "sst2")[0]
 
 
 def test_input_files_are_read_as_tasks_read_theirs(run_dir, tmp_path, sst2):

@@ -83,7 +83,7 @@ def run_infer(
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
     predictor = _load(_here(settings), data, mesh)
     folder = cache_folder(data.cache_dir)
-    count = rows.infer(predictor, source, output, names[0] if names else None, score, folder, search_of(settings))
+    count = rows.infer(predictor, source, output, names[0] if names else None, score, folder, search_of(settings), settings.method)
     said = f"{count} rows written to {output}"
     if descriptor(output) != 1:
         return f"{said}\n"

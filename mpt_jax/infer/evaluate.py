@@ -149,12 +149,7 @@ def _answers(
     if not labels:
         text_of = _remembered(model.vocabulary)
         return (text_of(tokens) for tokens in requests.decode(model, given, spec, progress, search))
-    tokens = requests.label_tokens(labels, model.vocabulary)
-    if method == "rank":
-        chosen = requests.choose_label(model, given, tokens, spec, progress)
-    else:
-        chosen = requests.score_each_label(model, given, tokens, spec, progress).argmax(axis=1)
-    return (labels[number] for number in chosen)
+    return iter(requests.label_of(model, given, labels, method, spec, progress))
 
 
 def _from(progress: Progress, before: int, total: int, done: int, _: int) -> None:

@@ -176,11 +176,21 @@ def answer(given: Sequence[Asked], spec: BatchSpec, progress: Progress | None = 
     return answers
 
 
+def label_of(rows: Sequence[Asked], labels: Sequence[str], method: str, spec: BatchSpec, tell: Progress | None = None) -> list[str]:
+    """The label that each row of one model gets by a row of config.ANSWERS that ranks labels."""
+    if not rows:
+        return []
+    return requests.label_of(rows[0].source.model, _requests(rows), labels, method, smaller(spec, len(rows)), tell)
+
+
+def _requests(rows: Sequence[Asked], targets: Sequence | None = None) -> Requests:
+    return Requests([row.tokens for row in rows], [row.row for row in rows], [row.limit for row in rows], targets)
+
+
 def answers_of(kind: str, labels, rows: Sequence[Asked], spec: BatchSpec, tell: Progress | None, search: Search) -> list[Answer]:
     """Answers to rows of one model and one kind."""
     source = rows[0].source
-    targets = [row.target for row in rows] if kind == "target" else None
-    given = Requests([row.tokens for row in rows], [row.row for row in rows], [row.limit for row in rows], targets)
+    given = _requests(rows, [row.target for row in rows] if kind == "target" else None)
     if kind == "text":
         decoded = requests.decode(source.model, given, spec, tell, search)
         return [Answer(row.answered(tokens_T)) for row, tokens_T in zip(rows, decoded, strict=True)]

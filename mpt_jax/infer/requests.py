@@ -161,6 +161,18 @@ def choose_label(model: Model, requests: Requests, labels: Labels, spec: BatchSp
     return _over_labels(walk_labels, np.empty(requests.rows, np.int32), model, requests, labels, spec, progress)
 
 
+def label_of(
+    model: Model, requests: Requests, labels: Sequence[str], method: str, spec: BatchSpec, progress: Progress | None = None
+) -> list[str]:
+    """The label of each request by a row of config.ANSWERS that ranks labels, 'rank' or 'rank_probability'."""
+    tokens = label_tokens(labels, model.vocabulary)
+    if method == "rank":
+        chosen = choose_label(model, requests, tokens, spec, progress)
+    else:
+        chosen = score_each_label(model, requests, tokens, spec, progress).argmax(axis=1)
+    return [labels[number] for number in chosen]
+
+
 def _over_labels(function, found: np.ndarray, model: Model, requests: Requests, labels: Labels, spec: BatchSpec, progress) -> np.ndarray:
     """``found``, filled with each request's line of a function of likelihood.py that takes labels."""
 

@@ -14,7 +14,9 @@ from mpt_jax.data.cache import cached_names, open_cache
 from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.distributed import is_first, say
 from mpt_jax.errors import UserError
+from mpt_jax.infer import queries
 from mpt_jax.infer.predictor import Predictor
+from mpt_jax.infer.queries import Query
 from mpt_jax.infer.search import GREEDY, Search
 from mpt_jax.metrics import ProgressLine
 from mpt_jax.output import PARTIAL, kept_in_part
@@ -97,9 +99,11 @@ def infer(
     score: bool = False,
     cache_dir: Path | None = None,
     search: Search = GREEDY,
+    method: str = "decode",
 ) -> int:
     """Writes each row of ``source`` with ``inputs`` as the model saw it, ``prediction`` and, with ``score``, ``scores`` of the labels.
 
+    ``method``: a row of config.ANSWERS; tasks without labels are decoded by any. ``search``: how what is decoded is found.
     Returns the number of rows. The output file appears when it is complete; until then, and after an error, what is answered is in
     OUTPUT.partial. Raises UserError and tasks.TaskError naming the row; all rows are checked before the first is answered.
     """
@@ -114,14 +118,14 @@ def infer(
     if of_split and predictor.model.own and answering != of_split:
         say(f"--input {source!r}: its rows are answered with the prompt of task {answering!r}")
     cache_dir = cache_dir or cache_folder()
-    total, kept = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score)
+    total, kept = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score, method)
     rows = iter(kept) if len(kept) == total else read_rows(predictor, source, cache_dir)
     done = 0
     opened = kept_in_part(output, "--output") if is_first() else contextlib.nullcontext()
     with ProgressLine("infer", total, unit="rows") as progress, opened as file:
         while chunk := list(itertools.islice(rows, CHUNK)):
             tell = functools.partial(_tell, progress, done, 2 if score else 1)
-            for row in _answered(predictor, chunk, task, score, tell, search):
+            for row in _answered(predictor, chunk, task, score, tell, search, method):
                 if file is not None:
                     file.write(_line(row))
             if file is not None:
@@ -147,7 +151,16 @@ def _line(row: dict) -> bytes:
         return f"{json.dumps(row)}\n".encode()
 
 
-def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str | None, score: bool) -> tuple[int, list[Given]]:
+def _ranked(predictor: Predictor, task: str | None, method: str) -> tuple[str, ...]:
+    """The labels that a method chooses among; none where it decodes. Raises UserError for a task that is not registered here."""
+    registered = tasks.TABLE.get(task) if task else None
+    decodes = method == "decode" or (registered is not None and not registered.labels)
+    return () if decodes else predictor.labels(task)
+
+
+def _check(
+    predictor: Predictor, rows: Iterable[Given], source: str, task: str | None, score: bool, method: str
+) -> tuple[int, list[Given]]:
     """(number of rows, the rows of a source that is small enough to be kept)."""
     total, seen, kept = 0, set(), []
     keeps = not os.path.isfile(source) or os.path.getsize(source) <= KEPT_BYTES
@@ -156,6 +169,7 @@ def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str |
         text_of_row(given, name)
         if name not in seen:
             predictor.check_task(name, score)
+            _ranked(predictor, name, method)
         seen.add(name)
         total += 1
         if keeps and total <= KEPT_ROWS:
@@ -165,8 +179,19 @@ def _check(predictor: Predictor, rows: Iterable[Given], source: str, task: str |
     return total, kept
 
 
+def _predicted(
+    predictor: Predictor, texts: list[str], task: str | None, progress: Callable[[int, int], None], search: Search, method: str
+) -> list[str]:
+    """The answers to texts of one task."""
+    labels = _ranked(predictor, task, method)
+    if not labels:
+        return predictor.predict(texts, task, progress=progress, search=search)
+    asked = queries.asked([Query(text, task) for text in texts], predictor.sources)
+    return queries.label_of(asked, labels, method, predictor.spec, progress)
+
+
 def _answered(
-    predictor: Predictor, chunk: list[Given], task: str | None, score: bool, tell: Callable[[int], None], search: Search
+    predictor: Predictor, chunk: list[Given], task: str | None, score: bool, tell: Callable[[int], None], search: Search, method: str
 ) -> Iterable[dict]:
     """The rows of a chunk with their answers, in the order given; ``tell`` hears the rows answered, those scored counted again."""
     names = [task_of_row(predictor, given.row, task, given.where) for given in chunk]
@@ -177,7 +202,7 @@ def _answered(
         members = [n for n, other in enumerate(names) if other == name]
         chosen = [texts[n] for n in members]
         progress = functools.partial(_more, tell, answered)
-        for n, prediction in zip(members, predictor.predict(chosen, name, progress=progress, search=search), strict=True):
+        for n, prediction in zip(members, _predicted(predictor, chosen, name, progress, search, method), strict=True):
             found[n]["prediction"] = prediction
         answered += len(members)
         if score:
