@@ -24,10 +24,12 @@ from mpt_jax.regular_files import parse_json, read_regular, shown
 CHECKPOINTS = "checkpoints"  # folder of a run's checkpoints, each named after its step
 ASIDE = "damaged_checkpoints"  # where damaged ones are put, by the same names with `_` added to those that are taken
 VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# how rows are padded and computed together: free unless dropout draws a mask for each micro-batch
+LAYOUT = ("micro_batch_size", "smallest_micro_batch", "input_buckets", "target_buckets", "attention")
 # changing these does not change what a run computes, up to the order of sums
 FREE_TO_CHANGE = (
     "model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch", "data", "fsdp", "tensor", "remat", "skip_damaged_checkpoints",
-    "trust_caches", "allow_unfinished",
+    "trust_caches", "allow_unfinished", "eval_batch_size", *LAYOUT,
 )  # fmt: skip
 NUMBER = (int, float)
 MOST_RUN_BYTES = 2**28  # of a run.json; ten thousand few-shot runs write a hundredth of that
@@ -216,7 +218,8 @@ def _defaults() -> dict:
 def _identity(run: dict) -> dict:
     """What makes a run the run it is, by name: settings, tasks, weights of the backbone, and what it was made from."""
     flat = _defaults() | _flatten(run.get("settings") or {})
-    flat = {name: value for name, value in flat.items() if name.split(".")[-1] not in FREE_TO_CHANGE}
+    held = LAYOUT if flat["train.dropout_rate"] else ()
+    flat = {name: value for name, value in flat.items() if (last := name.split(".")[-1]) in held or last not in FREE_TO_CHANGE}
     named = {"tasks": _entry(run, "tasks"), "weights of the backbone": _entry(run, "backbone.fingerprint"), **(run.get("made_from") or {})}
     return flat | {name: value for name, value in named.items() if value is not None}
 

@@ -9,7 +9,7 @@ import pytest
 
 from mpt_jax.config import BackboneSettings, Settings, TrainSettings
 from mpt_jax.errors import UserError
-from mpt_jax.run_folder import FREE_TO_CHANGE, differences, open_run_folder, parse_run, read_run_json, require
+from mpt_jax.run_folder import FREE_TO_CHANGE, LAYOUT, differences, open_run_folder, parse_run, read_run_json, require
 
 
 def description(**changes) -> dict:
@@ -29,6 +29,14 @@ def test_what_changes_no_result_may_change(tmp_path, name):
     open_run_folder(str(tmp_path), description(**{name: 2}), "after")
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["train"][name] == 2
     assert (tmp_path / "config.gin").read_text() == "after"
+
+
+@pytest.mark.parametrize("name", LAYOUT)
+def test_with_dropout_the_layout_of_micro_batches_is_the_runs(tmp_path, name):
+    """Each micro-batch draws its masks."""
+    open_run_folder(str(tmp_path), description(dropout_rate=0.1), "")
+    with pytest.raises(UserError, match=rf"another configuration \(train.{name}: 1 there, 2 now\)"):
+        open_run_folder(str(tmp_path), description(dropout_rate=0.1, **{name: 2}), "")
 
 
 def test_free_to_change_are_settings():

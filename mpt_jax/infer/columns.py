@@ -12,8 +12,8 @@ from mpt_jax.run_folder import FREE_TO_CHANGE
 
 # settings in which the runs of one line may differ, besides those that change no number: tasks' lengths, steps, rates and starts
 FREE = {
-    "train": ("train_steps", "seeds", "eval_steps", "eval_rows", "eval_batch_size", "patience"),
-    "data": ("feature_lengths", "micro_batch_size", "smallest_micro_batch", "input_buckets", "target_buckets"),
+    "train": ("train_steps", "seeds", "eval_steps", "eval_rows", "patience"),
+    "data": ("feature_lengths",),
     "prompt": ("init_text", "transfer_task"),
     "optimizer": ("learning_rate", "factor_learning_rate", "warmup_steps"),
 }
