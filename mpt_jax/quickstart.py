@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mpt_jax import tasks
-from mpt_jax.config import BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
+from mpt_jax.config import TARGET_STAGES, BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.cache import open_cache
 from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.distributed import say
@@ -104,10 +104,12 @@ def settings_of(stage: Stage, model_dir: Path, backbone: str) -> Settings:
     """Settings of a stage, in the folder of the quickstart."""
     recipe = recipe_of(backbone)
     every = max(stage.steps // stage.evaluations, 1)
+    from_source = stage.stage in TARGET_STAGES and stage.prompt.transfer != "none"
     train = TrainSettings(
         stage.stage, str(model_dir / stage.folder), train_steps=stage.steps, seeds=stage.seeds, eval_steps=every,
-        teacher_dir=str(model_dir / "teachers"), source_dir=recipe.bank or str(model_dir / "source"), eval_rows=stage.eval_rows,
-        eval_method=recipe.method,
+        teacher_dir=str(model_dir / "teachers") if stage.stage == "source" else "",
+        source_dir=(recipe.bank or str(model_dir / "source")) if from_source else "",
+        eval_rows=stage.eval_rows, eval_method=recipe.method,
     )  # fmt: skip
     optimizer = OptimizerSettings(learning_rate=stage.rate, factor_learning_rate=stage.factor_rate)
     return Settings(train, BackboneSettings(backbone), prompt=stage.prompt, optimizer=optimizer, data=stage.data)

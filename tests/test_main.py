@@ -274,6 +274,7 @@ def test_missing_teacher(capsys, world, folder, teachers):
 def test_missing_source(capsys, world, folder):
     fails(capsys, train(world, folder, "target.gin", TASKS=["digit"]), "type --source_dir")
     fails(capsys, train(world, folder, "target.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "is not a run folder")
+    fails(capsys, train(world, folder, "teacher.gin", TASKS=["digit"], SOURCE_DIR=str(folder)), "stage 'teacher' starts from no source run")
 
 
 @pytest.mark.parametrize("name, change, message", [

@@ -314,6 +314,28 @@ def test_spot_trains_a_run_from_each_source(caches):
         assemble(wrong, ("a",), backbone_of(T5))
 
 
+@pytest.mark.parametrize("name", ["attempt", "vectors"])
+def test_of_several_sources_those_that_are_named_are_put_together(name):
+    def program(*named, shapes_only: bool = False):
+        settings = settings_of(name)
+        prompt = dataclasses.replace(settings.prompt, transfer_task=named[0] if len(named) == 1 else list(named))
+        return assemble(settings._replace(prompt=prompt), ("a",), backbone_of(T5), shapes_only=shapes_only)
+
+    every = np.asarray(program("source0", "source1", "source2").frozen[f"{name}/sources"])
+    np.testing.assert_array_equal(program().frozen[f"{name}/sources"], every)
+    np.testing.assert_array_equal(program("source2", "source0").frozen[f"{name}/sources"], every[:, [2, 0]])
+    found, shapes = program("source1"), program("source1", shapes_only=True)
+    np.testing.assert_array_equal(found.frozen[f"{name}/sources"], every[:, [1]])
+    assert {path: array.shape for path, array in found.trainable.items()} == {path: array.shape for path, array in shapes.trainable.items()}
+    for wrong, message in (
+        ("nothing", "'nothing' is not a task of SOURCE_DIR: source0, source1, source2"),
+        (["source0", "source0"], "'source0' is there twice"),
+        ({"a": "source0"}, f"METHOD = '{name}' takes the same source tasks for all targets"),
+    ):
+        with pytest.raises(UserError, match=message):
+            program(wrong)
+
+
 def test_sources_join_a_group_in_the_order_of_their_similarity():
     """To the target, and to all that joined before."""
     change = np.array([[[1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]])

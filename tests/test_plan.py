@@ -14,7 +14,16 @@ from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import paths_of
 from mpt_jax.methods.table import method_of, own_settings
-from mpt_jax.train.plan import draw_few_shot, is_finished, make_streams, plan_runs, read_source, source_folder, teacher_prompts
+from mpt_jax.train.plan import (
+    check_folders,
+    draw_few_shot,
+    is_finished,
+    make_streams,
+    plan_runs,
+    read_source,
+    source_folder,
+    teacher_prompts,
+)
 
 TASKS = ("a", "b")
 
@@ -80,6 +89,25 @@ def test_targets_read_the_arrays_of_their_source(tmp_path):
     assert read_source(settings(prompt=PromptSettings(transfer="none")), tiny_backbone()) is None
     with pytest.raises(UserError, match=r"type --source_dir.*or train prompts from scratch with .*transfer"):
         read_source(settings(), tiny_backbone())
+
+
+@pytest.mark.parametrize(
+    "stage, given, message",
+    [
+        ("teacher", {"source_dir": "x"}, "SOURCE_DIR = 'x' is given, and stage 'teacher' starts from no source run: leave it out, or take"),
+        ("source", {"source_dir": "x"}, "stage 'source' starts from no source run"),
+        ("target", {"source_dir": "x", "prompt": PromptSettings(transfer="none")}, "transfer = 'none' takes nothing from a source run"),
+        ("target", {"source_dir": "x", "method": "lora"}, "METHOD = 'lora' starts from no source run"),
+        ("fewshot", {"teacher_dir": "x"}, "TEACHER_DIR = 'x' is given, and stage 'fewshot' has no teachers: leave it out"),
+        ("source", {"teacher_dir": "x", "distillation": DistillationSettings(weight=0.0)}, "weight = 0.0 takes nothing from teachers"),
+        ("target", {"prompt": PromptSettings(transfer_task="a")}, "transfer_task = 'a' is given, .* = 'mean' does not read it: add --gin"),
+        ("target", {"prompt": PromptSettings(transfer="shared"), "method": "attempt"}, "transfer = 'shared' takes none of them"),
+    ],
+)
+def test_folders_and_source_tasks_that_nothing_reads_are_refused(stage, given, message):
+    chosen = settings(stage, **given)
+    with pytest.raises(UserError, match=message):
+        check_folders(chosen, method_of(chosen.train))
 
 
 def test_prompts_of_other_weights_another_width_or_none_are_refused(tmp_path):

@@ -25,6 +25,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.methods import prompt, weights
 from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.method import HEAD, TEACHERS
+from mpt_jax.methods.table import METHODS
 from mpt_jax.sharding import make_mesh
 from mpt_jax.train.program import assemble
 from mpt_jax.train.terms import terms
@@ -57,7 +58,7 @@ def settings(stage, prompt_settings=FRESH, **more) -> Settings:
 @pytest.mark.parametrize("stage", STAGES)
 def test_shapes_alone_give_the_program_that_arrays_give(stage, teachers, caches):
     """Paths, shapes and dtypes of what trains and what is frozen, the optimiser's state, the terms and the form of batches."""
-    chosen = settings(stage, teacher_dir=teachers[0])
+    chosen = settings(stage, teacher_dir=teachers[0] if stage == "source" else "")
     real = assemble(chosen, TASKS, tiny_backbone(), caches=caches)
     shapes = assemble(chosen, TASKS, tiny_backbone(), shapes_only=True)
     for name in ("trainable", "frozen"):
@@ -73,6 +74,21 @@ def test_shapes_alone_give_the_program_that_arrays_give(stage, teachers, caches)
     assert shapes.plan == real.plan and spec == real.spec and shapes.network == real.network
     states = [jax.eval_shape(p.optimizer.init, p.trainable) for p in (shapes, real)]
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), states[0]) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), states[1])
+
+
+@pytest.mark.parametrize("name", ["factor_learning_rate", "learning_rate"])
+def test_a_list_of_rates_that_nothing_trains_at_is_refused(monkeypatch, name):
+    """It would train the same run several times."""
+    plain, optimizer = dataclasses.replace(FRESH, rank=0), OptimizerSettings(**{name: [0.1, 0.3]})
+    if name == "learning_rate":  # a method of one's own, without prompts
+        parts = tuple(part._replace(param_group="factors") if part.param_group == "prompt" else part for part in prompt.METHOD.parts)
+        monkeypatch.setitem(METHODS, "prompt", prompt.METHOD._replace(parts=parts))
+    message = rf"{name.upper()} = \[0.1, 0.3\] would train the same run 2 times: METHOD = 'prompt'.* trains nothing at this rate; leave it"
+    for shapes_only in (False, True):
+        with pytest.raises(UserError, match=message):
+            assemble(settings("teacher", plain, optimizer=optimizer), TASKS, tiny_backbone(), shapes_only=shapes_only)
+    one = settings("teacher", plain, optimizer=dataclasses.replace(optimizer, **{name: [0.1]}))
+    assert len(assemble(one, TASKS, tiny_backbone(), shapes_only=True).plan.runs) == 2
 
 
 def test_what_the_source_stage_distils(teachers):

@@ -251,7 +251,8 @@ def teacher_settings(folder: Path, name: str = "teachers") -> Settings:
 def source_settings(folder: Path, name: str) -> tuple[Settings, tuple[str, ...]]:
     """A source stage from a vocabulary start, and its tasks."""
     row = STAGES[name]
-    train = _train("source", folder / name, row.steps, 10, seeds=row.seed, teacher_dir=str(folder / "teachers"))
+    teachers = str(folder / "teachers") if row.weight else ""
+    train = _train("source", folder / name, row.steps, 10, seeds=row.seed, teacher_dir=teachers)
     distillation = DistillationSettings(row.weight, row.temperature, hidden=row.hidden, teacher_mode=TEACHER, cached_dtype="float16")
     prompt = PromptSettings(length=LENGTH, rank=row.rank)
     return _settings(folder, train, prompt, row.rate, 0.03, batch_size=24, rows=min(24, ROWS_AT_ONCE), distillation=distillation), row.tasks

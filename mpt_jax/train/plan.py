@@ -22,6 +22,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.method import BACKBONE, MUST, NEVER, Method, check_counts
 from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of
+from mpt_jax.methods.source_prompts import chosen_sources
 from mpt_jax.methods.table import method_named, method_of
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.run_folder import require
@@ -104,16 +105,9 @@ def plan_runs(settings: Settings, tasks: Sequence[str]) -> Plan:
     return Plan(tuple(runs))
 
 
-def each_source(plan: Plan, run: Mapping[str, Any], chosen: str | Sequence[str] | dict) -> Plan:
+def each_source(plan: Plan, run: Mapping[str, Any], settings: Settings) -> Plan:
     """The plan with every group once for each task of a source run (its run.json), or for those chosen. Raises UserError for others."""
-    if isinstance(chosen, dict):
-        raise UserError(f"PromptSettings.transfer_task = {chosen!r}: METHOD = 'spot' tries a source, or each of a list, for all targets.")
-    chosen = [chosen] if isinstance(chosen, str) and chosen else list(chosen)
-    there = list(dict.fromkeys(row["task"] for row in run["runs"]))
-    unknown = [name for name in chosen if name not in there]
-    if unknown:
-        raise UserError(f"PromptSettings.transfer_task = {unknown[0]!r} is not a task of SOURCE_DIR: {', '.join(there)}.")
-    sources = chosen or there
+    sources = chosen_sources(settings, list(dict.fromkeys(row["task"] for row in run["runs"])))
     if len(plan.runs) * len(sources) > MOST_RUNS:
         raise UserError(f"{len(plan.runs):,} runs from each of {len(sources)} sources; one program takes {MOST_RUNS:,}.")
     runs = []
@@ -150,22 +144,54 @@ def make_streams(plan: Plan, caches: Mapping[str, TokenCache], data: DataSetting
     return streams
 
 
+def starts_from_source(settings: Settings, method: Method) -> bool:
+    """Whether a run starts from SOURCE_DIR."""
+    return method.from_source != NEVER and settings.train.stage in TARGET_STAGES and settings.prompt.transfer != "none"
+
+
+def is_distilled(settings: Settings) -> bool:
+    """Whether a run learns from TEACHER_DIR."""
+    return settings.train.stage == "source" and bool(settings.distillation.weight)
+
+
+def check_folders(settings: Settings, method: Method) -> None:
+    """Raises UserError where a SOURCE_DIR, source tasks in it or a TEACHER_DIR are given that nothing would read."""
+    train, prompt = settings.train, settings.prompt
+    starts = starts_from_source(settings, method)
+    if method.from_source == MUST and not starts:
+        message = f"METHOD = {method.name!r} starts from prompts of SOURCE_DIR, which stage {train.stage!r} with PromptSettings.transfer"
+        raise UserError(f"{message} = {prompt.transfer!r} does not read: take --gin_file=target.gin (or fewshot.gin).")
+    if train.source_dir and not starts:
+        raise UserError(f"SOURCE_DIR = {train.source_dir!r} is given, and {_why_no_source(settings, method)}.")
+    if train.teacher_dir and not is_distilled(settings):
+        why = f"stage {train.stage!r} has no teachers: leave it out"
+        if train.stage == "source":
+            why = f"DistillationSettings.weight = {settings.distillation.weight} takes nothing from teachers: leave one of them out"
+        raise UserError(f"TEACHER_DIR = {train.teacher_dir!r} is given, and {why}.")
+    if method.from_source == MUST and prompt.transfer == "shared":
+        message = f"METHOD = {method.name!r} takes prompts of source tasks, and PromptSettings.transfer = 'shared' takes none of them"
+        raise UserError(f"{message}: leave it out, or name tasks with --gin.PromptSettings.transfer_task=A,B.")
+    if prompt.transfer_task and not (starts and (prompt.transfer == "task" or method.from_source == MUST)):
+        message = f"PromptSettings.transfer_task = {prompt.transfer_task!r} is given, and stage {train.stage!r} with transfer"
+        raise UserError(f"{message} = {prompt.transfer!r} does not read it: add --gin.PromptSettings.transfer=task, or leave it out.")
+
+
+def _why_no_source(settings: Settings, method: Method) -> str:
+    stage = settings.train.stage
+    if method.from_source == NEVER:
+        return f"METHOD = {method.name!r} starts from no source run: leave it out"
+    if stage not in TARGET_STAGES:
+        return f"stage {stage!r} starts from no source run: leave it out, or take one of {', '.join(TARGET_STAGES)}"
+    return "PromptSettings.transfer = 'none' takes nothing from a source run: leave one of them out"
+
+
 def read_source(settings: Settings, backbone: Backbone, method: Method = METHOD) -> tuple[dict[str, np.ndarray], dict] | None:
     """The trained arrays and run.json of SOURCE_DIR, in the target stages; None where nothing is transferred.
 
-    Raises UserError where a SOURCE_DIR is given that the method does not read, or lacks where it does.
+    Raises UserError where SOURCE_DIR is needed and not given.
     """
     train, prompt = settings.train, settings.prompt
-    if method.from_source == NEVER:
-        if train.source_dir:
-            message = f"SOURCE_DIR = {train.source_dir!r} is given, and METHOD = {method.name!r} starts from no source run"
-            raise UserError(f"{message}: leave it out.")
-        return None
-    starts_from_it = train.stage in TARGET_STAGES and prompt.transfer != "none"
-    if method.from_source == MUST and not starts_from_it:
-        message = f"METHOD = {method.name!r} starts from prompts of SOURCE_DIR, which stage {train.stage!r} with PromptSettings.transfer"
-        raise UserError(f"{message} = {prompt.transfer!r} does not read: take --gin_file=target.gin (or fewshot.gin).")
-    if not starts_from_it:
+    if not starts_from_source(settings, method):
         return None
     if not train.source_dir:
         message = f"PromptSettings.transfer = {prompt.transfer!r} starts from a source run: type --source_dir FOLDER"
@@ -233,7 +259,7 @@ def teacher_prompts(plan: Plan, settings: Settings, backbone: Backbone) -> np.nd
     None where nothing is distilled. Raises UserError naming the tasks that have no teacher.
     """
     train, distillation = settings.train, settings.distillation
-    if train.stage != "source" or not distillation.weight:
+    if not is_distilled(settings):
         return None
     teacher_dir = train.teacher_dir
     if not teacher_dir:

@@ -24,7 +24,7 @@ from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Network
 from mpt_jax.train.optimizer import Optimizer, make_optimizer
-from mpt_jax.train.plan import Plan, draw_few_shot, each_source, plan_runs, read_source, teacher_prompts
+from mpt_jax.train.plan import Plan, check_folders, draw_few_shot, each_source, is_distilled, plan_runs, read_source, teacher_prompts
 from mpt_jax.train.step import TrainStep
 from mpt_jax.train.terms import Objective
 
@@ -71,16 +71,17 @@ def assemble(
     """
     method = method_of(settings.train)
     settings = own_settings(settings, method)
+    check_folders(settings, method)
     source = None if shapes_only else read_source(settings, backbone, method)
     plan = plan_runs(settings, tasks)
     if method.each_source and source:
-        plan = each_source(plan, source[1], settings.prompt.transfer_task)
+        plan = each_source(plan, source[1], settings)
     plan = plan if shapes_only else draw_few_shot(plan, caches or {}, settings.data)
     network = Network(backbone.config, settings.computation(), method.adaptation)
     teachers_NPD = None
     if not shapes_only:
         teachers_NPD = teacher_prompts(plan, settings, backbone)
-    elif settings.train.stage == "source" and settings.distillation.weight:
+    elif is_distilled(settings):
         teachers_NPD = np.zeros((len(plan.runs), settings.prompt.length, backbone.config.d_model), np.float32)
     text_ids = _text_ids(settings, backbone, shapes_only)
 
@@ -99,7 +100,7 @@ def assemble(
 
     parameters = jax.eval_shape(arrays, backbone.flat()) if shapes_only else arrays(backbone.flat())
     trainable, frozen = split(parameters, method.parts)
-    _check_groups(plan, method, trainable)
+    _check_trainable(settings, plan, method, trainable)
     places = places_for(mesh, method, backbone.config)
     return Program(
         settings=settings,
@@ -124,12 +125,25 @@ def _text_ids(settings: Settings, backbone: Backbone, shapes_only: bool) -> dict
     return {text: (0,) if shapes_only else words.encode(text) for text in settings.prompt.init_texts}
 
 
-def _check_groups(plan: Plan, method: Method, trainable: Arrays) -> None:
-    """Raises UserError where several groups would train what there is once."""
+def _check_trainable(settings: Settings, plan: Plan, method: Method, trainable: Arrays) -> None:
+    """Raises UserError where several groups would train what there is once, or the same run again."""
+    _check_rates(settings, method, trainable)
     once = next((path for path in trainable if part_of(path, method.parts).first_axis is None), None)
     if once is not None and plan.num_groups > 1:
         message = f"method {method.name!r} trains {once!r}, which the whole program has once: give one seed and one learning rate"
         raise UserError(f"{message}, not {plan.num_groups} combinations.")
+
+
+def _check_rates(settings: Settings, method: Method, trainable: Arrays) -> None:
+    """Raises UserError for a list of rates that nothing trains at."""
+    groups = {part_of(path, method.parts).param_group for path in trainable}
+    for name, at in (("learning_rate", {"prompt", "weights"}), ("factor_learning_rate", {"factors"})):
+        rates = getattr(settings.optimizer, name)
+        if isinstance(rates, list | tuple) and len(rates) > 1 and not groups & at:
+            ranked = any(part.param_group == "factors" for part in method.parts) and name == "factor_learning_rate"
+            what = f"METHOD = {method.name!r}{f' with PROMPT_RANK = {settings.prompt.rank}' if ranked else ''} trains nothing at this rate"
+            message = f"{name.upper()} = {list(rates)} would train the same run {len(rates)} times: {what}"
+            raise UserError(f"{message}; leave it out.")
 
 
 def _objective(settings: Settings, network: Network, method: Method, plan: Plan, distilled: bool) -> Objective:
