@@ -27,14 +27,15 @@ from mpt_jax.paths import expanded, writable_run
 from mpt_jax.run_folder import write_json, write_text, writes
 from mpt_jax.train.run import run_train
 
-NANO_SOURCES = ("word_valence", "science_topic", "name_kind", "journey_check", "journey_question", "past_tense")
-NANO_TARGETS = ("definition_valence", "module_topic", "turned_words", "purchase_check", "purchase_question", "plural")
+# what the backbone can do when it is asked in words, and new tasks that need the same skills (docs/nano.md)
+NANO_SOURCES = ("word_valence", "word_class", "name_kind", "science_topic", "past_tense", "number_words")
+NANO_TARGETS = ("definition_valence", "module_topic", "plural", "ordinal_words")
 SEEDS = (1, 2, 3)
 SHOTS = 16
 
 PROMPT = PromptSettings(length=10)
 PLAIN = PromptSettings(length=10, rank=0, transfer="none")
-DATA = DataSettings(feature_lengths={"inputs": 48, "targets": 8}, micro_batch_size=16, input_buckets=(16,), target_buckets=(8,))
+DATA = DataSettings(feature_lengths={"inputs": 48, "targets": 14}, micro_batch_size=16, input_buckets=(16,), target_buckets=(4, 14))
 SHOT_DATA = dataclasses.replace(DATA, batch_size=8, micro_batch_size=24, k_shot=SHOTS)
 # what the source bank of SmolLM2 was trained with (mpt_jax/banks/smollm2/README.md)
 BANK_PROMPT = PromptSettings(length=20)
