@@ -94,7 +94,7 @@ def theirs(backbone: str, model) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("method", ["lora", "ia3", "prefix"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("ia3", marks=pytest.mark.long), "prefix"])
 def test_peft_computes_our_logits_and_what_it_writes_comes_back(method, backbone, tmp_path):
     """1e-4 of the largest logit; arrays that come back, 1e-6."""
     peft = pytest.importorskip("peft", reason="needs the extra `parity`")

@@ -92,7 +92,7 @@ def test_methods_run_on_both_sides_and_go_on_where_they_were(tmp_path):
     assert line["peak_mb"]["ours"]["median"] > 0 and "| `lora` |" in table.methods_table([line])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_target_runs_both_sides(tmp_path):
     pytest.importorskip("peft")
     arguments = ["--json", tmp_path / "out.jsonl", "--small", "--repeats", "1", "--folder", tmp_path]

@@ -85,15 +85,19 @@ def check(found: dict, expected: dict) -> None:
     np.testing.assert_array_equal(found["tokens"], expected["tokens"])
 
 
-@pytest.mark.parametrize("prompted", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("prompted", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_golden_values_of_transformers(name, prompted):
     golden = np.load(GOLDEN)
     check(ours(CONFIGS[name], prompted), {key: golden[f"{name}/{prompted}/{key}"] for key in ("logits", "tokens")})
 
 
-@pytest.mark.parametrize("prompted", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", CONFIGS)
+BESIDE = ("llama31", "gemma3")  # of the others a quick test has recorded values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompted", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in BESIDE else pytest.mark.long) for name in CONFIGS])
 def test_logits_and_greedy_tokens_are_those_of_transformers(name, prompted, tmp_path):
     pytest.importorskip("transformers", reason="parity needs the extra `parity`")
     check(ours(CONFIGS[name], prompted), theirs(CONFIGS[name], prompted, tmp_path / "x"))
@@ -103,7 +107,7 @@ WINDOWED = "gemma3"  # windows, full layers, norms of queries and keys, scaled e
 LONG_WINDOWED = pytest.param(WINDOWED, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "gemma2")), WINDOWED])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("llama", "gemma2")), WINDOWED])
 def test_steps_give_the_logits_of_the_whole(name):
     config = CONFIGS[name]
     network, mine, some = case(config, True)
@@ -192,7 +196,7 @@ def test_an_input_of_one_token_and_a_row_that_only_fills_up():
     np.testing.assert_allclose(found[:2], alone, rtol=0, atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama", LONG_WINDOWED])
 def test_bfloat16_is_near_float32(name):
     config, some, mine = CONFIGS[name], rows(slots=SLOTS), own(prompts())
@@ -219,7 +223,7 @@ def test_rematerialised_layers_give_the_same_gradient():
     np.testing.assert_allclose(again["prompt"], grads["prompt"], rtol=0, atol=1e-6 * np.abs(grads["prompt"]).max())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dropout_follows_its_seed_and_rate_zero_needs_none():
     weights, some, mine = params(CONFIGS["llama"]), rows(slots=SLOTS), own(prompts())
     dropped = jax.jit(loss, static_argnums=0)
@@ -238,7 +242,7 @@ def test_dropout_follows_its_seed_and_rate_zero_needs_none():
 LABELS = Labels(np.array([[7, 1, 0], [7, 8, 1], [30, 1, 0]], np.int32), np.array([2, 3, 2], np.int32))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["qwen3", LONG_WINDOWED])
 def test_labels_are_ranked_over_one_prefix(name):
     """Log-probabilities of each label are those of a pass over prompt, input and label; the walk chooses as greedy decoding would."""

@@ -190,7 +190,7 @@ def is_named_or_equal(read, expected) -> bool:
         (flip, 24, 1),
         (damage, 12, 2),
         pytest.param(flip, 120, 3, marks=pytest.mark.slow),
-        pytest.param(damage, 120, 4, marks=pytest.mark.slow),
+        pytest.param(damage, 120, 4, marks=pytest.mark.long),
     ],
 )
 def test_whatever_changes_a_number_is_named_and_nothing_else_is_raised(tmp_path, capfd, change, count, seed):

@@ -167,7 +167,7 @@ def stage_of_method(name: str, mesh) -> Stage:
     return make_stage(settings._replace(backbone=backbone, data=data), WIDE, ["a", "b", "c"], mesh, 4)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("lora:all", "prefix") else pytest.mark.slow) for name in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("lora:all", "prefix") else pytest.mark.long) for name in NAMES])
 def test_no_method_takes_gradients_of_frozen_weights(name):
     stage = stage_of_method(name, make_mesh(MeshSettings(), topology("here").devices))
     assert products_like_weights(stage) == 0

@@ -235,7 +235,7 @@ def test_greedy_answers_of_mixed_tasks_are_ours_in_transformers_and_ctranslate2(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bytes_tied", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama_tied", "gemma_untied"))])
+@pytest.mark.parametrize("kind", ["gemma_untied", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("llama_tied", "bytes_tied"))])
 def test_greedy_answers_of_decoder_only_models(kind, tmp_path):
     config, tokenizer = OTHERS[kind]
     vocabulary = tiny_tokenizers.write(tmp_path / "tokenizer", tokenizer)

@@ -149,7 +149,7 @@ def test_two_processes_train_and_report_what_one_does(world):
     assert described["devices"]["processes"] == 2 and described["devices"]["count"] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_answer_and_score_each_row_once(world):
     folder, macros, _ = world
     given = {name: macros[name] for name in ("MIXTURE_OR_TASK_MODULE", "CACHE_DIR")} | {"MODEL_DIR": str(folder / "whole")}
@@ -172,7 +172,7 @@ def test_two_processes_answer_and_score_each_row_once(world):
         assert {**again, "time": ""} == {**json.loads(text), "time": ""} and again["rows"] == 12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_spread_over_processes_are_checked_however_they_are_read(world):
     """Fine-tuned in two processes, continued in one: sums made where the parts are hold for whole arrays, and a changed number is named."""
     folder, macros, _ = world

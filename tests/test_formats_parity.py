@@ -204,8 +204,8 @@ def test_plain_prompt_tuning_of_peft(scene, tmp_path):
     np.testing.assert_array_equal(their_tokens(model, inputs_BL), decoded)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [pytest.param("t5_base", marks=pytest.mark.long), "t5_1_1_base"])
+@pytest.mark.long
+@pytest.mark.parametrize("size", ["t5_base", "t5_1_1_base"])
 def test_base_size_has_the_logits_of_transformers(size, tmp_path):
     config = T5_SIZES[size]
     rng = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def test_the_kernel_gives_what_products_give(H, K, parts):
         np.testing.assert_allclose(array, expected, atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_is_as_near_to_float32_as_products_are():
     inputs, bias, weight = arrays(2, 24, 40, 2, 64)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (inputs, weight))

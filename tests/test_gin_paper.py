@@ -118,7 +118,7 @@ def train(world, name, **macros):
     return str(world / name)
 
 
-LONG = ("no_decomposition", "rank", "mrqa", "prompt_length", "nlg")  # stages and settings that other files train, too
+LONG = ("fewshot", "glue", "no_decomposition", "rank", "mrqa", "prompt_length", "nlg")  # stages and settings that other files train, too
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_many_mutations_are_read_or_refused(name, tmp_path):
     assert refused > len(outcomes) // 4  # the mutations reach the reader
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_must_not_happen_is_found(tmp_path):
     """The harness itself: readers that raise, abort, hang, take time or memory are each reported, and the next one is read."""
     outcomes = hunt("bad_readers", ["raises", "aborts", "hangs", "is_slow", "takes_memory", "is_sound"], SEED, 1, tmp_path, silence=20.0)

@@ -109,7 +109,7 @@ def test_damaged_runs_are_read_or_named(tmp_path, name, count):
     assert len(outcomes) == count and not report(outcomes, SEED), report(outcomes, SEED)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_thousands_of_damaged_runs_are_read_or_named(tmp_path):
     outcomes = [outcome for name in READERS for outcome in hunt("test_mutated_runs", [name], SEED + 1, 600, tmp_path)]
     assert len(outcomes) == 1800 and not report(outcomes, SEED + 1), report(outcomes, SEED + 1)

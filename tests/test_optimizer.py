@@ -44,7 +44,7 @@ def test_what_is_neither_a_tasks_nor_a_groups_belongs_to_the_only_group():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("adafactor", marks=pytest.mark.long)])
 def test_a_group_among_others_is_the_group_alone(name):
     settings = OptimizerSettings(name=name, warmup_steps=2)
     rates = {"prompt": np.array([0.3, 0.1, 0.5]), "factors": np.array([0.4, 0.2, 0.1])}

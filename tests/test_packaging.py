@@ -99,7 +99,7 @@ def install(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
+@pytest.mark.parametrize("kind", ["wheel", pytest.param("editable", marks=pytest.mark.long)])
 def test_installed_too_a_users_tasks_and_launch_are_not_in_the_way(tmp_path, kind):
     """The user's tasks.py is what MIXTURE_OR_TASK_MODULE='tasks' means; in a task module ``import tasks`` is ours."""
     for tool, oldest in (("pip", 23), ("setuptools", 77)):

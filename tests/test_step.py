@@ -137,7 +137,7 @@ def test_distillation_is_zero_when_student_is_teacher(caches):
 @pytest.mark.parametrize(
     "hidden, positions",
     [
-        pytest.param("last", "inputs", marks=pytest.mark.slow),
+        pytest.param("last", "inputs", marks=pytest.mark.long),
         *(pytest.param(*case, marks=pytest.mark.long) for case in (("all", "all"), ("none", "inputs"))),
     ],
 )
@@ -202,7 +202,7 @@ def test_everything_trains_in_finetuning(caches):
         np.testing.assert_array_equal(backbone.flat()[path], before[path])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dropout_draws_by_seed_step_and_micro_batch(caches):
     """The same step gives the same gradients twice; another step or micro-batch of the same rows, or another seed, gives others."""
     step_fn, state, frozen = make_step(new_bank(1, 2))

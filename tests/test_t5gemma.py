@@ -118,7 +118,7 @@ def test_padding_changes_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["t5gemma", "t5gemma2"])
+@pytest.mark.parametrize("name", ["t5gemma", pytest.param("t5gemma2", marks=pytest.mark.long)])
 def test_the_gradient_to_the_prompt_is_that_of_finite_differences(name):
     """Along random directions, layers rematerialised or not."""
     config = tiny.T5GEMMAS[name]

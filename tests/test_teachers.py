@@ -73,7 +73,7 @@ def test_states_of_stacks_of_two_widths_are_kept_and_opened_again(caches, tmp_pa
         assert batch["teacher_encoder_BYD"].any() and batch["teacher_decoder_BYD"].any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_few_tokens_and_half_precision_come_near(caches, tmp_path):
     stream_list = streams(caches, 2)
     near = dataclasses.replace(EXACT, cached_top=64, cached_dtype="float16")
