@@ -159,6 +159,7 @@ class _Run:
     def begin(self) -> None:
         """Makes the folder here what the bucket holds, says that it is trained, and starts putting up."""
         there = buckets.listed(self.address)
+        buckets.check_names("MODEL_DIR", self.address, there)
         self._check_lock()
         self._say_alive()
         try:

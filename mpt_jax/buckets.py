@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,6 +232,13 @@ def _is_below(name: str) -> bool:
     return not name.startswith("/") and not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in name.split("/"))
 
 
+def check_names(setting: str, address: str, names: Iterable[str]) -> None:
+    """Raises UserError for a name from a bucket that would lead a file out of the folder that it is brought to."""
+    wrong = next((name for name in names if name and not _is_below(name)), None)
+    if wrong is not None:
+        raise UserError(f"{setting} = {address!r} holds {wrong!r}, which is not the path of a file: remove it there.")
+
+
 def fetch_folder(address: str, local: Path) -> bool:
     """Brings a whole folder here; False, and nothing comes, where the bucket does not have it whole. Raises UserError if it is damaged."""
     files = committed(address)
@@ -271,9 +278,7 @@ def here(setting: str, path: str) -> str:
     objects = listed(address)
     if not objects:
         raise UserError(f"{setting} = {path!r}: there is nothing at this address.")
-    wrong = [name for name in objects if name and not _is_below(name)]
-    if wrong:
-        raise UserError(f"{setting} = {path!r} holds {wrong[0]!r}, which is not the path of a file.")
+    check_names(setting, path, objects)
     record = root() / "versions" / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.json"
     had = _record(record)
     parts = {name.removesuffix(MARKER).rstrip("/"): each for name, each in objects.items() if name.rpartition("/")[2] == MARKER}

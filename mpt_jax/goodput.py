@@ -153,10 +153,10 @@ def spent(run_dir: str | Path) -> dict[str, float]:
     for number, session in enumerate(sessions):
         last = kept = session[-1]
         if number + 1 < len(sessions):
-            following = sessions[number + 1][0]
-            kept = next((line for line in reversed(session) if line["step"] <= following["from"]), session[0])
+            again_from = min(later[0]["from"] for later in sessions[number + 1 :])  # a later one may have gone back further
+            kept = next((line for line in reversed(session) if line["step"] <= again_from), session[0])
             found["lost_to_restarts"] += sum(last["seconds"].values()) - sum(kept["seconds"].values())
-            found["not_running"] += max(following["began"] - last["at"], 0.0)
+            found["not_running"] += max(sessions[number + 1][0]["began"] - last["at"], 0.0)
         for kind in KINDS:
             again = number > 0 and kind == "starting"
             found["lost_to_restarts" if again else kind] += kept["seconds"][kind]

@@ -86,6 +86,22 @@ def test_a_place_here_and_its_address_belong_together(address):
             buckets.place_of(wrong)
 
 
+@pytest.mark.parametrize("name", ["run/../../x", "/x", "a//b", "..", "a\\b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, monkeypatch, name):
+    """Neither library puts such an object, so the listing is made up."""
+    monkeypatch.setenv("MPT_CACHE_DIR", str(tmp_path / "host"))
+    monkeypatch.setattr(buckets, "listed", lambda address: {each: buckets.Object(each, 1, "1") for each in ("run.json", name)})
+
+    def train() -> None:
+        with bucket_run.training_folder("MODEL_DIR", "gs://bucket/run"):
+            pass
+
+    for bring in (train, lambda: buckets.here("MODEL_DIR", "gs://bucket/run")):
+        with pytest.raises(UserError, match=r"MODEL_DIR = 'gs://bucket/run' holds .*, which is not the path of a file: remove it there"):
+            bring()
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"training.lock"}
+
+
 def test_a_folder_is_there_once_its_marker_is(address, tmp_path):
     local = write_folder(tmp_path / "new", x="1", sub__y="2")
     buckets.put_folder(local, f"{address}/checkpoints/5")

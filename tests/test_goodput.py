@@ -65,6 +65,18 @@ def test_steps_done_again_and_starting_again_are_lost(tmp_path):
     assert time_rows([("other", tmp_path / "none")]) == []
 
 
+def test_work_that_a_later_start_went_back_over_counts_once(tmp_path):
+    """The third start went on from step 10, before where the second one did: a damaged checkpoint was put aside."""
+    text = line(0, 2, 0, 0, starting=2.0) + line(0, 7, 0, 10, starting=2.0, computing=5.0)
+    text += line(0, 12, 0, 20, starting=2.0, computing=10.0) + line(0, 19, 0, 30, starting=2.0, computing=17.0)
+    text += line(20, 23, 20, 20, starting=3.0) + line(20, 31, 20, 40, starting=3.0, computing=8.0)
+    text += line(40, 41, 10, 10, starting=1.0) + line(40, 61, 10, 50, starting=1.0, computing=20.0)
+    (tmp_path / "time.jsonl").write_text(text)
+    assert {name: value for name, value in spent(tmp_path).items() if value} == {
+        "starting": 2.0, "computing": 25.0, "lost_to_restarts": 24.0, "not_running": 10.0, "restarts": 2,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["{", "3", '{"began": 1}', line(1, 1, 0, 0, saving=10**400), line(1, 1, 0, 0, other="x")])
 def test_a_damaged_line_is_named(tmp_path, text):
     (tmp_path / "time.jsonl").write_text(line(1, 1, 0, 0) + text.strip() + "\n")

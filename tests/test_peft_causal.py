@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from test_causal import END, SLOTS, STEPS, ours, their_model
 from tiny_causal import CONFIGS, flat_params, given, own, params, prompts, rows, smaller
 from tiny_families import T5GEMMAS
@@ -61,10 +62,23 @@ def test_adapters_come_back_as_they_were(name, kind, tmp_path):
 
 def without_our_metadata(folder) -> None:
     """The adapter as PEFT itself would have written it."""
-    from safetensors.numpy import load_file, save_file
 
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path), path, {"format": "pt"})
+
+
+def test_of_a_foreign_adapter_only_the_backbone_can_tell_t5gemmas_factor(tmp_path):
+    known = {"name": "google/t5gemma-2-270m-270m", **peft_facts(T5GEMMAS["t5gemma2"])}
+    prompt_writers.write("peft_single", str(tmp_path / "x"), plain(prompts()[:1], NAMES[:1], {"backbone": known}))
+    without_our_metadata(tmp_path / "x")
+    with pytest.raises(UserError, match="'google/t5gemma-2-270m-270m' may be multiplied by the square root of their width.*--backbone"):
+        read(tmp_path / "x")
+    found = read(tmp_path / "x", scale=known["prompt_scale"])
+    np.testing.assert_allclose(found.compose(), prompts()[:1], rtol=0, atol=1e-6)
+    prompt_writers.write("peft_single", str(tmp_path / "again"), found)  # with the factor that it had
+    np.testing.assert_allclose(read(tmp_path / "again").compose(), prompts()[:1], rtol=0, atol=1e-6)
+    numbers = [load_file(tmp_path / name / "adapter_model.safetensors")["prompt_embeddings"] for name in ("x", "again")]
+    np.testing.assert_allclose(*numbers, rtol=0, atol=1e-5)
 
 
 def test_of_a_foreign_adapter_only_the_backbone_can_tell_gemmas_factor(tmp_path):

@@ -1,12 +1,14 @@
 """The server (serving/command.py, app.py, live.py, batcher.py, protocol.py, settings.py, measures.py, refused.py) over real connections:
 answers are those of infer, hostile requests get their status and nothing stops, tasks come and go, SIGTERM loses nothing."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
 import http.client
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -32,6 +34,7 @@ from mpt_jax.serving.settings import TOKEN, ServeSettings
 
 pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
 command = pytest.importorskip("mpt_jax.serving.command")
+Watched = pytest.importorskip("mpt_jax.serving.protocol").Watched
 TASKS = ("sst2", "mrpc", "rte", "cola")
 TEXTS = ("a film", "no", "two words", "something longer than that", "yes yes yes")
 SMALL = ServeSettings(
@@ -319,6 +322,75 @@ def test_slow_and_many_connections_end_and_the_server_goes_on(server, alone):
                 break
         assert time.monotonic() < deadline
     assert predicted(port, ("no", "sst2")) == alone["a"].predict(["no"], "sst2")
+
+
+def test_a_client_that_reads_nothing_is_ended(folder):
+    """Of many answers that it asked for in one go most cannot be sent."""
+    with serving(folder, dataclasses.replace(SMALL, idle_s=0.3)) as (made, port):
+        made.live.batcher.stopping = made.live.ready = True
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            silent.connect(("127.0.0.1", port))
+            silent.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
+            deadline = time.monotonic() + 20
+            while not any(each.flow.write_paused for each in set(made.server_state.connections)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            while made.server_state.connections:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def test_a_connection_that_closes_waits_for_a_client_as_long_as_it_reads():
+    sent = 2**23
+
+    class Sends(asyncio.Protocol):
+        def connection_made(self, transport) -> None:
+            transport.write(b"x" * sent)
+            self.transport = Watched(transport, asyncio.get_running_loop(), 0.4)
+            self.transport.close()
+
+        def connection_lost(self, exc) -> None:
+            self.transport.end()
+            lost.put(exc)
+
+    def read_slowly(address) -> int:
+        with socket.create_connection(address) as client:
+            found = 0
+            while part := client.recv(2**20):
+                found += len(part)
+                time.sleep(0.02)
+            return found
+
+    async def run() -> int:
+        made = await asyncio.get_running_loop().create_server(Sends, "127.0.0.1", 0)
+        address = made.sockets[0].getsockname()
+        with socket.create_connection(address):  # reads nothing
+            assert await asyncio.to_thread(lost.get, True, 20) is None
+        read = await asyncio.to_thread(read_slowly, address)
+        await asyncio.to_thread(lost.get, True, 20)
+        made.close()
+        return read
+
+    lost = queue.Queue()
+    assert asyncio.run(run()) == sent
+
+
+def test_queries_count_where_they_are_answered(server, monkeypatch):
+    made, port = server
+
+    def counted() -> float:
+        lines = call(port, "GET", "/metrics")[1].splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith('mpt_queries_total{kind="text"}'))
+
+    before = counted()
+    predicted(port, *[("a film", "sst2")] * 6)  # in two batches
+    assert counted() == before + 6
+    with monkeypatch.context() as broken:
+        broken.setattr(made.live.batcher, "compute", lambda given: 1 / 0)
+        found = call(port, "POST", "/v1/predict", {"queries": [{"text": "a film", "task": "sst2"}] * 6})
+        assert found == (500, {"error": "the model failed; the server's log says why"})
+    assert counted() == before + 6
 
 
 def test_counters(server):

@@ -161,7 +161,7 @@ class Batcher:
                 job.future.set_exception(Refused(500, "the model failed; the server's log says why"))
             elif not job.left:
                 job.future.set_result(job.answers)
-            self.measures.queries.labels(kind_of(row.asked)).inc()
+                self.measures.queries.labels(kind_of(row.asked)).inc(len(job.answers))  # a request's queries are of one kind
 
     def take_rows(self, bank: LiveBank, prompts_NPD: np.ndarray) -> tuple[int, ...]:
         """Rows of a bank for these prompts, in the thread of the model. Where it has grown, what takes rows of it is compiled at once."""

@@ -15,7 +15,7 @@ class Measures:
         told = {"registry": self.registry}
         self.requests = Counter("mpt_requests", "Requests by path and status", ["path", "status"], **told)
         self.seconds = Histogram("mpt_request_seconds", "Seconds until a request is answered", ["path"], buckets=SECONDS, **told)
-        self.queries = Counter("mpt_queries", "Queries answered, by kind", ["kind"], **told)
+        self.queries = Counter("mpt_queries", "Queries of requests that were answered, by kind", ["kind"], **told)
         self.waiting = Gauge("mpt_waiting_queries", "Queries that wait for a batch", **told)
         self.batch_rows = Histogram("mpt_batch_rows", "Queries of a batch", buckets=ROWS, **told)
         self.batch_seconds = Histogram("mpt_batch_seconds", "Seconds of a batch", buckets=SECONDS, **told)

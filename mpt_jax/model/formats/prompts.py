@@ -263,8 +263,9 @@ def _read_peft(folder: Folder, drop_decoder_half: bool, scale: float | None) -> 
         )
     base = settings.get("base_model_name_or_path")
     metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **described, "source": folder.path}
-    if settings.get("task_type") == CAUSAL:
-        metadata["backbone"] = {**facts, "task_type": CAUSAL, "prompt_scale": scale}
+    causal = settings.get("task_type") == CAUSAL
+    if causal or scale != 1.0:  # else the defaults of who writes it again
+        metadata["backbone"] = {**facts, "task_type": CAUSAL if causal else SEQ_2_SEQ, "prompt_scale": scale}
     names = settings.get("task_names") or metadata.pop("task_names", None)
     metadata.pop("task_names", None)
     if kind == SINGLE:  # PEFT's forward and generate both use the encoder's part alone
@@ -290,8 +291,8 @@ def _read_peft(folder: Folder, drop_decoder_half: bool, scale: float | None) -> 
 def _scale(settings: Mapping[str, Any], known: float | None, where: str) -> float:
     """What PEFT's prompt is multiplied by beside ours. UserError where only the backbone can tell."""
     base = settings.get("base_model_name_or_path")
-    if known is None and settings.get("task_type") == CAUSAL and "gemma" in str(base).lower():
-        meaning = f"prompts for {shown(base)} may be multiplied by the square root of their width, as Gemma's are"
+    if known is None and "gemma" in str(base).lower():
+        meaning = f"prompts for {shown(base)} may be multiplied by the square root of their width, as those of Gemma and T5Gemma 2 are"
         raise UserError(f"{where}: {meaning}; name the backbone that they were trained on (--backbone FOLDER).")
     return 1.0 if known is None else float(known)
 
