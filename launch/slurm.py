@@ -54,6 +54,11 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 SCRIPT = """#!/bin/bash
 {directives}
 set -u
+asked=0
+step=0
+end() {{ [ "$step" -eq 0 ] || kill -TERM "$step" 2>/dev/null; }}
+trap 'asked=1; end' USR1
+trap end TERM
 export JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
 export JAX_NUM_PROCESSES="$SLURM_NTASKS"
 {exports}
@@ -66,11 +71,9 @@ if [ "$restarts" -gt 0 ] && late; then
   echo "launch: not started again: --total_hours {total_hours} are over"
   exit {preempted}
 fi
-asked=0
 srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax "${{command[@]}}" &
 step=$!
-trap 'asked=1; kill -TERM "$step" 2>/dev/null' USR1
-trap 'kill -TERM "$step" 2>/dev/null' TERM
+[ "$asked" -eq 0 ] || end
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
 if [ "$code" -eq {preempted} ] || {{ [ "$asked" -eq 1 ] && [ "$code" -ne 0 ]; }}; then
