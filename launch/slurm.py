@@ -66,10 +66,13 @@ export JAX_NUM_PROCESSES="$SLURM_NTASKS"
 # of an element: its SLURM_JOB_ID may be the number of the whole array
 job="${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}"
 restarts="${{SLURM_RESTART_COUNT:-0}}"
-late() {{ [ "$(date +%s)" -ge {last_start} ]; }}
-if [ "$restarts" -gt 0 ] && late; then
-  echo "launch: not started again: --total_hours {total_hours} are over"
-  exit {preempted}
+may_start() {{  # so many restarts
+  [ "$1" -le {max_restarts} ] && [ "$(date +%s)" -lt {last_start} ] && return
+  echo "launch: not started again: --max_restarts {max_restarts} or --total_hours {total_hours} are used up"
+  return 1
+}}
+if [ "$restarts" -gt 0 ]; then  # Slurm itself may have queued it again
+  may_start "$restarts" || exit {preempted}
 fi
 srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax "${{command[@]}}" &
 step=$!
@@ -81,11 +84,7 @@ if [ "$code" -eq {preempted} ] || {{ [ "$asked" -eq 1 ] && [ "$code" -ne 0 ]; }}
   state="$(scontrol show job --oneliner "$job" | grep -o 'JobState=[A-Z_]*')"
   case "$state" in
   JobState=RUNNING | JobState=SIGNALING)
-    if [ "$restarts" -lt {max_restarts} ] && ! late; then
-      scontrol requeue "$job" && sleep 60
-    else
-      echo "launch: not started again: --max_restarts {max_restarts} or --total_hours {total_hours} are used up"
-    fi ;;
+    may_start "$((restarts + 1))" && scontrol requeue "$job" && sleep 60 ;;
   *) echo "launch: not queued again: Slurm is ending this job (${{state:-no answer from scontrol}})" ;;
   esac
 fi

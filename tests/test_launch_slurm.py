@@ -1,7 +1,9 @@
 """The Slurm launcher against a stand-in that runs the batch script for real."""
 
+import os
 import re
 import signal
+import subprocess
 import time
 
 import pytest
@@ -79,6 +81,18 @@ def test_after_its_total_hours_a_job_is_not_started_again(tmp_path):
     stand_in, arguments = slurm(tmp_path, "exit 83")
     code, output, _ = stand_in.run(*given(arguments, "--total_hours", "0"))
     assert code == 83 and names(stand_in) == ["sbatch", "srun"] and "--total_hours 0 are used up" in output
+
+
+@pytest.mark.parametrize("options, restarts, starts", [(["--total_hours", "0"], 1, 0), (["--max_restarts", "2"], 3, 0), ([], 3, 1)])
+def test_a_job_that_slurm_queued_again_itself_has_the_same_limits(tmp_path, options, restarts, starts):
+    stand_in, arguments = slurm(tmp_path, "exit 0")
+    _, script, _ = stand_in.run("--dry_run", *given(arguments, *options))
+    told = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_RESTART_COUNT": str(restarts)}
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    script = script.partition("\nsbatch ")[0]
+    done = subprocess.run(["bash", "-c", script], env={**os.environ, **told, "PATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if starts else 83) and names(stand_in).count("srun") == starts
+    assert ("are used up" in done.stdout) != bool(starts)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
