@@ -9,7 +9,16 @@ import pytest
 from hostile import load, refused, write_sound
 
 from mpt_jax.model.formats import prompts
-from mpt_jax.regular_files import MOST_BRACKETS, MOST_LINE_BYTES, numbered_lines, open_regular, parse_json, read_regular, shown
+from mpt_jax.regular_files import (
+    MOST_BRACKETS,
+    MOST_LEVELS,
+    MOST_LINE_BYTES,
+    numbered_lines,
+    open_regular,
+    parse_json,
+    read_regular,
+    shown,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +101,10 @@ def test_lines_within_bounds(tmp_path):
 
 def test_json_within_bounds():
     assert parse_json(b'{"a": [1, NaN]}', "x")["a"][0] == 1
-    refused(lambda: parse_json(b"[" * 100_000, "x"), "x is not JSON that is read here: it is nested too deeply")
+    for levels in (MOST_LEVELS + 1, 3_000, 100_000):
+        for text in (b"[" * levels, b"[" * levels + b"]" * levels, b'{"a":' * levels + b"1" + b"}" * levels):
+            refused(lambda text=text: parse_json(text, "x"), "x is not JSON that is read here: it is nested too deeply")
+    assert parse_json("[" * MOST_LEVELS + "]" * MOST_LEVELS, "x") and len(parse_json(b"[" + b"[]," * 500 + b"[]]", "x")) == 501
     refused(lambda: parse_json(b"1" * 5000, "x"), "too many digits")
     refused(lambda: parse_json(b"[]," * (MOST_BRACKETS + 1), "x"), "lists and objects")
     refused(lambda: parse_json(b'"\xff"', "x"), "x is not JSON")
