@@ -20,6 +20,7 @@ MOST_LINE_BYTES = 2**20  # of a file that is written line by line: metrics of on
 MOST_LEVELS = 200  # of lists and objects in one another
 MOST_BRACKETS = 1_000_000  # of a JSON text: each makes an object of some 60 bytes. mT5's tokenizer.json has 250,000
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)  # of a JSON text: texts, and what opens and closes
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _SHORT.maxlevel = 3
@@ -113,25 +114,19 @@ def parse_json(content: bytes | str, where: str) -> Any:
             raise UserError(deep) from error
         reason = "a number has too many digits" if "set_int_max_str_digits" in str(error) else error
         raise UserError(f"{where} is not JSON: {reason}. Copy or write it again.") from error
-    if brackets > MOST_LEVELS and _has_more_levels(found):
-        raise UserError(deep)
+    if brackets > MOST_LEVELS:
+        from mpt_jax.tasks.lines import deeper_than  # here: --help reads no tasks
+
+        if deeper_than(found, MOST_LEVELS):
+            raise UserError(deep)
     return found
 
 
-def _has_more_levels(value: Any) -> bool:
-    """Whether lists and objects stand in one another more than MOST_LEVELS deep. Python 3.12 and later read thousands of levels."""
-    inner = [value] if isinstance(value, dict | list) else []
-    for _ in range(MOST_LEVELS):
-        held = itertools.chain.from_iterable(item.values() if isinstance(item, dict) else item for item in inner)
-        inner = [item for item in held if isinstance(item, dict | list)]
-    return bool(inner)
-
-
 def _levels_of_text(content: bytes | str) -> int:
-    """How deep a text that is no JSON goes before it breaks; brackets in texts may count."""
+    """How deep a text that is no JSON goes before it breaks."""
     text = content if isinstance(content, str) else content.decode(errors="replace")
-    levels = itertools.accumulate(1 if letter in "[{" else -1 for letter in re.findall(r"[][{}]", text))
-    return max(levels, default=0)
+    steps = {"[": 1, "{": 1, "]": -1, "}": -1}
+    return max(itertools.accumulate(steps.get(part[0], 0) for part in _PARTS.findall(text)), default=0)
 
 
 def _reason(error: Exception) -> str:

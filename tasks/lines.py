@@ -69,7 +69,7 @@ def json_object(text: str, where: str) -> dict:
         raise TaskError(f"{where}: {_what_is_wrong(error)}: {_shown(text)}") from error
     if not isinstance(found, dict):
         raise TaskError(f'{where}: a JSON object is needed, {{"field": …}}, got {_shown(text)}')
-    if len(text) > 2 * DEEPEST and text.count("[") + text.count("{") > DEEPEST and _deeper_than(found, DEEPEST):
+    if len(text) > 2 * DEEPEST and text.count("[") + text.count("{") > DEEPEST and deeper_than(found, DEEPEST):
         raise TaskError(f"{where}: {TOO_DEEP}: {_shown(text)}")
     return found
 
@@ -99,8 +99,9 @@ def _fields(pairs: list[tuple[str, object]]) -> dict:
 _DECODER = json.JSONDecoder(object_pairs_hook=_fields)
 
 
-def _deeper_than(value: object, levels: int) -> bool:
-    inner = [value]
+def deeper_than(value: object, levels: int) -> bool:
+    """Whether lists and objects stand in one another more than so many levels deep."""
+    inner = [value] if isinstance(value, dict | list) else []
     for _ in range(levels):
         inner = [
             item

@@ -104,6 +104,7 @@ def test_json_within_bounds():
     for levels in (MOST_LEVELS + 1, 3_000, 100_000):
         for text in (b"[" * levels, b"[" * levels + b"]" * levels, b'{"a":' * levels + b"1" + b"}" * levels):
             refused(lambda text=text: parse_json(text, "x"), "x is not JSON that is read here: it is nested too deeply")
+    refused(lambda: parse_json(b'["' + b"[" * 300 + b'" x', "x"), "x is not JSON: ")  # brackets in a text are no levels
     assert parse_json("[" * MOST_LEVELS + "]" * MOST_LEVELS, "x") and len(parse_json(b"[" + b"[]," * 500 + b"[]]", "x")) == 501
     refused(lambda: parse_json(b"1" * 5000, "x"), "too many digits")
     refused(lambda: parse_json(b"[]," * (MOST_BRACKETS + 1), "x"), "lists and objects")
