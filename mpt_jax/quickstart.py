@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mpt_jax import tasks
-from mpt_jax.config import TARGET_STAGES, BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
+from mpt_jax.config import BackboneSettings, DataSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.data.cache import open_cache
 from mpt_jax.data.checked_folder import cache_folder
 from mpt_jax.distributed import say
@@ -22,9 +22,11 @@ from mpt_jax.infer.evaluate import EvalRun, evaluate_runs, majority
 from mpt_jax.infer.figures import draw_quickstart
 from mpt_jax.infer.predictor import load
 from mpt_jax.infer.report import quickstart_table
+from mpt_jax.methods.table import method_of
 from mpt_jax.model.backbone import load_backbone
 from mpt_jax.paths import expanded, writable_run
 from mpt_jax.run_folder import write_json, write_text, writes
+from mpt_jax.train.plan import is_distilled, starts_from_source
 from mpt_jax.train.run import run_train
 
 # what the backbone can do when it is asked in words, and new tasks that need the same skills (docs/nano.md)
@@ -105,15 +107,18 @@ def settings_of(stage: Stage, model_dir: Path, backbone: str) -> Settings:
     """Settings of a stage, in the folder of the quickstart."""
     recipe = recipe_of(backbone)
     every = max(stage.steps // stage.evaluations, 1)
-    from_source = stage.stage in TARGET_STAGES and stage.prompt.transfer != "none"
     train = TrainSettings(
-        stage.stage, str(model_dir / stage.folder), train_steps=stage.steps, seeds=stage.seeds, eval_steps=every,
-        teacher_dir=str(model_dir / "teachers") if stage.stage == "source" else "",
-        source_dir=(recipe.bank or str(model_dir / "source")) if from_source else "",
-        eval_rows=stage.eval_rows, eval_method=recipe.method,
+        stage.stage, str(model_dir / stage.folder), train_steps=stage.steps, seeds=stage.seeds, eval_steps=every, eval_rows=stage.eval_rows,
+        eval_method=recipe.method,
     )  # fmt: skip
     optimizer = OptimizerSettings(learning_rate=stage.rate, factor_learning_rate=stage.factor_rate)
-    return Settings(train, BackboneSettings(backbone), prompt=stage.prompt, optimizer=optimizer, data=stage.data)
+    settings = Settings(train, BackboneSettings(backbone), prompt=stage.prompt, optimizer=optimizer, data=stage.data)
+    folders = {}
+    if is_distilled(settings):
+        folders["teacher_dir"] = str(model_dir / "teachers")
+    if starts_from_source(settings, method_of(train)):
+        folders["source_dir"] = recipe.bank or str(model_dir / "source")
+    return settings._replace(train=dataclasses.replace(train, **folders))
 
 
 def test_scores(run_dir: Path, split: str, recipe: Recipe) -> dict[str, list[float]]:
