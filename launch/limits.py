@@ -22,10 +22,13 @@ def add_total(parser: argparse.ArgumentParser) -> None:
 
 
 def last_start(arguments: argparse.Namespace) -> int:
-    """When a job is too old to start again, in seconds since 1970. Raises LaunchError for --total_hours that are not a limit."""
+    """When a job is too old to start again, in whole seconds since 1970, rounded down: a clock that drops fractions never reads less later.
+
+    Raises LaunchError for --total_hours that are not a limit.
+    """
     if not 0 <= arguments.total_hours <= MOST_HOURS:
         raise LaunchError(f"--total_hours {arguments.total_hours:g}: it takes 0 .. {MOST_HOURS:,} hours.")
-    return round(time.time() + 3600 * arguments.total_hours)
+    return int(time.time() + 3600 * arguments.total_hours)
 
 
 def add_price(parser: argparse.ArgumentParser) -> None:

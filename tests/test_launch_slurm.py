@@ -1,5 +1,6 @@
 """The Slurm launcher against a stand-in that runs the batch script for real."""
 
+import argparse
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+from mpt_jax.launch import limits
 from mpt_jax.launch.__main__ import main
 from stand_ins import StandIn
 
@@ -81,6 +83,13 @@ def test_after_its_total_hours_a_job_is_not_started_again(tmp_path):
     stand_in, arguments = slurm(tmp_path, "exit 83")
     code, output, _ = stand_in.run(*given(arguments, "--total_hours", "0"))
     assert code == 83 and names(stand_in) == ["sbatch", "srun"] and "--total_hours 0 are used up" in output
+
+
+def test_total_hours_of_0_end_before_any_clock_reads_more(monkeypatch):
+    """A script asks for whole seconds: a limit rounded up would leave half a second for another start."""
+    monkeypatch.setattr(limits.time, "time", lambda: 1000.9)
+    assert limits.last_start(argparse.Namespace(total_hours=0.0)) == 1000
+    assert limits.last_start(argparse.Namespace(total_hours=1.0)) == 4600
 
 
 @pytest.mark.parametrize("options, restarts, starts", [(["--total_hours", "0"], 1, 0), (["--max_restarts", "2"], 3, 0), ([], 3, 1)])
