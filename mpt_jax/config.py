@@ -29,8 +29,7 @@ MOST_STEPS = 100_000_000
 MOST_LENGTH = 10_000  # prompt vectors
 MOST_RANK = 1_000
 MOST_SEED = 2**32 - 1
-MOST_ROWS = 2**16  # of a batch
-MOST_TOKENS = 2**17  # of an input or a target
+MOST_ROWS, MOST_TOKENS = 2**16, 2**17  # of a batch; of an input or a target
 MOST_AHEAD = 1000  # batches made ahead
 
 
@@ -43,6 +42,7 @@ class BackboneSettings:
     dtype: str = "float32"  # DTYPE: of computation and of the frozen weights
     remat: str = "none"  # REMAT: 'none' | 'layers': less memory, a second forward pass of each layer [ours]
     attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused', see Computation; 'auto' is 'einsum' where the backbone is trained
+    int8: bool = False  # INT8: frozen matrices as int8, half of bfloat16's memory; products stay in the dtype (model/int8.py)
 
     def __post_init__(self):
         checks.check_types(self)

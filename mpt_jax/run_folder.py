@@ -39,7 +39,7 @@ ENTRIES: dict[str, Any] = {
     "parameters.trainable": int, "parameters.per_task": int, "parameters.fraction_of_backbone": NUMBER,
     "backbone.name": str, "backbone.fingerprint": str, "backbone.parameters": int,
     "settings.train": dict, "settings.backbone": dict, "settings.distillation": dict, "settings.data": dict, "settings.train.stage": str,
-    **{f"settings.backbone.{field.name}": str for field in dataclasses.fields(BackboneSettings)},
+    **{f"settings.backbone.{field.name}": field.type for field in dataclasses.fields(BackboneSettings)},
     **{f"settings.train.{name}": int for name in ("train_steps", "patience", "eval_steps")},
     "settings.data.feature_lengths": dict, "settings.data.feature_lengths.inputs": int, "settings.data.feature_lengths.targets": int,
     "settings.data.k_shot": int, "settings.data.cue": str,
@@ -114,7 +114,7 @@ def is_number(value: Any) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and (not isinstance(value, NUMBER) or (is_number(value) and math.isfinite(value)))
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, NUMBER) or (is_number(value) and math.isfinite(value)))
 
 
 def _wrong_entry(run: Any) -> str:

@@ -103,7 +103,7 @@ def test_a_run_of_the_first_version_goes_on():
     backbone, distillation = old.pop("backbone"), old["distillation"]
     old["train"] |= {"backbone": backbone.pop("path"), **backbone}
     distillation["teacher"] = distillation.pop("teacher_mode")
-    for later in ("method", "eval_method", "dropout_rate", "allow_unfinished"):
+    for later in ("method", "eval_method", "dropout_rate", "allow_unfinished", "int8"):
         del old["train"][later]
     read = parse_run(json.dumps({**RUN, "settings": old}).encode(), "run.json")
     assert differences(read, {**RUN, "settings": new}) == []

@@ -62,7 +62,7 @@ def test_test_rows_are_registered_by_the_final_evaluation_alone(published):
         with pytest.raises(tasks.TaskError):
             list(tasks.rows(name, "test"))
     final = plan.test_cells(plan.cells())
-    assert all(cell.kind == "test" or cell.name == "instruction test" for cell in final)
+    assert all(cell.kind == "test" or cell.name in work.UNTRAINED_TESTS for cell in final)
     assert not [cell for cell in plan.cells() if cell.kind == "test" or "test" in cell.name.split()]
 
 
@@ -148,6 +148,15 @@ def tiny_study(published, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "backbone", lambda: held)
     monkeypatch.setattr(score, "SPEC", inference_spec(96, 16, 32, (96,)))
     return tmp_path
+
+
+def test_the_most_frequent_label_of_the_rows_that_are_scored(tiny_study):
+    for name, split in (("majority dev", "validation"), ("majority test", "test")):
+        found = work.work(tiny_study, plan.Cell("majority", name), tiny_study / "results")
+        by_target = {line["target"]: line[work.name_of(split)] for line in found["test" if split == "test" else "instruction"]}
+        for target in data.TARGETS:
+            labels = [json.loads(text)["label"] for text in (tiny_study / "data" / split / f"{target}.jsonl").read_text().splitlines()]
+            assert len(labels) <= score.DEV_ROWS and by_target[target] == 100 * max(map(labels.count, labels)) / len(labels)
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way == "LoRA" else pytest.mark.long) for way in plan.OTHERS])

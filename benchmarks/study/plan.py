@@ -126,7 +126,7 @@ MAIN = ("prompt tuning, vocabulary", "prompt tuning, text", "SPoT", "MPT, mean",
 class Cell(NamedTuple):
     """What one process does at a time. needs: names of cells whose lines or folders it reads."""
 
-    kind: str  # teachers | source | screen | instruction | targets | test | peft_source | peft
+    kind: str  # teachers | source | screen | instruction | majority | targets | test | peft_source | peft
     name: str
     needs: tuple[str, ...] = ()
     way: str = ""
@@ -167,7 +167,7 @@ def cells(peft: bool = True) -> list[Cell]:
         found += [Cell("peft_source", f"peft source {rate}", way=str(rate)) for rate in PEFT_RATES]
     for way in MAIN:
         found += _of_way(way, 16)
-    found += [Cell("instruction", "instruction dev")]
+    found += [Cell("instruction", "instruction dev"), Cell("majority", "majority dev")]
     for way in MAIN:
         found += _of_way(way, 4)
     if peft:
@@ -204,7 +204,8 @@ def _peft(shots: int, draws: tuple[int, ...], search: bool) -> Iterator[Cell]:
 def test_cells(done: list[Cell]) -> list[Cell]:
     """The final evaluation of cells that are done, on test rows: those of the tables, not of the ablations."""
     tables = [cell for cell in done if cell.kind in ("targets", "peft") and not cell.way.startswith("ablation")]
-    return [Cell("instruction", "instruction test")] + [cell._replace(kind="test", name=f"test {cell.name}") for cell in tables]
+    untrained = [Cell("instruction", "instruction test"), Cell("majority", "majority test")]
+    return untrained + [cell._replace(kind="test", name=f"test {cell.name}") for cell in tables]
 
 
 def steps(number: int) -> int:

@@ -89,6 +89,17 @@ def screened(folder: Path, run_dir: Path, backbone: Backbone) -> dict[str, dict[
     return {name: {target: found[n, target] for target in data.TARGETS} for n, name in enumerate(names)}
 
 
+def majorities(folder: Path, split: str, backbone: Backbone) -> dict[str, float]:
+    """Of each target: the accuracy, in percent, of always answering the most frequent label of the rows that are scored."""
+    found = {}
+    for name in data.TARGETS:
+        cache = caches(folder, name, split, backbone.vocabulary(data.CUE))
+        scored = EvalRun(cache, 0, DEV_ROWS if split == "validation" else 0).rows()
+        labels = [tasks.scoring.target_text(cache.extra(n)) for n in scored]
+        found[name] = 100 * max(map(labels.count, set(labels))) / len(labels)
+    return found
+
+
 def instruction_scores(folder: Path, split: str, backbone: Backbone) -> dict[str, dict[str, float]]:
     """What the backbone answers to a target's instruction in words, without training: accuracy raw, and with the labels' prior taken out.
 

@@ -17,6 +17,7 @@ from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.train.run import run_train
 
 Lines = dict[str, list[dict]]  # by file of results
+UNTRAINED_TESTS = ("instruction test", "majority test")
 
 
 @functools.cache
@@ -28,7 +29,7 @@ def backbone() -> Backbone:
 def work(folder: Path, cell: plan.Cell, results: Path) -> Lines:
     """Does a cell. Its lines name the cell, the device and the seconds that it took."""
     began = time.monotonic()
-    data.register(folder / "data", ("test",) if cell.kind in ("test",) or cell.name == "instruction test" else ("train", "validation"))
+    data.register(folder / "data", ("test",) if cell.kind == "test" or cell.name in UNTRAINED_TESTS else ("train", "validation"))
     found = KINDS[cell.kind](folder, cell, results)
     end = {"cell": cell.name, "kind": cell.kind, "seconds": round(time.monotonic() - began, 1), "device": jax.devices()[0].device_kind}
     return found | {"cells": [end | {"dtype": plan.DTYPE, "jax": jax.__version__}]}
@@ -59,15 +60,28 @@ def _screen(folder: Path, cell: plan.Cell, results: Path) -> Lines:
 
 
 def _instruction(folder: Path, cell: plan.Cell, results: Path) -> Lines:
-    split = "test" if cell.name.endswith("test") else "validation"
+    split = _split_of(cell)
     found = score.instruction_scores(folder, split, backbone())
-    name = "test" if split == "test" else "instruction"
+    return _untrained(cell, {f"instruction, {kind}": {target: found[target][kind] for target in found} for kind in ("raw", "prior out")})
+
+
+def _majority(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    return _untrained(cell, {"most frequent label": score.majorities(folder, _split_of(cell), backbone())})
+
+
+def _split_of(cell: plan.Cell) -> str:
+    return "test" if cell.name.endswith("test") else "validation"
+
+
+def _untrained(cell: plan.Cell, found: dict[str, dict[str, float]]) -> Lines:
+    """Lines of scores by way and target that no run was trained for."""
+    split = _split_of(cell)
     lines = [
-        {"cell": cell.name, "way": f"instruction, {kind}", "target": target, "shots": 0, "draw": 0, "search": False, name_of(split): value}
-        for target, scores in found.items()
-        for kind, value in scores.items()
+        {"cell": cell.name, "way": way, "target": target, "shots": 0, "draw": 0, "search": False, name_of(split): value}
+        for way, by_target in found.items()
+        for target, value in by_target.items()
     ]
-    return {name: lines}
+    return {"test" if split == "test" else "instruction": lines}
 
 
 def name_of(split: str) -> str:
@@ -126,6 +140,7 @@ KINDS = {
     "source": _source,
     "screen": _screen,
     "instruction": _instruction,
+    "majority": _majority,
     "targets": _targets,
     "test": _test,
     "peft_source": peft_cells.source_cell,

@@ -19,10 +19,8 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.methods.method import BACKBONE, backbone_of, own_of, take
-from mpt_jax.model.backbone import Backbone
-from mpt_jax.model.families import family_of
+from mpt_jax.model.backbone import Backbone, shapes_of
 from mpt_jax.model.families.family import Network, Rows
-from mpt_jax.model.formats.arrays import unflatten
 from mpt_jax.model.network import prefill
 from mpt_jax.train.program import Program, assemble
 from mpt_jax.train.step import Sums, TrainState
@@ -56,9 +54,8 @@ class Stage(NamedTuple):
 def make_stage(settings: Settings, config: Any, tasks: Sequence[str], mesh: Mesh | None, decode_rows: int) -> Stage:
     """The stage as training would assemble it, from shapes; without a mesh for one device."""
     # by its table of names: drawing weights in thought traces every layer, 4 s of T5-Large
-    shapes = {entry.ours: jax.ShapeDtypeStruct(entry.shape, settings.backbone.dtype) for entry in family_of(config).entries(config)}
-    params = unflatten(shapes.items())
-    backbone = Backbone(config.name, config, params, settings.backbone.vocabulary, "")
+    params = shapes_of(config, settings.backbone)
+    backbone = Backbone(config.name, config, params, settings.backbone.vocabulary, "", settings.backbone.int8)
     return Stage(assemble(settings, tasks, backbone, mesh, shapes_only=True), mesh, decode_rows)
 
 
@@ -171,7 +168,8 @@ def decode_arguments(stage: Stage) -> tuple[Network, dict, dict, Rows]:
     B = sharding.whole_rows(mesh, stage.decode_rows)
     parameters = program.trainable | program.frozen
     weights = {path: leaf for path, leaf in parameters.items() if path.startswith(BACKBONE)}
-    weights = {path: jax.ShapeDtypeStruct(leaf.shape, network.computation.dtype) for path, leaf in weights.items()}
+    if program.method.trains_backbone:  # in float32
+        weights = {path: jax.ShapeDtypeStruct(leaf.shape, network.computation.dtype) for path, leaf in weights.items()}
     backbone = backbone_of(_placed(program.places, weights))
 
     def taken(own, task_id_B):

@@ -141,9 +141,7 @@ def eval_batches(
     Longest rows come first: what does not fit in memory fails at the start, estimates of time are safe.
     """
     row_B = np.arange(cache.rows, dtype=np.int64) if subset is None else np.asarray(subset, np.int64)
-    rows = _lengths(
-        [cache], np.zeros(len(row_B), np.int32), row_B, np.broadcast_to(task_id, cache.rows)[row_B].astype(np.int32), spec
-    )
+    rows = _of_subset(cache, spec, task_id, row_B)
     order = _order(rows, spec)[::-1]
     size = spec.micro_batch_size
     for start in range(0, len(order), size):
@@ -151,6 +149,13 @@ def eval_batches(
         index_B = np.full(size, -1, np.int64)
         index_B[: len(chosen)] = row_B[chosen]
         yield index_B, _gather(rows, chosen, spec, size)
+
+
+def longest_inputs(cache: RowSource, spec: BatchSpec, task_id: np.ndarray | int, subset: np.ndarray) -> np.ndarray:
+    """Input tokens of the longest row of each micro-batch that ``eval_batches`` makes of the same arguments."""
+    rows = _of_subset(cache, spec, task_id, subset)
+    falling_B = rows.input_length_B[_order(rows, spec)[::-1]]
+    return np.maximum.reduceat(falling_B, range(0, len(falling_B), spec.micro_batch_size))
 
 
 class BatchIterator:
@@ -248,6 +253,12 @@ def _order(rows: _Rows, spec: BatchSpec) -> np.ndarray:
     """Rows as they fill micro-batches, ascending: by length, of a task at a time where that is asked for."""
     keys = (rows.target_length_B, rows.input_length_B)
     return np.lexsort((*keys, rows.task_id_B) if spec.by_task else keys)
+
+
+def _of_subset(cache: RowSource, spec: BatchSpec, task_id: np.ndarray | int, row_B: np.ndarray) -> _Rows:
+    """Rows of one cache."""
+    task_id_B = np.broadcast_to(task_id, cache.rows)[row_B].astype(np.int32)
+    return _lengths([cache], np.zeros(len(row_B), np.int32), row_B, task_id_B, spec)
 
 
 def _lengths(

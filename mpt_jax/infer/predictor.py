@@ -38,7 +38,7 @@ from mpt_jax.run_folder import read_run_json, require
 
 LENGTHS = tuple(f"settings.data.feature_lengths.{name}" for name in ("inputs", "targets"))
 NEEDED = ("tasks", "runs", "settings.backbone.path", *LENGTHS, "backbone.name", "backbone.fingerprint")
-COMMON = ("dtype", "vocabulary")  # of the backbone's settings: the same in all runs that are answered together
+COMMON = ("dtype", "vocabulary", "int8")  # of the backbone's settings: the same in all runs that are answered together
 
 
 class Predictor:

@@ -5,6 +5,7 @@ B examples, L input tokens, T target tokens, N rows of the prompt bank, C labels
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from mpt_jax import sharding
 from mpt_jax.config import EvalSettings
-from mpt_jax.data.batches import LONG, BatchSpec, eval_batches
+from mpt_jax.data.batches import LONG, BatchSpec, buckets, eval_batches, longest_inputs
 from mpt_jax.data.in_flight import in_flight
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.infer.likelihood import Labels, score_labels, score_rows, walk_labels
@@ -29,6 +30,12 @@ BATCH_SIZE = EvalSettings.batch_size  # rows answered together, where nothing el
 SHORT = 8  # tokens: rows that may give longer answers are decoded apart, so that short ones need not wait for them
 # of inputs: fewer than in training, since on 2 CPU cores a program compiles as long as 4 batches of the nano backbone run
 INPUT_BUCKETS = (32, 64, 128, 256, 512, 1024, *LONG)
+FINE = ()  # training's
+# operations that a program more must save: what 2 CPU cores do while one that was compiled before is read [ours]
+PROGRAM_COST = 1e11
+# positions that are computed while a batch's next token reads the weights: 140e9 operations and 20e9 bytes a second [ours]
+TOKEN_COST = 16
+MANY = 4  # batches from which others are looked at: few rows at a time, as in serving, meet the same few programs [ours]
 
 
 @dataclasses.dataclass(eq=False)
@@ -189,7 +196,7 @@ def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program,
     by_task = family_of(model.network.config).decoder_only or model.network.changes_inside
     rows, frame = sharding.whole_rows(model.mesh, spec.micro_batch_size), model.vocabulary.frame
     ends = {"input_end": frame.input_end, "target_end": frame.target_end}
-    spec = dataclasses.replace(spec, micro_batch_size=rows, by_task=by_task, **ends)
+    spec = _fitted(dataclasses.replace(spec, micro_batch_size=rows, by_task=by_task, **ends), model, requests, groups)
 
     def results():
         for group in groups:
@@ -206,3 +213,27 @@ def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program,
         done += int(np.sum(index_B >= 0))
         if progress:
             progress(done, requests.rows)
+
+
+def _fitted(spec: BatchSpec, model: Model, requests: Requests, groups: Sequence[np.ndarray]) -> BatchSpec:
+    """On one CPU, where many rows wait, the spec with the batch size and the buckets that pad least for what they cost.
+
+    Smaller batches read the weights more often, and more buckets are more programs to compile. Batches are never larger than the spec's.
+    """
+    coarse, rows = buckets(spec.input_length, INPUT_BUCKETS), spec.micro_batch_size
+    waiting = sum(map(len, groups))
+    if spec.input_buckets != coarse or waiting < MANY * rows or model.mesh is not None or jax.default_backend() != "cpu":
+        return spec
+    network, step = model.network, family_of(model.network.config).prompt_step
+    operations = functools.cache(lambda length: step(network, 0, length, 1, False)["forward"])
+    each_batch = max(1, int(requests.limit.max())) * operations(TOKEN_COST)
+
+    def cost(tried: BatchSpec) -> float:
+        longest = np.concatenate([longest_inputs(requests, tried, requests.task_id, group) for group in groups if len(group)])
+        padded = np.take(tried.input_buckets, np.searchsorted(tried.input_buckets, longest)).tolist()
+        return sum(tried.micro_batch_size * operations(length) + each_batch for length in padded) + PROGRAM_COST * len(set(padded))
+
+    sizes = [size for size in (rows, rows // 2, rows // 4) if size]
+    return min(
+        (dataclasses.replace(spec, micro_batch_size=size, input_buckets=given) for size in sizes for given in (coarse, FINE)), key=cost
+    )

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from mpt_jax import checks
 from mpt_jax.config import TARGET_STAGES, OptimizerSettings, Settings
 from mpt_jax.errors import UserError
+from mpt_jax.model import int8
 from mpt_jax.model.families import family_of
 from mpt_jax.model.families.family import Adaptation, Network
 from mpt_jax.model.formats.arrays import unflatten
@@ -204,4 +205,5 @@ def places_for(mesh: Mesh | None, method: Method, config: Any) -> Places:
     """Where a method's parameters and those of a backbone of this shape live."""
     own = [part for part in method.parts if not part.pattern.startswith(BACKBONE)]
     rows = tuple((part.pattern, TASK_AXES if part.first_axis else ()) for part in own)
-    return Places(mesh, rows + family_of(config).axes)
+    axes = family_of(config).axes
+    return Places(mesh, rows + axes + int8.scale_axes(axes))

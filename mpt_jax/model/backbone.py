@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 
 from mpt_jax import bucket_run, buckets
 from mpt_jax.config import BackboneSettings
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.model import formats
+from mpt_jax.model import formats, int8
 from mpt_jax.model.families import family_of
-from mpt_jax.model.formats.arrays import flatten
+from mpt_jax.model.formats.arrays import flatten, unflatten
 from mpt_jax.model.formats.files import is_remote
 
 SHIPPED = Path(__file__).parent.parent / "backbones"
@@ -33,6 +35,7 @@ class Backbone:
     params: dict
     vocabulary_path: str
     fingerprint: str
+    int8: bool = False  # its matrices (model/int8.py)
 
     @property
     def num_parameters(self) -> int:
@@ -83,7 +86,7 @@ def _packaged(name: str, given_as: str) -> str:
 def load_backbone(
     settings: BackboneSettings | str, places: Callable[[Any], Callable[[str, tuple[int, ...]], Sharding] | None] | None = None
 ) -> Backbone:
-    """Loads a backbone of any format, array by array, in the dtype of computation.
+    """Loads a backbone of any format, array by array, in the dtype of computation, or its matrices as int8 where the settings say so.
 
     ``places(config)(path, shape)``: where an array's shards go, straight from the file; without it all is on one device. The fingerprint
     is 16 digits over names, shapes and values as the files hold them, the same in every format. Raises UserError naming what is missing,
@@ -94,9 +97,49 @@ def load_backbone(
     vocabulary = vocabulary_path(settings, own_vocabulary)
     sharding = places(config) if places else None
     digests: dict[str, bytes] = {}
-    put = None if sharding else lambda _, array: jax.device_put(array)
-    params = formats.restore(arrays, settings.dtype, put, sharding, digests)
-    return Backbone(config.name, config, params, vocabulary, formats.fingerprint(digests))
+    if settings.int8:
+        params = _as_int8(formats.restore(arrays, np.float32, _int8_placer(settings.dtype, sharding), digests=digests))
+    else:
+        put = None if sharding else lambda _, array: jax.device_put(array)
+        params = formats.restore(arrays, settings.dtype, put, sharding, digests)
+    return Backbone(config.name, config, params, vocabulary, formats.fingerprint(digests), settings.int8)
+
+
+def _int8_placer(dtype: str, sharding: Callable[[str, tuple[int, ...]], Sharding] | None) -> Callable[[str, np.ndarray], Any]:
+    """Puts an array (float32, whole in host memory) where it belongs in ``dtype``; a kernel as a pair, int8 and its scales."""
+
+    def at(path: str, array: np.ndarray) -> jax.Array:
+        if sharding is None:
+            return jax.device_put(array).block_until_ready()
+        return jax.make_array_from_callback(array.shape, sharding(path, array.shape), lambda index: array[index]).block_until_ready()
+
+    def place(path: str, array: np.ndarray) -> Any:
+        if not int8.is_kernel(path):
+            return at(path, array.astype(jnp.dtype(dtype)))
+        kernel, scale = int8.quantised(array)
+        return at(path, kernel), at(int8.scale_path(path), scale)
+
+    return place
+
+
+def _as_int8(params: dict) -> dict:
+    """The nested weights, each pair of a kernel and its scales as two of its module's parameters."""
+    found = {}
+    for path, leaf in flatten(params).items():
+        pair = leaf if isinstance(leaf, tuple) else (leaf,)
+        found |= dict(zip((path, int8.scale_path(path)), pair, strict=False))
+    return unflatten(found.items())
+
+
+def shapes_of(config: Any, settings: BackboneSettings) -> dict:
+    """The nested weights of a shape as ``load_backbone`` would make them: a jax.ShapeDtypeStruct each."""
+    found = {}
+    for entry in family_of(config).entries(config):
+        kept_int8 = settings.int8 and int8.is_kernel(entry.ours)
+        found[entry.ours] = jax.ShapeDtypeStruct(entry.shape, "int8" if kept_int8 else settings.dtype)
+        if kept_int8:
+            found[int8.scale_path(entry.ours)] = jax.ShapeDtypeStruct(entry.shape[1:], "float32")
+    return unflatten(found.items())
 
 
 def vocabulary_path(settings: BackboneSettings, own: str | None) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mpt_jax.model.changes import of_module
+from mpt_jax.model.int8 import SCALE
 from mpt_jax.sharding import GPU_PLATFORMS, constrain, target_device
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -63,6 +65,30 @@ def product(x, kernel):
     return bfloat16_product(x, kernel) if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot(x, kernel)
 
 
+@jax.custom_vjp
+def int8_product(x, kernel, scale):
+    """x (..., in) by int8 columns (in, out) times their scales (out,), in the dtype of x.
+
+    What is kept for the backward pass is the int8 matrix: it is converted once more there, so that no converted copies of all layers live
+    from one pass to the other.
+    """
+    return _converted("...i,io->...o", x, kernel) * scale.astype(x.dtype)
+
+
+def _converted(spec: str, x, kernel):
+    kernel = kernel.astype(x.dtype)
+    return rounded_once(spec, x, kernel) if x.dtype == jnp.bfloat16 else jnp.einsum(spec, x, kernel)
+
+
+def _int8_product_backward(saved, grad):
+    kernel, scale = jax.lax.optimization_barrier(saved)  # or the compiler would keep the forward pass's conversion
+    gradient = _converted("...o,io->...i", grad * scale.astype(grad.dtype), kernel)
+    return gradient, np.zeros(kernel.shape, jax.dtypes.float0), jnp.zeros_like(scale)
+
+
+int8_product.defvjp(lambda x, kernel, scale: (int8_product(x, kernel, scale), (kernel, scale)), _int8_product_backward)
+
+
 def row_product(x, kernel):
     """x (rows, positions, in) by a kernel of each row (rows, in, out), or by one (1, in, out) that serves all; in the dtype of x."""
     kernel = kernel.astype(x.dtype)
@@ -102,7 +128,10 @@ def parameter(module: nn.Module, name: str, initializer: Callable, shape: tuple[
 
 
 class Dense(nn.Module):
-    """A matrix product: (..., in) -> (..., features), parameters ``kernel`` (in, features) and, where asked for, ``bias`` (features,)."""
+    """A matrix product: (..., in) -> (..., features), parameters ``kernel`` (in, features) and, where asked for, ``bias`` (features,).
+
+    A kernel of int8 has its scales beside it (model/int8.py).
+    """
 
     features: int
     dtype: str
@@ -113,10 +142,18 @@ class Dense(nn.Module):
     def __call__(self, x):
         change = of_module(self)
         x = x * _row_vector(change["scale_in"], x) if "scale_in" in change else x
-        found = product(x, self.kernel(x.shape[-1]))
+        if self.is_int8:
+            found = int8_product(x, self.get_variable("params", "kernel"), self.get_variable("params", SCALE))
+        else:
+            found = product(x, self.kernel(x.shape[-1]))
         if self.use_bias:
             found = found + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return _changed(change, x, found)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether its kernel is kept as int8."""
+        return self.has_variable("params", SCALE)
 
     def kernel(self, width: int):
         """The matrix (width, features) that inputs are multiplied with, in the dtype of computation."""

@@ -71,6 +71,7 @@ def assemble(
     """
     method = method_of(settings.train)
     settings = own_settings(settings, method)
+    _check_weights(method, backbone)
     check_folders(settings, method)
     source = None if shapes_only else read_source(settings, backbone, method)
     plan = plan_runs(settings, tasks)
@@ -115,6 +116,12 @@ def assemble(
         spec=batch_spec(settings, backbone, network, mesh, shapes_only),
         teachers_NPD=teachers_NPD,
     )
+
+
+def _check_weights(method: Method, backbone: Backbone) -> None:
+    """Raises UserError where int8 weights would be trained."""
+    if method.trains_backbone and backbone.int8:
+        raise UserError(f"INT8 keeps frozen weights as int8, and method {method.name!r} trains them: leave --int8 out.")
 
 
 def _text_ids(settings: Settings, backbone: Backbone, shapes_only: bool) -> dict[str, Sequence[int]] | None:

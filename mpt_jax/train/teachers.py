@@ -73,7 +73,7 @@ class Teachers(NamedTuple):
             "task": cache.name,
             "rows": cache.fingerprint,
             "backbone": self.backbone.fingerprint,
-            "dtype": self.network.computation.dtype,
+            "dtype": self.network.computation.dtype + (" int8" if self.backbone.int8 else ""),
             "prompt": hashlib.sha256(np.ascontiguousarray(self.prompts_NPD[number], np.float32).tobytes()).hexdigest(),
             "lengths": [self.spec.input_length, self.spec.target_length],
             "settings": {name: getattr(self.settings, name) for name in compared},

@@ -106,8 +106,9 @@ class MultiHeadAttention(_Module):
         return KeysValues(self._split(self.key(x_BZD)), self._split(self.value(x_BZD)))
 
     def states(self, x_BZD) -> States | KeysValues:
-        """The positions attended to as they are, with the kernels of keys and values; what these give, where a method changes them."""
-        if of_module(self.key) or of_module(self.value):
+        """The positions attended to as they are, with the kernels of keys and values; what these give, where a method changes them or
+        they are kept as int8: converted kernels of all layers would live from the forward to the backward pass."""
+        if of_module(self.key) or of_module(self.value) or self.key.is_int8:
             return self.keys_values(x_BZD)
         kernels = (self._heads(dense.kernel(x_BZD.shape[-1])) for dense in (self.key, self.value))
         return States(x_BZD, *(constrain(kernel_DHK, "activation_embed", "heads", "kv") for kernel_DHK in kernels))
