@@ -1,4 +1,4 @@
-"""Greedy answers to 256 rows of mixed tasks, each with its task's prompt, beside transformers.generate and CTranslate2 with the same prompts.
+"""Greedy answers to 256 rows of mixed tasks, each with its task's prompt, beside transformers.generate and CTranslate2.
 
     python -m benchmarks.decode --json FILE [--size smollm2_135m] [--repeats N --append]
 
@@ -101,7 +101,7 @@ def answer_ctranslate2(arguments: argparse.Namespace, given: list) -> tuple[list
 
 
 def _ctranslate2_folder(arguments: argparse.Namespace) -> tuple[Path, int]:
-    """The backbone with the prompts as further embedding rows, which no output row writes, as CTranslate2 reads it; and the first of their ids."""
+    """The backbone as CTranslate2 reads it, with the prompts as further embedding rows, which are never written; the first of their ids."""
     import ctranslate2
     import tokenizers
     import torch

@@ -108,7 +108,9 @@ def topology(name: str) -> Topology:
         return Topology(name, devices[: int(shape)], None)
     try:
         # v4 has two cores a chip, which meshes take as one device
-        more = {"chip_config_name": "megacore"} if kind == "v4" else {}
+        more: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+        if set(shape.split("x")) == {"1"}:  # a host of one chip
+            more["chips_per_host_bounds"] = (1, 1, 1)
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"TOPOLOGY = {name!r}: {' '.join(str(error).split())}") from error
