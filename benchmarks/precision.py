@@ -27,8 +27,11 @@ SPEC = inference_spec(*LENGTHS.values(), 32)
 PROMPTED = ("smollm2",)  # backbones with a shipped source bank of the same name
 CUE = "\nAnswer:"
 VARIANTS = {  # dtype of computation, whether matrices are int8
-    "float32": ("float32", False), "bfloat16": ("bfloat16", False), "int8, float32": ("float32", True), "int8, bfloat16": ("bfloat16", True),
-}  # fmt: skip
+    "float32": ("float32", False),
+    "bfloat16": ("bfloat16", False),
+    "int8, float32": ("float32", True),
+    "int8, bfloat16": ("bfloat16", True),
+}
 
 
 def prompts_of(name: str) -> np.ndarray:
