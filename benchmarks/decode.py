@@ -4,7 +4,7 @@
 
 Float32, rows 'short', 100 prompt vectors, at most 5 new tokens, random weights: no side ends early but by chance. The peer, transformers,
 pads batches of 32 in the order given, as a user's loop does; its inputs are prompt and embedded tokens, as PEFT passes them on. CTranslate2
-(T5 alone, extra `parity`) has the prompts as rows of its embedding, and sorts the rows and makes batches of 32 itself.
+(T5 v1.1 alone, extra `parity`) has the prompts as rows of its embedding, and sorts the rows and makes batches of 32 itself.
 """
 
 import argparse
@@ -182,7 +182,8 @@ def main() -> None:
         rows.token_cache(folder, rows_name, f"task{n}", seed=n)
     given = ["--backbone", backbone_folder(folder, size), "--folder", folder, "--rows", rows_name, "--tasks", TASKS]
     given += ["--prompt", prompt, "--count", count, "--steps", 1, "--batch", 32]
-    peers = PEERS if isinstance(config_of(size), T5Config) else PEERS[:1]
+    config = config_of(size)
+    peers = PEERS if isinstance(config, T5Config) and not config.logits_via_embedding else PEERS[:1]
     sides = {name: ["benchmarks.decode", "--side", name, *given] for name in (*peers, "ours")}
     alternate.compare(arguments, "decode", "small" if arguments.small else f"{size} {count} rows", sides, summarise)
 

@@ -86,6 +86,18 @@ def test_no_converted_copy_of_a_kernel_lives_from_one_pass_to_the_other(loaded):
     assert {leaf.shape for leaf in kept if leaf.dtype == np.int8} & kernels
 
 
+def test_rematerialised_layers_give_the_same_gradient(loaded):
+    config, params = loaded
+    batch, (network, own) = rows(config), given(config, True)
+
+    def squared(prompts_BPD, remat):
+        changed = dataclasses.replace(network, computation=dataclasses.replace(network.computation, remat=remat))
+        return (run_forward(changed, params, batch, {"prompt": prompts_BPD}).logits_BTV ** 2).sum()
+
+    found, expected = (jax.grad(squared)(own["prompt"], remat) for remat in ("layers", "none"))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scales_lie_as_the_columns_of_their_kernels(name):
     config = CONFIGS[name]
@@ -125,6 +137,12 @@ def test_a_run_trains_and_answers_with_int8_and_is_another_run_without(world):
     assert "vowel" in run_eval(EvalSettings(str(folder)), settings_in(world, "run").data, MeshSettings(), ["vowel"])
     with pytest.raises(UserError, match="backbone.int8: True there, False now"):
         run_train(settings_in(world, "run", "lora"), ("vowel", "long"))
+
+
+def test_a_backbone_that_was_loaded_otherwise_is_refused(world):
+    backbone = load_backbone(BackboneSettings(str(world / "backbone")))
+    with pytest.raises(UserError, match=r"\(INT8\) = True, and the weights of the backbone that was given are not int8"):
+        run_train(settings_in(world, "other", int8=True), ("vowel",), backbone=backbone)
 
 
 def test_weights_that_are_trained_are_not_int8(world):

@@ -159,7 +159,8 @@ def _train(stage: Stage, where: Topology, mesh, programs: list[Compiled]) -> dic
         family, network, data = family_of(stage.program.backbone.config), stage.program.network, stage.settings.data
         P, L, T = stage.prompt_length, data.input_length, data.target_length
         prompts = tasks_of(micro_batch(stage)).shape[0] / rows
-        parts = family.prompt_step(network, P, L, T, TEACHERS in stage.program.frozen, prompts=prompts)
+        keys_values = stage.settings.backbone.int8 and not family.decoder_only  # see t5.MultiHeadAttention.states
+        parts = family.prompt_step(network, P, L, T, TEACHERS in stage.program.frozen, textbook=keys_values, prompts=prompts)
         parts = {name: value * rows / devices for name, value in parts.items()}
         result["need"] = {
             "flops": parts,

@@ -8,6 +8,7 @@ from mpt_jax.compiling.programs import DoesNotFit, make_stage, train_programs
 from mpt_jax.config import Settings
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.methods.method import sizes
+from mpt_jax.model.int8 import SCALE
 from mpt_jax.train.program import Program
 from mpt_jax.train.run import check_together, prepare
 
@@ -29,7 +30,7 @@ def dry_run(settings: Settings, tasks: tuple[str, ...]) -> str:
         "steps": f"{train.train_steps:,} of {settings.data.batch_size * program.plan.num_groups:,} examples",
         "written": f"{scored}a checkpoint every {train.steps_between_checkpoints:,} steps, in {train.model_dir}",
         "trainable parameters": f"{sizes(program.trainable, program.method.parts):,}",
-        "frozen parameters": f"{sum(int(array.size) for array in program.frozen.values()):,}",
+        "frozen parameters": f"{sum(int(array.size) for path, array in program.frozen.items() if not path.endswith(SCALE)):,}",
         "memory per device": _memory(settings, program, tasks),
     }
     width = max(map(len, facts))

@@ -14,13 +14,15 @@ WARM_UP = 2  # updates before the measured ones
 
 
 def _filled(tree: Any, config, seed: int) -> Any:
-    """Arrays for a tree of shapes: small random numbers, random tokens, zeros for other whole numbers."""
+    """Arrays for a tree of shapes: small random numbers, int8 matrices, random tokens, zeros for other whole numbers."""
     leaves, structure = jax.tree.flatten(tree)
 
     def fill(key, leaf):
         def make(key):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 return (0.02 * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
+            if leaf.dtype == jnp.int8:  # a frozen matrix
+                return jax.random.randint(key, leaf.shape, -127, 128, leaf.dtype)
             if len(leaf.shape) == 2:
                 return jax.random.randint(key, leaf.shape, 2, config.vocab_size, leaf.dtype)
             return jnp.zeros(leaf.shape, leaf.dtype)

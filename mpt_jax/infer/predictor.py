@@ -299,7 +299,7 @@ class Banks:
         bank = bank_alone(trained, run, str(run_dir))
         if bank is None:
             raise UserError(f"run {str(run_dir)!r} trained {run['method']!r}, and only prompts share batches: load it alone.")
-        self.check_common(run["settings"]["backbone"], f"run {str(run_dir)!r}")
+        self.check_common({"int8": False, **run["settings"]["backbone"]}, f"run {str(run_dir)!r}")  # older runs had none
         return run, step, np.asarray(compose_all(bank), np.float32)
 
     def check_common(self, there: Mapping, what: str) -> None:
