@@ -13,16 +13,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mpt_jax.errors import EXIT_PEER_LOST, Preempted, UserError
+from mpt_jax.errors import EXIT_PEER_LOST, EXIT_PREEMPTED, Preempted, UserError
 
 HEARTBEAT_S = 30  # of silence after which a process counts as lost, or MPT_HEARTBEAT_S; JAX's default is 100 [ours]
 WAIT_S = 24 * 3600  # that the others wait for what the first process writes before them (token caches of large sets) [ours]
+LEAVE_S = 15.0  # until a process that was told to end, and has nothing to save, ends by force [ours]
+NOT_STARTED = "asked to end before the first step; the same command starts again"
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 NAMES = ("coordinator_address", "num_processes", "process_id")
 # what Gloo, NCCL and the coordination service say of a peer that is gone
@@ -128,6 +130,28 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+at_leaving: list[Callable[[], None]] = []  # what ``leave_soon`` does before it ends the process; each may have been done already
+
+
+def leave_soon(code: int, text: str = "") -> None:
+    """Ends the process with this code and text after LEAVE_S seconds, if it is still there then. One of several waits for the others.
+
+    An exception out of a signal's handler may come while a library takes a lock, and leave it locked for ever.
+    """
+    if jax.distributed.is_initialized():
+        return
+
+    def leave_now(*_) -> None:
+        for clean in at_leaving:
+            clean()
+        if text:
+            os.write(2, f"mpt-jax: {text}\n".encode())
+        os._exit(code)
+
+    signal.signal(signal.SIGALRM, leave_now)
+    signal.setitimer(signal.ITIMER_REAL, LEAVE_S)
+
+
 class Preemption:
     """Whether the machine is about to be taken away: within the block SIGTERM does not end the process but is told by ``reached``.
 
@@ -146,6 +170,8 @@ class Preemption:
         return self
 
     def __exit__(self, *exception) -> None:
+        if self._told and not self._asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
@@ -153,7 +179,8 @@ class Preemption:
         self._told = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
         if not self._asked:
-            raise Preempted("asked to end before the first step; the same command starts again")
+            leave_soon(EXIT_PREEMPTED, NOT_STARTED)
+            raise Preempted(NOT_STARTED)
 
     def reached(self, step: int) -> bool:
         """True at the step to save at and to end with, the same in all processes; to be asked at every step by all of them."""

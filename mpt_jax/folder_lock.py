@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mpt_jax.distributed import is_first, say
+from mpt_jax.distributed import at_leaving, is_first, say
 from mpt_jax.errors import UserError
 from mpt_jax.run_folder import writes
 
@@ -34,15 +34,21 @@ def locked(folder: str | Path, setting: str = "MODEL_DIR") -> Iterator[None]:
     with writes(folder, setting):
         folder.mkdir(parents=True, exist_ok=True)
         handle = _take(folder, setting)
-    try:
-        yield
-    finally:
+
+    def let_go() -> None:
         with contextlib.suppress(OSError):  # the folder may be gone
             (folder / NAME).unlink()
-        os.close(handle)
         for parent in made:
             with contextlib.suppress(OSError):  # not empty: something came into it
                 parent.rmdir()
+
+    at_leaving.append(let_go)
+    try:
+        yield
+    finally:
+        at_leaving.remove(let_go)
+        let_go()
+        os.close(handle)
 
 
 def _take(folder: Path, setting: str) -> int:

@@ -101,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as preempted:
         if ending.first:
             _say(str(preempted))
+        if argv is None:  # nothing is left to do: nobody shall wait for threads that libraries left behind
+            from mpt_jax.distributed import leave_soon
+
+            leave_soon(EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         _say("interrupted; what was saved stays, the same command continues")

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -69,6 +71,34 @@ def test_sigterm_before_anybody_asks_ends_at_once():
     with pytest.raises(Preempted, match="asked to end before the first step"), distributed.Preemption():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+
+
+HANGS = """
+import signal, sys, threading
+from mpt_jax import distributed
+from mpt_jax.folder_lock import locked
+
+distributed.LEAVE_S = 0.5
+lock = threading.Lock()
+with distributed.Preemption(), locked(sys.argv[1]):
+    try:
+        lock.acquire()
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException:
+        lock.acquire()  # nobody lets go of it
+"""
+
+
+def test_a_process_that_hangs_as_it_is_told_to_end_ends_by_force_and_leaves_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", HANGS, tmp_path / "run"], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == EXIT_PREEMPTED and done.stderr == f"mpt-jax: {distributed.NOT_STARTED}\n" and not (tmp_path / "run").exists()
+
+
+def test_a_process_that_has_ended_its_block_is_left_alone(monkeypatch):
+    monkeypatch.setattr(distributed, "LEAVE_S", 0.2)
+    with pytest.raises(Preempted), distributed.Preemption():
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.4)
 
 
 @pytest.mark.parametrize("seconds", ["x", "0", "-5", "1e3"])
