@@ -18,7 +18,7 @@ PAGES = {name: ROOT / "docs" / "serving.md" for name in ("serve", "serve_tokens"
 UNITS = {"seconds": "s", "peak_mb": "MB", "blocking_ms": "ms", "gflops": "10⁹/s"}
 TOLD = (
     *("product_rate", "useful_gflops", "input_padding", "waiting_share", "teachers_s", "teachers_rows"),
-    *("same_answers", "bytes", "files", "commands"),
+    *("same_answers", "same_answers_ctranslate2", "same_answers_ctranslate2_int8", "bytes", "files", "commands"),
 )
 
 

@@ -55,7 +55,7 @@ def make_stage(settings: Settings, config: Any, tasks: Sequence[str], mesh: Mesh
     """The stage as training would assemble it, from shapes; without a mesh for one device."""
     # by its table of names: drawing weights in thought traces every layer, 4 s of T5-Large
     params = shapes_of(config, settings.backbone)
-    backbone = Backbone(config.name, config, params, settings.backbone.vocabulary, "", settings.backbone.int8)
+    backbone = Backbone(config.name, config, params, settings.backbone.vocabulary, "")
     return Stage(assemble(settings, tasks, backbone, mesh, shapes_only=True), mesh, decode_rows)
 
 

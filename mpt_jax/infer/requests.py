@@ -216,7 +216,7 @@ def _answers(model: Model, requests: Requests, spec: BatchSpec, groups, program,
 
 
 def _fitted(spec: BatchSpec, model: Model, requests: Requests, groups: Sequence[np.ndarray]) -> BatchSpec:
-    """On one CPU, where many rows wait, the spec with the batch size and the buckets that pad least for what they cost.
+    """On a CPU that no mesh cuts, where many rows wait, the spec with the batch size and the buckets that pad least for what they cost.
 
     Smaller batches read the weights more often, and more buckets are more programs to compile. Batches are never larger than the spec's.
     """
@@ -224,8 +224,11 @@ def _fitted(spec: BatchSpec, model: Model, requests: Requests, groups: Sequence[
     waiting = sum(map(len, groups))
     if spec.input_buckets != coarse or waiting < MANY * rows or model.mesh is not None or jax.default_backend() != "cpu":
         return spec
-    network, step = model.network, family_of(model.network.config).prompt_step
-    operations = functools.cache(lambda length: step(network, 0, length, 1, False)["forward"])
+
+    @functools.cache
+    def operations(length: int) -> float:
+        return family_of(model.network.config).prompt_step(model.network, 0, length, 1, False)["forward"]
+
     each_batch = max(1, int(requests.limit.max())) * operations(TOKEN_COST)
 
     def cost(tried: BatchSpec) -> float:

@@ -20,6 +20,7 @@ from mpt_jax.model import formats, int8
 from mpt_jax.model.families import family_of
 from mpt_jax.model.formats.arrays import flatten, unflatten
 from mpt_jax.model.formats.files import is_remote
+from mpt_jax.model.int8 import SCALE
 
 SHIPPED = Path(__file__).parent.parent / "backbones"
 # names of models that a package brings: its module, the file in it, how to install it
@@ -35,7 +36,11 @@ class Backbone:
     params: dict
     vocabulary_path: str
     fingerprint: str
-    int8: bool = False  # its matrices (model/int8.py)
+
+    @property
+    def int8(self) -> bool:
+        """Whether its matrices are kept as int8 (model/int8.py)."""
+        return any(path.endswith(SCALE) for path in flatten(self.params))
 
     @property
     def num_parameters(self) -> int:
@@ -102,7 +107,7 @@ def load_backbone(
     else:
         put = None if sharding else lambda _, array: jax.device_put(array)
         params = formats.restore(arrays, settings.dtype, put, sharding, digests)
-    return Backbone(config.name, config, params, vocabulary, formats.fingerprint(digests), settings.int8)
+    return Backbone(config.name, config, params, vocabulary, formats.fingerprint(digests))
 
 
 def _int8_placer(dtype: str, sharding: Callable[[str, tuple[int, ...]], Sharding] | None) -> Callable[[str, np.ndarray], Any]:
