@@ -13,7 +13,7 @@ class Computation:
 
     dtype: str = "float32"  # of activations and frozen weights: 'bfloat16' on TPU and GPU
     remat: str = "none"  # training: 'none' keeps all activations for the backward pass, 'layers' only those between layers
-    attention: str = "auto"  # 'einsum' | 'fused': logits never leave a TPU's fast memory | 'auto': 'fused' where it fits [ours]
+    attention: str = "auto"  # 'einsum' | 'fused': logits stay in the chip | 'auto': 'fused' where it fits on TPUs [ours]
     dropout_rate: float = 0.0  # PT-JAX trains prompts without dropout
 
     def __post_init__(self):

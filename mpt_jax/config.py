@@ -41,7 +41,7 @@ class BackboneSettings:
     vocabulary: str = ""  # for a backbone that brings none: a SentencePiece model, a tokenizer.json, or 'bytes'
     dtype: str = "float32"  # DTYPE: of computation and of the frozen weights
     remat: str = "none"  # REMAT: 'none' | 'layers': less memory, a second forward pass of each layer [ours]
-    attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused', see Computation; 'auto' is 'einsum' where the backbone is trained
+    attention: str = "auto"  # ATTENTION: 'auto' | 'einsum' | 'fused' (TPU; NVIDIA GPU in bfloat16); where the backbone is trained, 'einsum'
     int8: bool = False  # INT8: frozen matrices as int8, half of bfloat16's memory; products stay in the dtype (model/int8.py)
 
     def __post_init__(self):

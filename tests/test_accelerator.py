@@ -50,7 +50,8 @@ def test_peak_and_reached_rate_give_shares():
 def test_only_takes_cases_by_parts_of_their_names():
     waves, peft = cases.chosen("t5_large, decode")
     assert [case.name for wave in waves for case in wave] == [
-        "t5_large source cached", "t5_large attention", "t5_large dense", "t5_base decode", "smollm2 decode", "t5_large source beside",
+        "t5_large source cached", "t5_large attention", "t5_large dense", "t5_large source cached fused",
+        "t5_base decode", "smollm2 decode", "t5_large source beside",
     ]  # fmt: skip
     assert [case.name for case in peft] == ["t5_large target peft"]
 
@@ -94,5 +95,8 @@ def test_every_case_runs_in_tiny_sizes(tmp_path):
     subprocess.run([sys.executable, "-m", "benchmarks.accelerator", *map(str, arguments)], check=True)
     lines = {line["case"]: line for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
     wanted = [case for wave in cases.WAVES for case in wave if case.kind in ("step", "decode")] + list(cases.PEFT)
+    fused = [case for case in wanted if case.attention == "fused"]
+    assert fused and all("a kernel of GPUs and TPUs" in lines[case.name]["skipped"] for case in fused)
+    wanted = [case for case in wanted if case not in fused]
     assert all(lines[case.name]["examples_per_s"] > 0 for case in wanted)
     assert lines["t5_base population against one by one"]["ratio_to_one_by_one"] > 0

@@ -106,8 +106,13 @@ def test_a_network_with_the_kernel_is_the_same_network(monkeypatch, remat):
 
 def on_meshes() -> None:
     """Run as a program with 8 pretend devices: raises where a mesh gives something else than one device."""
-    attention.target_device = lambda: V5E
     pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
+    same_on_meshes(V5E)
+
+
+def same_on_meshes(device) -> None:
+    """Runs as if every device were this one."""
+    attention.target_device = lambda: device
     expected = loss_and_gradient(8, attention="einsum")
     for shape in ((8, 1, 1), (2, 2, 2), (2, 1, 4), (1, 1, 8)):  # 8 tensor parts do not divide 4 heads
         assert_same(loss_and_gradient(8, sharding.make_mesh(MeshSettings(*shape)), attention="fused"), expected)
@@ -116,10 +121,15 @@ def on_meshes() -> None:
 
 @pytest.mark.long
 def test_the_kernel_on_meshes():
+    run_on_eight_devices("test_fused_attention")
+
+
+def run_on_eight_devices(module: str) -> None:
+    """Calls ``on_meshes`` of a test module in a process with 8 pretend devices."""
     here = Path(__file__).parent
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    command = [sys.executable, "-c", "import test_fused_attention; test_fused_attention.on_meshes()"]
+    command = [sys.executable, "-c", f"import {module}; {module}.on_meshes()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == {"devices": 8}
@@ -151,7 +161,7 @@ def test_where_the_kernel_is_taken(monkeypatch):
         return kernel_for(Computation("bfloat16", attention=attention_setting), 12, 64, queries, keys)
 
     assert chosen("auto", 356, 356) == "einsum"  # these devices are no TPUs
-    with pytest.raises(UserError, match="'fused' is a kernel of TPUs, and these devices are cpu"):
+    with pytest.raises(UserError, match="'fused' is a kernel of TPUs and GPUs, and these devices are cpu"):
         chosen("fused", 356, 356)
     monkeypatch.setattr(attention, "target_device", lambda: V5E)
     assert chosen("auto", 356, 356) == chosen("auto", 128, 356) == "fused"

@@ -32,6 +32,7 @@ class Case(NamedTuple):
     """One result. side: 'jax' or 'peft'. kind: 'product', 'attention', 'dense', 'step' or 'decode'.
 
     size: a name of ``sizes.config_of``. teacher: 'cached', 'beside' or 'none'. runs: of the population, 0 = the source stage.
+    attention: ATTENTION; 'fused' is cuDNN's kernel on a GPU and what 'auto' takes on a TPU.
     seconds: what it takes on an H100 with nothing compiled before, compiling beside other cases; what no longer fits is left out.
     """
 
@@ -42,6 +43,7 @@ class Case(NamedTuple):
     size: str = ""
     teacher: str = "none"
     runs: int = 0
+    attention: str = "auto"
 
 
 # waves of the JAX process: the programs of a wave compile side by side, then each is measured alone
@@ -52,6 +54,7 @@ WAVES = (
         Case("t5_base source cached", "jax", "step", 40, "t5_base", "cached"),
         Case("t5_large attention", "jax", "attention", 15, "t5_large"),
         Case("t5_large dense", "jax", "dense", 8, "t5_large"),
+        Case("t5_large source cached fused", "jax", "step", 60, "t5_large", "cached", attention="fused"),
     ),
     (
         Case("smollm2 source cached", "jax", "step", 40, "smollm2", "cached"),

@@ -92,7 +92,9 @@ class Side:
         taken: list[Case] = []
         for case in wave:
             longest = max(other.seconds for other in [*taken, case])
-            if not self.scale.tiny and longest + EACH_S * len(taken) > self.left():
+            if case.attention == "fused" and self.device.platform == "cpu":
+                self.tell(case, skipped="a kernel of GPUs and TPUs")
+            elif not self.scale.tiny and longest + EACH_S * len(taken) > self.left():
                 self.tell(case, skipped=f"takes about {case.seconds:g} s, and {self.left():.0f} s are left")
             else:
                 taken.append(case)

@@ -99,7 +99,7 @@ def settings_of(case: Case, scale: Scale) -> Settings:
     rows = scale.run_batch if population else scale.batch
     return Settings(
         TrainSettings("target" if population else "source", seeds=0),
-        BackboneSettings(vocabulary="bytes", dtype="bfloat16"),
+        BackboneSettings(vocabulary="bytes", dtype="bfloat16", attention=case.attention),
         PromptSettings(length=scale.prompt, transfer="none"),
         DistillationSettings(
             weight=0.0 if case.teacher == "none" else 0.9, teacher_mode="cached" if case.teacher == "cached" else "beside"

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from mpt_jax.config import Computation
 from mpt_jax.errors import UserError
-from mpt_jax.model import fused_attention
+from mpt_jax.model import cudnn_attention, fused_attention
 from mpt_jax.model.layers import rounded_once
-from mpt_jax.sharding import parts_of, target_device
+from mpt_jax.sharding import GPU_PLATFORMS, parts_of, target_device
 
 MASKED = -1e9  # added to logits of keys that may not be seen; finite, so that a row without keys stays a number
 
@@ -72,25 +72,33 @@ def attend(query_BYHK, key_BZHK, value_BZHK, bias: Bias):
     return jnp.swapaxes(mixed_BHYK, 1, 2).astype(value_BZHK.dtype)
 
 
-KERNELS = {"einsum": attend, "fused": fused_attention.attend}
+KERNELS = {"einsum": attend, "fused": fused_attention.attend, "cudnn": cudnn_attention.attend}
 
 
 def kernel_for(computation: Computation, num_heads: int, head_dim: int, Y: int, Z: int) -> str:
     """The row of KERNELS for Y queries and Z keys on the devices of the program: chosen here and nowhere else.
 
-    A single position (decoding) has no logits worth keeping in the chip. Raises UserError where 'fused' is asked for and cannot be had.
+    A single position (decoding) has no logits worth keeping in the chip. 'auto' takes no kernel of GPUs: no whole step was measured with
+    it. Raises UserError where 'fused' is asked for and cannot be had.
     """
-    if computation.attention == "einsum" or Y == 1:
+    asked = computation.attention
+    if asked == "einsum" or Y == 1:
         return "einsum"
-    device, heads = target_device(), num_heads // parts_of("heads", num_heads)
+    device = target_device()
+    if device.platform in GPU_PLATFORMS and asked == "fused":
+        missing = cudnn_attention.why_not(device, computation.dtype, head_dim)
+        if missing:
+            raise UserError(f"ATTENTION = 'fused': {missing}; change that, or set ATTENTION = 'auto'.")
+        return "cudnn" if cudnn_attention.fits(Y, Z) else "einsum"
+    heads = num_heads // parts_of("heads", num_heads)
     needed = fused_attention.vmem_bytes(Y, Z, head_dim, heads, jnp.dtype(computation.dtype).itemsize)
     there = fused_attention.VMEM_BYTES.get(device.device_kind, 0)
     if needed <= there:
         return "fused"
-    if computation.attention == "auto":
+    if asked == "auto":
         return "einsum"
     if device.platform != "tpu":
-        raise UserError(f"ATTENTION = 'fused' is a kernel of TPUs, and these devices are {device.platform}; 'auto' takes what they have.")
+        raise UserError(f"ATTENTION = 'fused' is a kernel of TPUs and GPUs, and these devices are {device.platform}; set 'auto'.")
     sizes = f"{Y} x {Z} positions take {needed / 2**20:.1f} MiB of VMEM, and {device.device_kind} gives {there / 2**20:g}"
     raise UserError(f"ATTENTION = 'fused': {sizes}; set ATTENTION = 'auto' or 'einsum', or shorten TASK_FEATURE_LENGTHS.")
 
