@@ -9,12 +9,13 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 from stand_ins import ROOT
 from tiny_data import sized_cache
-from tiny_methods import CAUSAL, NAMES, settings_of
+from tiny_methods import CAUSAL, FAMILIES, NAMES, settings_of
 from tiny_model import CONFIG, tiny, weights
 
 from benchmarks import slices
@@ -25,6 +26,7 @@ from mpt_jax.compiling.programs import DoesNotFit, Stage, decode_arguments, make
 from mpt_jax.compiling.report import render
 from mpt_jax.config import (
     BackboneSettings,
+    Computation,
     DataSettings,
     DistillationSettings,
     MeshSettings,
@@ -35,7 +37,7 @@ from mpt_jax.config import (
 from mpt_jax.data.batches import make_batch
 from mpt_jax.errors import UserError
 from mpt_jax.methods.method import BACKBONE, TEACHERS
-from mpt_jax.model import formats
+from mpt_jax.model import attention, formats
 from mpt_jax.model.families import t5, t5_operations
 from mpt_jax.model.families.t5_config import T5_SIZES
 from mpt_jax.train.plan import make_streams
@@ -220,6 +222,26 @@ def test_arrangements_that_should_fit():
     assert asked not in found and found[0].fsdp * found[0].tensor == 2  # 11 GiB of float32 weights, halved
     more = fitting.candidates(stage, asked, 3 * fitting.estimate(stage, asked), 8 * GIB)
     assert more[0].fsdp * more[0].tensor > 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_told_another_mesh_where_one_does_not_fit(family):
+    stage, here = stage_of(FAMILIES[family], targets=64), topology("here")
+    report = compile_report(stage, here, decode=False)
+    assert report["fits"] and report["attention"] == "einsum"
+    small = here._replace(chip=CHIPS["v5e"]._replace(hbm_bytes=report["live_bytes"] - 1))
+    report = compile_report(stage, small, decode=False)
+    assert not report["fits"] and "would_fit" in report and "DOES NOT FIT" in render(report)
+    asked = fitting.Arrangement(4, 1, 1, "none")
+    memory = 0.8 * fitting.estimate(stage, asked)
+    found = fitting.candidates(stage, asked, None, memory)
+    assert len(found) > 1 and all(fitting.estimate(stage, one) <= 0.9 * memory for one in found)
+
+
+def test_the_kernel_is_named_for_the_stacks_that_can_have_it(monkeypatch):
+    monkeypatch.setattr(attention, "target_device", lambda: types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite"))
+    kernels = {name: {fitting.kernel_of(Computation(), stack) for stack in fitting.stacks_of(stage_of(c))} for name, c in FAMILIES.items()}
+    assert kernels == {name: {"fused" if name in ("t5", "umt5") else "einsum"} for name in FAMILIES}
 
 
 def test_the_longest_of_three_times_bounds():

@@ -16,7 +16,6 @@ from mpt_jax.config import Settings
 from mpt_jax.errors import UserError
 from mpt_jax.methods.method import TEACHERS
 from mpt_jax.model import formats
-from mpt_jax.model.attention import kernel_for
 from mpt_jax.model.backbone import backbone_folder
 from mpt_jax.model.families import FAMILIES, family_of
 from mpt_jax.model.families.family import tasks_of
@@ -100,9 +99,8 @@ def compile_report(stage: Stage, where: Topology, updates: int = 0, decode: bool
 def _header(stage: Stage, where: Topology, mesh) -> dict[str, Any]:
     data, program = stage.settings.data, stage.program
     config, computation = program.backbone.config, program.network.computation
-    positions = stage.prompt_length + data.input_length
     with sharding.use(mesh):
-        kernel = kernel_for(computation, config.num_heads, config.head_dim, positions, positions)
+        kernels = [fitting.kernel_of(computation, stack) for stack in fitting.stacks_of(stage)]
     return {
         "stage": stage.settings.train.stage,
         "backbone": config.name,
@@ -112,7 +110,7 @@ def _header(stage: Stage, where: Topology, mesh) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "dtype": computation.dtype,
         "remat": computation.remat,
-        "attention": kernel,
+        "attention": kernels[0] if kernels else "einsum",
         "hbm_bytes": where.chip.hbm_bytes if where.chip else None,
         "tasks": len(program.plan.runs),
         "examples": stage.examples,
@@ -216,9 +214,10 @@ def _would_fit(stage: Stage, where: Topology, mesh, error: DoesNotFit | None, li
         tasks, config = [row.task for row in stage.program.plan.runs], stage.program.backbone.config
         other = make_stage(settings, config, tasks, make_mesh(arrangement.mesh, where.devices), stage.decode_rows)
         try:
-            accumulate = train_programs(other)[0]
+            accumulate, update = train_programs(other)
         except DoesNotFit:
             continue
-        if accumulate.memory["live"] <= hbm:
-            return {"settings": arrangement.bindings(), "live_bytes": accumulate.memory["live"], "of_gib": hbm / GIB}
+        live = accumulate.memory["live"] + update.memory["argument"]
+        if live <= hbm:
+            return {"settings": arrangement.bindings(), "live_bytes": live, "of_gib": hbm / GIB}
     return None

@@ -1,15 +1,17 @@
 """Which mesh would fit: an estimate of the memory of a training step for every arrangement of the devices.
 
 The estimate counts what the step keeps (weights, activations for the backward pass, logits) and is scaled by what the compiler
-found for the mesh that was asked for. S encoder positions, T target tokens, V vocabulary.
+found for the mesh that was asked for.
 """
 
 import math
 from typing import NamedTuple
 
 from mpt_jax.compiling.programs import Stage
-from mpt_jax.config import MeshSettings
+from mpt_jax.config import Computation, MeshSettings
 from mpt_jax.model.attention import kernel_for
+from mpt_jax.model.families import family_of
+from mpt_jax.model.families.family import LOGITS_BYTES, StackSize
 
 REMATS = ("none", "layers")
 
@@ -33,43 +35,52 @@ class Arrangement(NamedTuple):
         return f"{mesh} --remat {self.remat}"
 
 
+def stacks_of(stage: Stage) -> tuple[StackSize, ...]:
+    """Sizes of the network's stacks with the stage's lengths."""
+    config, data = stage.program.backbone.config, stage.settings.data
+    return family_of(config).stacks(config, stage.prompt_length + data.input_length, data.target_length)
+
+
+def kernel_of(computation: Computation, stack: StackSize) -> str:
+    """The row of attention.KERNELS that a stack takes."""
+    return kernel_for(computation, stack.num_heads, stack.head_dim, stack.queries, stack.keys) if stack.kernel else "einsum"
+
+
 def estimate(stage: Stage, arrangement: Arrangement) -> float:
     """Bytes of a device."""
-    program, data = stage.program, stage.settings.data
-    config, computation = program.backbone.config, program.network.computation
+    program, data, stacks = stage.program, stage.settings.data, stacks_of(stage)
+    computation = program.network.computation
     size = 2 if computation.dtype == "bfloat16" else 4
     parts, t = arrangement.data * arrangement.fsdp, arrangement.tensor
     rows = math.ceil(data.micro_batch_size / parts)
-    S, T = stage.prompt_length + data.input_length, data.target_length
     weights = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in (program.frozen | program.trainable).values())
-    layer = weights / (config.num_encoder_layers + config.num_decoder_layers)
+    layer = weights / max(sum(stack.layers for stack in stacks), 1)
     kept = weights / (arrangement.fsdp * t) + (2 * layer / t if arrangement.fsdp > 1 else 0.0)
 
-    def inside(queries: int, keys: int, attentions: int) -> float:
-        width, heads = config.num_heads * config.head_dim / t, config.num_heads / t
-        streams = queries * size * (4 * config.d_model + attentions * 4 * width + (3 if config.gated else 2) * config.d_ff / t)
-        written = kernel_for(computation, config.num_heads, config.head_dim, queries, keys) == "einsum"  # logits and weights
-        return streams + heads * queries * keys * (4 + size) * attentions * written
+    def inside(stack: StackSize) -> float:
+        width, heads = stack.num_heads * stack.head_dim / t, stack.num_heads / t
+        columns = 4 * stack.d_model + stack.attentions * 4 * width + (3 if stack.gated else 2) * stack.d_ff / t
+        written = kernel_of(computation, stack) == "einsum"  # logits and weights
+        return stack.queries * size * columns + heads * stack.queries * stack.keys * (4 + size) * written
 
-    per_layer = ((config.num_encoder_layers, S, inside(S, S, 1)), (config.num_decoder_layers, T, inside(T, S, 2)))
     if arrangement.remat == "layers":
-        between = sum(layers * queries * config.d_model * size for layers, queries, _ in per_layer)
-        activations = between + max(whole for *_, whole in per_layer)
+        between = sum(stack.layers * stack.queries * stack.d_model * size for stack in stacks)
+        activations = between + max(map(inside, stacks), default=0.0)
     else:
-        activations = sum(layers * whole for layers, _, whole in per_layer)
-    logits = T * config.vocab_size / t * 4 * (4 if program.objective.distillation else 2)
-    return kept + rows * (activations + logits)
+        activations = sum(stack.layers * inside(stack) for stack in stacks)
+    logits = min(4 * data.micro_batch_size * data.target_length * program.backbone.config.vocab_size, LOGITS_BYTES) / (parts * t)
+    return kept + rows * activations + logits * (4 if program.objective.distillation else 2)
 
 
 def arrangements(stage: Stage, devices: int) -> list[Arrangement]:
     """All that divide the devices and the network, those that send least first."""
-    config = stage.program.backbone.config
+    stacks, width = stacks_of(stage), stage.program.backbone.config.d_model
     found = []
     for tensor in range(1, devices + 1):
-        if devices % tensor or config.num_heads % tensor or config.d_ff % tensor:
+        if devices % tensor or any(stack.num_heads % tensor or stack.d_ff % tensor for stack in stacks):
             continue
         for fsdp in range(1, devices // tensor + 1):
-            if devices // tensor % fsdp or config.d_model % fsdp:
+            if devices // tensor % fsdp or any(size % fsdp for size in {width, *(stack.d_model for stack in stacks)}):
                 continue
             found += [Arrangement(devices // tensor // fsdp, fsdp, tensor, remat) for remat in REMATS]
     return sorted(found, key=lambda one: (one.fsdp * one.tensor, one.remat != "none", one.tensor))

@@ -217,4 +217,5 @@ def num_layers(config: CausalConfig) -> int:
 FAMILY = Family(
     "causal", CausalConfig, CAUSAL_SIZES, AXES, ("decoder",), True, causal_names.entries, num_layers, causal_names.words,
     init, forward, prefill, empty_cache, decode_step, decode_targets, causal_operations.prompt_step, causal_operations.weight_gradients,
+    stacks=causal_operations.stacks,
 )  # fmt: skip

@@ -6,7 +6,7 @@ differentiated: of a row's first layer only what the prompt's keys and values di
 """
 
 from mpt_jax.model.families.causal_config import CausalConfig
-from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.family import Network, StackSize
 from mpt_jax.model.operations import Products, add, times
 
 
@@ -73,3 +73,13 @@ def prompt_step(
 def weight_gradients(config: CausalConfig, P: int, L: int, T: int) -> float:
     """What gradients with respect to all weights would add."""
     return forward(config, P, L, T, 1.0).weights
+
+
+def stack_size(config: CausalConfig, queries: int, keys: int, attentions: int = 1) -> StackSize:
+    """A stack of these layers."""
+    return StackSize(config.num_layers, queries, keys, attentions, config.d_model, config.num_heads, config.head_dim, config.d_ff)
+
+
+def stacks(config: CausalConfig, S: int, T: int) -> tuple[StackSize, ...]:
+    """Sizes of the one stack; the prompt counts for each row."""
+    return (stack_size(config, S + T, S + T),)

@@ -229,6 +229,31 @@ def one_width(config: Any, name: str) -> int:
     return config.d_model
 
 
+class StackSize(NamedTuple):
+    """What layers of a kind keep for the backward pass, of a row: sizes that an estimate of memory takes (compiling/fitting.py).
+
+    queries: positions that pass through a layer. keys: those that each attends to, in all of a layer's ``attentions``. kernel: whether
+    the attention may be a kernel of attention.KERNELS, which writes no logits.
+    """
+
+    layers: int
+    queries: int
+    keys: int
+    attentions: int
+    d_model: int
+    num_heads: int
+    head_dim: int
+    d_ff: int
+    gated: bool = True
+    kernel: bool = False
+
+
+def no_stacks(config: Any, S: int, T: int) -> tuple[StackSize, ...]:
+    """Of a family that says nothing: an estimate of memory counts its weights and logits alone."""
+    del config, S, T
+    return ()
+
+
 class Family(NamedTuple):
     """A model family. The functions take (network, backbone weights, …); ``own`` as in Network.adapted.
 
@@ -247,6 +272,7 @@ class Family(NamedTuple):
     prompt_step(network, P, L, T, distilled, textbook, prompts) -> floating-point operations that an example of a training step needs, by
     part. textbook: as an implementation without this package's savings would. prompts: different tasks for each row of a micro-batch.
     weight_gradients(config, P, L, T) -> what gradients with respect to all weights would add.
+    stacks(config, S, T) -> a StackSize for each kind of layer, with S positions of prompt and input and T targets.
 
     docs/extending.md has a whole family. Readers raise UserError for arrays that ``entries`` does not name, or of another shape.
 
@@ -273,3 +299,4 @@ class Family(NamedTuple):
     prompt_step: Callable
     weight_gradients: Callable
     state_width: Callable[[Any, str], int] = one_width
+    stacks: Callable[[Any, int, int], tuple[StackSize, ...]] = no_stacks

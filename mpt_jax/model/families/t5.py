@@ -362,4 +362,5 @@ def init(config: T5Config, seed: int) -> dict:
 FAMILY = Family(
     "t5", T5Config, T5_SIZES, AXES, ("encoder", "decoder"), False, t5_names.entries, lambda config: config.num_layers, t5_names.words,
     init, forward, prefill, empty_cache, decode_step, decode_targets, t5_operations.prompt_step, t5_operations.weight_gradients,
+    stacks=t5_operations.stacks,
 )  # fmt: skip

@@ -5,7 +5,7 @@ Nothing before the prompt's way through the network is differentiated: of the de
 B examples, S encoder positions, T target tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary.
 """
 
-from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.family import Network, StackSize
 from mpt_jax.model.families.t5_config import T5Config
 from mpt_jax.model.operations import Products, add, times
 
@@ -91,3 +91,9 @@ def prompt_step(
 def weight_gradients(config: T5Config, P: int, L: int, T: int) -> float:
     """What gradients with respect to all weights would add."""
     return forward(config, P + L, T).weights
+
+
+def stacks(config: T5Config, S: int, T: int) -> tuple[StackSize, ...]:
+    """Sizes of encoder and decoder."""
+    sizes = config.d_model, config.num_heads, config.head_dim, config.d_ff, config.gated, True
+    return StackSize(config.num_encoder_layers, S, S, 1, *sizes), StackSize(config.num_decoder_layers, T, S + T, 2, *sizes)

@@ -232,4 +232,5 @@ FAMILY = Family(
     "t5gemma", T5GemmaConfig, T5GEMMA_SIZES, causal.AXES, ("encoder", "decoder"), False, t5gemma_names.entries,
     lambda config: config.num_layers, t5gemma_names.words, init, forward, prefill, empty_cache, decode_step, decode_targets,
     t5gemma_operations.prompt_step, t5gemma_operations.weight_gradients, lambda config, name: getattr(config, name).d_model,
+    t5gemma_operations.stacks,
 )  # fmt: skip

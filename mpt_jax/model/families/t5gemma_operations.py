@@ -6,8 +6,8 @@ S encoder positions, T target tokens, P prompt positions, L input tokens.
 """
 
 from mpt_jax.model.families.causal_config import CausalConfig
-from mpt_jax.model.families.causal_operations import attention, layer, projections
-from mpt_jax.model.families.family import Network
+from mpt_jax.model.families.causal_operations import attention, layer, projections, stack_size
+from mpt_jax.model.families.family import Network, StackSize
 from mpt_jax.model.families.t5gemma_config import T5GemmaConfig
 from mpt_jax.model.operations import Products, add, times
 
@@ -73,3 +73,8 @@ def prompt_step(
 def weight_gradients(config: T5GemmaConfig, P: int, L: int, T: int) -> float:
     """What gradients with respect to all weights would add."""
     return forward(config, P + L, T).weights
+
+
+def stacks(config: T5GemmaConfig, S: int, T: int) -> tuple[StackSize, ...]:
+    """Sizes of encoder and decoder."""
+    return stack_size(config.encoder, S, S), stack_size(config.decoder, T, S + T, 1 if config.merged_attention else 2)
