@@ -117,6 +117,34 @@ def test_means_count_the_draws_that_every_target_has():
     assert page.mean_and_spread(pairs) == (55.0, 5.0, 2)
 
 
+def test_starts_are_compared_over_the_pairs_that_all_ways_have():
+    def line(way, target, draw, first, dev):
+        return {"way": way, "shots": 16, "target": target, "draw": draw, "dev": dev, "curve": [[0, first], [10, dev]]}
+
+    lines = [line(way, target, 1, first, 60.0) for target in data.TARGETS for way, first in (("SPoT", 50.0), ("MPT, mean", 40.0))]
+    lines += [line("SPoT", "rte", 2, 99.0, 99.0), line("MPT, nearest", "rte", 1, 99.0, 99.0)]  # one alone; one of one target
+    head, _, spot, mean = page.starts_table(lines, ["SPoT", "MPT, mean", "MPT, nearest"]).splitlines()
+    assert f"({len(data.TARGETS)} pairs)" in head
+    assert spot == "| SPoT | 50.0 | 60.0 | +10.0 |" and mean == "| MPT, mean | 40.0 | 60.0 | +20.0 |"
+
+
+def test_source_runs_are_compared_at_the_last_step_over_the_tasks_of_both(tmp_path):
+    curve = {"curve": [[0, 10.0], [1, 90.0], [2, 60.0]]}
+    made = [{"run": "source_0", "task": task, "dev": 90.0, **curve} for task in ("sick", "sst2")]
+    made += [
+        {"run": "three_related", "task": "sick", "dev": 80.0, "curve": [[2, 70.0]]},
+        {"run": "peft source 0.03", "task": "sst2", "dev": 55.0},
+    ]
+    lines.note("sources", made, tmp_path)
+    _, _, related, peft = page.ablations_table(tmp_path).splitlines()
+    assert related.endswith("| +10.0 | +10.0 to +10.0 | 1 |") and peft.endswith("| -5.0 | -5.0 to -5.0 | 1 |")
+
+
+def test_cells_of_a_way_from_a_source_run_are_cut_so_that_two_draws_come_first():
+    found = [(cell.shots, cell.draws) for cell in plan.cells() if cell.way == "SPoT" and cell.part == "three"]
+    assert found == [(16, (1, 2)), (16, (3, 4, 5)), (4, (1, 2)), (4, (3, 4, 5)), (32, (1, 2)), (32, (3, 4, 5)), (0, (1, 2))]
+
+
 def test_the_page_has_the_numbers_of_the_lines(tmp_path):
     """The committed page and picture are what the committed lines give."""
     shown = tmp_path / "study.md"

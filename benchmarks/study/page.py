@@ -24,6 +24,18 @@ SHOTS = (4, 16, 32, 0)
 AGAINST = ("MPT, nearest", "MPT, mean")  # whose differences from all others are shown, the first one that has run
 UNTRAINED = ("instruction, raw", "instruction, prior out", "most frequent label")
 RESAMPLES = 10_000
+# source runs next to source_0, and what differs
+ABLATED = {
+    "source_1": "another seed",
+    "undistilled_0": "without distillation",
+    "undecomposed_0": "without decomposition: one prompt for all tasks",
+    "steps_250": "250 steps instead of 1,000",
+    "three_related": "three related tasks alone: SICK, MNLI, SNLI",
+    "three_unrelated": "three unrelated tasks alone: AG News, tweet emotion, CLINC",
+    "peft source 0.03": "PEFT's MPT, rate 0.03",
+    "peft source 0.3": "PEFT's MPT, rate 0.3",
+    "teachers": "a prompt of its own for each task, 300 steps",
+}
 Pair = tuple[str, int]  # target, draw
 
 
@@ -119,11 +131,45 @@ def differences_table(found: dict, told: dict[str, dict[str, float]], ways: list
     return markdown([["difference", *map(_shots, SHOTS)], *rows], 1)
 
 
-def sources_table(results: Path) -> str:
-    """Dev scores of the source runs on their own tasks."""
+def starts_table(lines: list[dict], ways: list[str]) -> str:
+    """Dev score before the first step and at the best one, with 16 shots: means over the (target, draw) pairs that all ways have."""
+    found: dict[str, dict[Pair, tuple[float, float]]] = defaultdict(dict)
+    for line in lines:
+        (step, first), *_ = line["curve"]
+        if line["shots"] == 16 and step == 0:
+            found[line["way"]][line["target"], line["draw"]] = first, line["dev"]
+    found = {way: found[way] for way in ways if {target for target, _ in found[way]} == set(TARGETS)}
+    common = set.intersection(*map(set, found.values())) if found else set()
+    rows = []
+    for way, pairs in found.items():
+        first, best = np.mean([pairs[pair] for pair in common], axis=0)
+        rows.append([way, f"{first:.1f}", f"{best:.1f}", f"{best - first:+.1f}"])
+    return markdown([["start", f"before the first step ({len(common)} pairs)", "at the best step", "gained"], *rows], 1)
+
+
+def _source_scores(results: Path, last: bool = False) -> dict[str, dict[str, float]]:
+    """Source run -> its task -> dev score at the best step, or at the last one (of PEFT's runs there is no other)."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for line in noted("sources", results):
-        found[line["run"]][line["task"]] = line["dev"]
+        found[line["run"]][line["task"]] = line["curve"][-1][1] if last and "curve" in line else line["dev"]
+    return found
+
+
+def ablations_table(results: Path) -> str:
+    """What other source runs lose or gain against source_0: dev rows of the source tasks, last step."""
+    found = _source_scores(results, last=True)
+    whole = {(task, 0): score for task, score in found["source_0"].items()}
+    rows = []
+    for run, words in ABLATED.items():
+        cell = difference({(task, 0): score for task, score in found[run].items()}, whole)
+        if cell:
+            rows.append([words, f"{cell[0]:+.1f}", f"{cell[1]:+.1f} to {cell[2]:+.1f}", str(cell[3])])
+    return markdown([["source run", "points against nine tasks, 1,000 steps", "95 % interval", "tasks"], *rows], 1)
+
+
+def sources_table(results: Path) -> str:
+    """Dev scores of the source runs on their own tasks."""
+    found = _source_scores(results)
     names = list(dict.fromkeys(task for by_task in found.values() for task in by_task))
     rows = [
         [run, *(f"{by_task[name]:.1f}" if name in by_task else "" for name in names), f"{np.mean(list(by_task.values())):.1f}"]
@@ -166,8 +212,11 @@ def write(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
     lines = counted(results, split)
     found, told = scores(lines, split), untrained(results, split)
     ways = [way for way in (*plan.WAYS, "PEFT's MPT") if any(key[0] == way for key in found)]
+    on_dev = counted(results, "dev")
     tables = {
         "means": means_table(found, told, ways),
+        "starts": starts_table(on_dev, ways),
+        "ablations": ablations_table(results),
         "targets": targets_table(found, told, ways, 16),
         "differences": differences_table(found, told, ways),
         "sources": sources_table(results),
@@ -176,4 +225,4 @@ def write(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
     for name, table in tables.items():
         text = marked(text, name, table)
     page.write_text(text, encoding="utf-8")
-    draw(picture, found, counted(results, "dev"), told, ways, split)
+    draw(picture, found, on_dev, told, ways, split)

@@ -150,7 +150,17 @@ def _of_way(way: str, shots: int) -> Iterator[Cell]:
     searched = shots == 16 and not WAYS[way].like
     if searched:
         yield from _targets(way, 16, SEARCH_DRAWS, search=True)
-    yield from _targets(way, shots, SEARCH_DRAWS if not shots else OTHER_DRAWS if searched else DRAWS)
+    for draws in _draws(way, shots, searched):
+        yield from _targets(way, shots, draws)
+
+
+def _draws(way: str, shots: int, searched: bool) -> tuple[tuple[int, ...], ...]:
+    """Draws of a way's cells after its search; those that start from a source run are cut, so that a table has all of them early."""
+    if not shots:
+        return (SEARCH_DRAWS,)
+    if searched:
+        return (OTHER_DRAWS,)
+    return (SEARCH_DRAWS, OTHER_DRAWS) if WAYS[way].source else (DRAWS,)
 
 
 def _source(name: str) -> Iterator[Cell]:
