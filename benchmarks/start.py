@@ -1,6 +1,6 @@
-"""From the start of `mpt-jax train` to its first finished step: T5-Base from a safetensors file, compiled programs kept from before.
+"""From the start of `mpt-jax train` to its first finished step: weights from a safetensors file, compiled programs kept from before.
 
-    python -m benchmarks.start --json FILE [--repeats N]
+    python -m benchmarks.start --json FILE [--size smollm2_135m] [--repeats N]
 
 Teacher stage, 100 prompt vectors, batch 32 in micro-batches of 8, float32, token cache there. Seconds since the process began: until the
 backbone is read, until it is in memory, until the first step is done. Every repeat starts twice and counts the second.
@@ -62,8 +62,10 @@ def main() -> None:
     if "--side" in sys.argv:
         side(sys.argv[1:])
         return
-    arguments = alternate.parser(__doc__).parse_args()
-    size, lengths, prompt, batch = ("tiny", "tiny", 10, 8) if arguments.small else ("t5_1_1_base", "short", 100, 32)
+    parser = alternate.parser(__doc__)
+    parser.add_argument("--size", default="t5_1_1_base", help="row of the size table (default: %(default)s)")
+    arguments = parser.parse_args()
+    size, lengths, prompt, batch = ("tiny", "tiny", 10, 8) if arguments.small else (arguments.size, "short", 100, 32)
     folder = Path(arguments.folder)
     backbone, run = backbone_folder(folder, size), folder / "run_start"
     macros = {"TRAIN_STEPS": 1, "BATCH_SIZE": batch, "PROMPT_LENGTH": prompt}
