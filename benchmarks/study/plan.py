@@ -69,6 +69,10 @@ WAYS: dict[str, Way] = {
     "SPoT": Way("teachers", {"rank": 0, "transfer": "task"}, (0.01,), nearest=True),
     "MPT, mean": Way("source_0", MEAN, (0.01,), (0.03,)),
     "MPT, nearest": Way("source_0", {"rank": 1, "transfer": "task"}, (0.01,), (0.03,), nearest=True),
+    # at those rates the first ten steps undo what a good start knows
+    "SPoT, lower rate": Way("teachers", {"rank": 0, "transfer": "task"}, (0.003,), nearest=True),
+    "MPT, mean, lower rates": Way("source_0", MEAN, (0.003,), (0.01,)),
+    "MPT, nearest, lower rates": Way("source_0", {"rank": 1, "transfer": "task"}, (0.003,), (0.01,), nearest=True),
     "MPT without distillation": Way("undistilled_0", MEAN, (), like="MPT, mean"),
     "MPT without decomposition": Way("undecomposed_0", {"rank": 0, "transfer": "shared"}, (0.01,)),
     "MPT, mean, seed 1": Way("source_1", MEAN, (), like="MPT, mean"),
@@ -121,6 +125,7 @@ WAYS |= {
     f"ablation: {name}": Way(name, {"rank": stage.rank, "transfer": "mean"}, (), like="MPT, mean") for name, stage in ABLATIONS.items()
 }
 MAIN = ("prompt tuning, vocabulary", "prompt tuning, text", "SPoT", "MPT, mean", "MPT, nearest")
+LOWER = ("SPoT, lower rate", "MPT, mean, lower rates", "MPT, nearest, lower rates")  # at 16 shots alone
 
 
 class Cell(NamedTuple):
@@ -175,7 +180,7 @@ def cells(peft: bool = True) -> list[Cell]:
     found += itertools.chain(*map(_source, ("source_0", "undistilled_0", "undecomposed_0")))
     if peft:
         found += [Cell("peft_source", f"peft source {rate}", way=str(rate)) for rate in PEFT_RATES]
-    for way in MAIN:
+    for way in (*MAIN, *LOWER):
         found += _of_way(way, 16)
     found += [Cell("instruction", "instruction dev"), Cell("majority", "majority dev")]
     for way in MAIN:
