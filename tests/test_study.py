@@ -119,13 +119,13 @@ def test_means_count_the_draws_that_every_target_has():
 
 def test_starts_are_compared_over_the_pairs_that_all_ways_have():
     def line(way, target, draw, first, dev):
-        return {"way": way, "shots": 16, "target": target, "draw": draw, "dev": dev, "curve": [[0, first], [10, dev]]}
+        return {"way": way, "shots": 16, "target": target, "draw": draw, "dev": dev, "curve": [[0, first], [10, dev], [20, 30.0]]}
 
     lines = [line(way, target, 1, first, 60.0) for target in data.TARGETS for way, first in (("SPoT", 50.0), ("MPT, mean", 40.0))]
     lines += [line("SPoT", "rte", 2, 99.0, 99.0), line("MPT, nearest", "rte", 1, 99.0, 99.0)]  # one alone; one of one target
     head, _, spot, mean = page.starts_table(lines, ["SPoT", "MPT, mean", "MPT, nearest"]).splitlines()
     assert f"({len(data.TARGETS)} pairs)" in head
-    assert spot == "| SPoT | 50.0 | 60.0 | +10.0 |" and mean == "| MPT, mean | 40.0 | 60.0 | +20.0 |"
+    assert spot == "| SPoT | 50.0 | 30.0 | 60.0 |" and mean == "| MPT, mean | 40.0 | 30.0 | 60.0 |"
 
 
 def test_source_runs_are_compared_at_the_last_step_over_the_tasks_of_both(tmp_path):

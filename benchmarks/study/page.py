@@ -132,19 +132,19 @@ def differences_table(found: dict, told: dict[str, dict[str, float]], ways: list
 
 
 def starts_table(lines: list[dict], ways: list[str]) -> str:
-    """Dev score before the first step and at the best one, with 16 shots: means over the (target, draw) pairs that all ways have."""
-    found: dict[str, dict[Pair, tuple[float, float]]] = defaultdict(dict)
+    """Dev score before the first step, at the last and at the best one, with 16 shots: means over the (target, draw) pairs of all ways."""
+    found: dict[str, dict[Pair, tuple[float, float, float]]] = defaultdict(dict)
     for line in lines:
-        (step, first), *_ = line["curve"]
+        (step, first), *_, (_, last) = line["curve"]
         if line["shots"] == 16 and step == 0:
-            found[line["way"]][line["target"], line["draw"]] = first, line["dev"]
+            found[line["way"]][line["target"], line["draw"]] = first, last, line["dev"]
     found = {way: found[way] for way in ways if {target for target, _ in found[way]} == set(TARGETS)}
     common = set.intersection(*map(set, found.values())) if found else set()
     rows = []
     for way, pairs in found.items():
-        first, best = np.mean([pairs[pair] for pair in common], axis=0)
-        rows.append([way, f"{first:.1f}", f"{best:.1f}", f"{best - first:+.1f}"])
-    return markdown([["start", f"before the first step ({len(common)} pairs)", "at the best step", "gained"], *rows], 1)
+        first, last, best = np.mean([pairs[pair] for pair in common], axis=0)
+        rows.append([way, f"{first:.1f}", f"{last:.1f}", f"{best:.1f}"])
+    return markdown([["start", f"before the first step ({len(common)} pairs)", "at the last step", "at the best step of each run"], *rows], 1)
 
 
 def _source_scores(results: Path, last: bool = False) -> dict[str, dict[str, float]]:
@@ -213,8 +213,10 @@ def write(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
     found, told = scores(lines, split), untrained(results, split)
     ways = [way for way in (*plan.WAYS, "PEFT's MPT") if any(key[0] == way for key in found)]
     on_dev = counted(results, "dev")
+    at_last = scores([line | {"dev": line["curve"][-1][1]} for line in on_dev], "dev")
     tables = {
         "means": means_table(found, told, ways),
+        "last": means_table(at_last, untrained(results, "dev"), ways),
         "starts": starts_table(on_dev, ways),
         "ablations": ablations_table(results),
         "targets": targets_table(found, told, ways, 16),
