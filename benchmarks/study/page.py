@@ -132,7 +132,7 @@ def differences_table(found: dict, told: dict[str, dict[str, float]], ways: list
 
 
 def starts_table(lines: list[dict], ways: list[str]) -> str:
-    """Dev score before the first step, at the last and at the best one, with 16 shots: means over the (target, draw) pairs of all ways."""
+    """Dev score before the first step, at the last and at the best one, with 16 shots: over the (target, draw) pairs of all ways."""
     found: dict[str, dict[Pair, tuple[float, float, float]]] = defaultdict(dict)
     for line in lines:
         (step, first), *_, (_, last) = line["curve"]
@@ -144,7 +144,8 @@ def starts_table(lines: list[dict], ways: list[str]) -> str:
     for way, pairs in found.items():
         first, last, best = np.mean([pairs[pair] for pair in common], axis=0)
         rows.append([way, f"{first:.1f}", f"{last:.1f}", f"{best:.1f}"])
-    return markdown([["start", f"before the first step ({len(common)} pairs)", "at the last step", "at the best step of each run"], *rows], 1)
+    head = ["start", f"before the first step ({len(common)} pairs)", "at the last step", "at the best step of each run"]
+    return markdown([head, *rows], 1)
 
 
 def _source_scores(results: Path, last: bool = False) -> dict[str, dict[str, float]]:
