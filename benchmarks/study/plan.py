@@ -69,7 +69,7 @@ WAYS: dict[str, Way] = {
     "SPoT": Way("teachers", {"rank": 0, "transfer": "task"}, (0.01,), nearest=True),
     "MPT, mean": Way("source_0", MEAN, (0.01,), (0.03,)),
     "MPT, nearest": Way("source_0", {"rank": 1, "transfer": "task"}, (0.01,), (0.03,), nearest=True),
-    # at those rates the first ten steps undo what a good start knows
+    # with those rates good starts lose in the first ten steps: is it the rates?
     "SPoT, lower rate": Way("teachers", {"rank": 0, "transfer": "task"}, (0.003,), nearest=True),
     "MPT, mean, lower rates": Way("source_0", MEAN, (0.003,), (0.01,)),
     "MPT, nearest, lower rates": Way("source_0", {"rank": 1, "transfer": "task"}, (0.003,), (0.01,), nearest=True),
