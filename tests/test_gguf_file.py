@@ -320,7 +320,7 @@ def test_smollm2_has_the_logits_and_tokens_of_transformers_reading():
     text = "The capital of France is Paris, and the capital of Italy is Rome. A long, charming and often affecting journey."
     ids = np.array([vocabulary.encode(text)], np.int32)
     rows = Rows(ids[:, :1], np.ones(1, np.int32), ids[:, 1:], np.array([ids.shape[1] - 1], np.int32))
-    ours = np.asarray(jax.jit(forward, static_argnums=0)(Network(config), params, rows).logits_BTV)
+    ours = np.asarray(jax.jit(lambda params, rows: forward(Network(config), params, rows).logits_BTV)(params, rows))
     with torch.no_grad():
         wanted = model(torch.tensor(ids, dtype=torch.long)).logits[:, :-1].numpy()
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-3)
