@@ -62,21 +62,23 @@ WIDTH = 576  # of the backbone
 INSIDE = (3e-4, 1e-3, 3e-3)  # from the methods' published rate on; a target has few steps
 PLAIN = {"rank": 0, "transfer": "none"}
 MEAN = {"rank": 1, "transfer": "mean"}
+NEAREST = {"rank": 1, "transfer": "task"}
+NEAREST_PROMPT = {"rank": 0, "transfer": "task"}
 WAYS: dict[str, Way] = {
-    "prompt tuning, vocabulary": Way("", {"rank": 0, "transfer": "none"}, HIGH),
+    "prompt tuning, vocabulary": Way("", PLAIN, HIGH),
     "prompt tuning, text": Way("", {"rank": 0, "transfer": "none", "init": "text"}, LOW),
     # one rate: what both searches above chose; factors as in the source stage
-    "SPoT": Way("teachers", {"rank": 0, "transfer": "task"}, (0.01,), nearest=True),
+    "SPoT": Way("teachers", NEAREST_PROMPT, (0.01,), nearest=True),
     "MPT, mean": Way("source_0", MEAN, (0.01,), (0.03,)),
-    "MPT, nearest": Way("source_0", {"rank": 1, "transfer": "task"}, (0.01,), (0.03,), nearest=True),
+    "MPT, nearest": Way("source_0", NEAREST, (0.01,), (0.03,), nearest=True),
     # with those rates good starts lose in the first ten steps: is it the rates?
-    "SPoT, lower rate": Way("teachers", {"rank": 0, "transfer": "task"}, (0.003,), nearest=True),
+    "SPoT, lower rate": Way("teachers", NEAREST_PROMPT, (0.003,), nearest=True),
     "MPT, mean, lower rates": Way("source_0", MEAN, (0.003,), (0.01,)),
-    "MPT, nearest, lower rates": Way("source_0", {"rank": 1, "transfer": "task"}, (0.003,), (0.01,), nearest=True),
+    "MPT, nearest, lower rates": Way("source_0", NEAREST, (0.003,), (0.01,), nearest=True),
     "MPT without distillation": Way("undistilled_0", MEAN, (), like="MPT, mean"),
     "MPT without decomposition": Way("undecomposed_0", {"rank": 0, "transfer": "shared"}, (0.01,)),
     "MPT, mean, seed 1": Way("source_1", MEAN, (), like="MPT, mean"),
-    "MPT, nearest, seed 1": Way("source_1", {"rank": 1, "transfer": "task"}, (), nearest=True, like="MPT, nearest"),
+    "MPT, nearest, seed 1": Way("source_1", NEAREST, (), nearest=True, like="MPT, nearest"),
     "MPT, P* alone": Way("source_0", {"rank": 1, "transfer": "shared"}, (), like="MPT, mean"),
 }  # fmt: skip
 OTHERS: dict[str, Way] = {  # other methods, at 16 shots and on all rows
