@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -45,6 +46,7 @@ class _Ending:
     """How this process ends, and whether it speaks: several processes end together."""
 
     leave: Callable[[int], int] = int
+    leave_soon: Callable[[int], object] = int  # does nothing
     first = True
 
 
@@ -61,7 +63,7 @@ def _ready(arguments: argparse.Namespace, ending: _Ending) -> Callable[[argparse
         from mpt_jax import distributed
 
         distributed.start(vars(arguments), trains=arguments.command == "train")
-        ending.leave, ending.first = distributed.leave, distributed.is_first()
+        ending.leave, ending.leave_soon, ending.first = distributed.leave, distributed.leave_soon, distributed.is_first()
     if command.gin is not None:
         folders = [part for part in arguments.gin_search_paths.split(",") if part]
         with _errors_of_tasks():
@@ -102,11 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ending.first:
             _say(str(preempted))
         if argv is None:  # nothing is left to do: nobody shall wait for threads that libraries left behind
-            from mpt_jax.distributed import leave_soon
-
-            leave_soon(EXIT_PREEMPTED)
+            ending.leave_soon(EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
+        if argv is None:  # one more would be a traceback out of what libraries do as they close; nobody shall wait for them either
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            ending.leave_soon(EXIT_INTERRUPTED)
         _say("interrupted; what was saved stays, the same command continues")
         return ending.leave(EXIT_INTERRUPTED)
     except OSError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -67,6 +68,26 @@ def test_a_second_training_is_refused_while_eval_goes_on_and_ctrl_c_ends_in_one_
     assert "Traceback" not in said and said.count("mpt-jax: interrupted; what was saved stays") == 1
     assert len(steps(run)) == 2 and steps(run) == sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     assert not (run / "training.lock").exists() and load_trainable(run, "last")[0]
+
+
+ENDS_LATE = """
+import atexit, os, signal, sys, time
+from mpt_jax import main
+def interrupted(*_):
+    raise KeyboardInterrupt
+def late():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+atexit.register(late)
+main.parse_arguments = interrupted
+sys.exit(main.main())
+"""
+
+
+def test_ctrl_c_while_libraries_close_ends_the_process_without_a_traceback():
+    done = subprocess.run([sys.executable, "-c", ENDS_LATE], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "mpt-jax: interrupted; what was saved stays, the same command continues\n"
 
 
 @pytest.mark.long
