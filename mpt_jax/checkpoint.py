@@ -33,6 +33,7 @@ from mpt_jax.sharding import put_array
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
+CHECK_S = 1.0  # between looks, while a write goes on, whether its folder is there [ours]
 KEPT = "kept"  # the item of what a method needs and does not train, where there is any
 META_WITHOUT_DIGESTS = {"step", "data", "has_best"}  # all that the meta of a checkpoint of before can hold
 # what Orbax, TensorStore and the file system raise for a damaged file or a disk that takes no more
@@ -143,17 +144,26 @@ class Checkpoints:
     def _finish_pending(self, step: int | None) -> None:
         try:
             if self._pending:
-                self._pending.result()
+                self._waited(self._pending, step)
         except FAILURES as error:
             self._pending = None
             raise self._not_saved(step, error) from error
         self._pending = None  # not after Ctrl-C: the write goes on, and ``settle`` waits for it
 
+    def _waited(self, job: concurrent.futures.Future, step: int | None) -> None:
+        """Returns when the thread that writes has done the job. For a folder that is gone Orbax waits up to ten minutes; this does not."""
+        while not concurrent.futures.wait([job], CHECK_S).done:
+            self._check_there(step)
+        job.result()
+
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError if it could not be written."""
         self._finish_pending(None)
         try:
-            self._manager.wait_until_finished()
+            if self._writer:
+                self._waited(self._writer.submit(self._manager.wait_until_finished), None)
+            else:
+                self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except FAILURES as error:
             raise self._not_saved(None, error) from error
@@ -170,7 +180,7 @@ class Checkpoints:
             self.wait()
         finally:
             if self._writer:
-                self._writer.shutdown()
+                self._writer.shutdown(wait=self._opened.is_there())
             self._opened.close()
         self._manager.close()
 

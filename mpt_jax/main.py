@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
+        if argv is None:  # a folder that is gone leaves threads of Orbax that wait for it
+            ending.leave_soon(EXIT_USER_ERROR)
         _say(" ".join(str(error).split()))
         return ending.leave(EXIT_USER_ERROR)
     except Preempted as preempted:

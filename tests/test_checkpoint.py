@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -302,6 +303,23 @@ def test_a_folder_that_orbax_made_again_is_not_the_runs(run_dir, monkeypatch, en
             checkpoints.save(9, state(), None, {})
         checkpoints.wait()
     assert (run_dir.with_name(f"{run_dir.name}_moved") / "checkpoints" / "7").is_dir()
+
+
+def test_a_write_that_waits_for_a_folder_that_is_gone_is_not_waited_for(run_dir, monkeypatch):
+    """Orbax waits for minutes; the training and its end do not."""
+    checkpoints = Checkpoints(run_dir)
+    let_go = threading.Event()
+    monkeypatch.setattr(checkpoints, "_write", lambda *_: let_go.wait(100))
+    checkpoints.save(7, state(), None, {})
+    run_dir.rename(run_dir.with_name("moved"))
+    began = time.monotonic()
+    try:
+        for end in (checkpoints.wait, checkpoints.close):
+            with pytest.raises(UserError, match=r"could not be written to .*the folder is gone"):
+                end()
+        assert time.monotonic() - began < 50 and not let_go.is_set()
+    finally:
+        let_go.set()
 
 
 FULL_DISK = """

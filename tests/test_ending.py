@@ -90,6 +90,26 @@ def test_ctrl_c_while_libraries_close_ends_the_process_without_a_traceback():
     assert done.stderr == "mpt-jax: interrupted; what was saved stays, the same command continues\n"
 
 
+LEAVES_A_THREAD = """
+import sys, threading
+from mpt_jax import distributed, main
+from mpt_jax.errors import UserError
+distributed.LEAVE_S = 0.5
+def wrong(arguments, ending):
+    ending.leave_soon = distributed.leave_soon
+    threading.Thread(target=threading.Event().wait).start()
+    raise UserError("wrong")
+main._ready = wrong
+sys.argv = ["mpt-jax", "tasks"]
+sys.exit(main.main())
+"""
+
+
+def test_an_error_ends_the_process_although_a_library_leaves_a_thread_that_waits():
+    done = subprocess.run([sys.executable, "-c", LEAVES_A_THREAD], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "mpt-jax: wrong\n")
+
+
 @pytest.mark.long
 def test_of_two_trainings_that_start_at_once_one_runs_and_one_is_refused(world, tmp_path):
     """Twenty times; refused within ten seconds of the start of its process."""

@@ -54,6 +54,12 @@ def test_what_is_prepared_is_left_as_it_is(published, monkeypatch):
     assert {path: path.read_bytes() for path in published.rglob("*.jsonl")} == before
 
 
+def test_data_that_is_missing_is_named(published, monkeypatch):
+    monkeypatch.setenv("MPT_DATA_DIR", "/nowhere")
+    with pytest.raises(SystemExit, match="/nowhere/tasks/sst2 does not hold train.jsonl and .*: set MPT_DATA_DIR"):
+        data.prepare(published)
+
+
 def test_test_rows_are_registered_by_the_final_evaluation_alone(published):
     data.prepare(published)
     data.register(published)
