@@ -16,16 +16,19 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
+from tiny_methods import FAMILIES, settings_of
 from tiny_model import given, own, rows_of, tiny, weights
 
 from mpt_jax import sharding
 from mpt_jax.compiling import hlo
 from mpt_jax.compiling.chips import prepare, topology
-from mpt_jax.config import Computation, MeshSettings
+from mpt_jax.config import BackboneSettings, Computation, MeshSettings
 from mpt_jax.errors import UserError
 from mpt_jax.model import attention, fused_attention
 from mpt_jax.model.attention import MASKED, Bias, attend, kernel_for
+from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.network import forward
+from mpt_jax.train.program import assemble
 
 CONFIG = tiny(vocab_size=60, d_model=32, num_heads=4, num_encoder_layers=2, num_decoder_layers=2)
 V5E = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
@@ -169,6 +172,14 @@ def test_where_the_kernel_is_taken(monkeypatch):
     assert chosen("auto", 4096, 4096) == "einsum"
     with pytest.raises(UserError, match="4096 x 4096 positions take .* MiB of VMEM, and TPU v5 lite gives 128"):
         chosen("fused", 4096, 4096)
+
+
+@pytest.mark.parametrize("family", ["causal", "t5gemma", "t5gemma2"])
+def test_families_without_a_kernel_say_so(family):
+    config = FAMILIES[family]
+    settings = settings_of("prompt", config=config)._replace(backbone=BackboneSettings(attention="fused"))
+    with pytest.raises(UserError, match="ATTENTION = 'fused': 'tiny' has no place for a kernel.*; set ATTENTION = 'auto'"):
+        assemble(settings, ("a",), Backbone("tiny", config, {}, "bytes", "f" * 16))
 
 
 def test_a_trained_bias_is_refused():
