@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -198,9 +199,13 @@ def test_a_cell_of_another_method_trains_and_is_tested(way, tiny_study):
     results, row = tiny_study / "results", plan.WAYS[way]
     cell = plan.Cell("targets", "cell", way=way, part="three", shots=0, draws=(1,), search=True)
     before = [plan.Cell("teachers", row.source)] if row.source else []
-    for one in (*before, cell, plan.Cell("test", "test cell", way=way)):
+    final = cell._replace(kind="test", name="test cell")
+    for one in (*before, cell, final):
         for name, found in work.work(tiny_study, one, results).items():
             lines.note(name, found, results)
     runs, (tested,) = lines.noted("runs", results), lines.noted("test", results)
     assert {(line["rate"], line["factor_rate"]) for line in runs} == set(itertools.product(row.rates, row.factor_rates))
     assert tested["target"] == "cb" and 0 <= tested["test"] <= 100 and 0 <= tested["dev"] <= 100
+    shutil.rmtree(tiny_study / "runs")  # another machine trained it and noted its lines
+    assert work.work(tiny_study, final, results)["test"] == [tested]
+    assert tasks.TABLE["cb"].splits == ("test",)

@@ -212,7 +212,7 @@ def write(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
     split = "test" if noted("test", results) else "dev"
     lines = counted(results, split)
     found, told = scores(lines, split), untrained(results, split)
-    ways = [way for way in (*plan.WAYS, "PEFT's MPT") if any(key[0] == way for key in found)]
+    ways = [way for way in (*plan.WAYS, plan.PEFT) if any(key[0] == way for key in found)]
     on_dev = counted(results, "dev")
     at_last = scores([line | {"dev": line["curve"][-1][1]} for line in on_dev], "dev")
     tables = {

@@ -124,6 +124,11 @@ def prompts_of(adapted) -> np.ndarray:
         return (factors * encoder.embedding.weight.float()[None]).cpu().numpy()
 
 
+def prompts_file(folder: Path, name: str) -> Path:
+    """Where a cell's best prompts are (N, P, D)."""
+    return folder / "peft" / f"{name}.npy"
+
+
 def source_cell(folder: Path, cell: plan.Cell, results: Path) -> dict[str, list[dict]]:
     """The source stage over all source tasks under one rate, and what its prompts reach on the dev splits."""
     words, rate, steps = vocabulary(), float(cell.way), plan.steps(plan.SOURCE_STEPS)
@@ -143,13 +148,16 @@ def target_cell(folder: Path, cell: plan.Cell, results: Path) -> dict[str, list[
     rates = plan.PEFT_RATES if cell.search else (choices.best_rates(noted("runs", results), cell.way)[0],)
     words, steps, target = vocabulary(), plan.steps(plan.STEPS[cell.shots]), cell.part
     cache = open_cache(target, "train", words, folder / "cache")
+    source = folder / f"peft_source_{source_rate}"
+    if not source.exists():  # another machine noted its lines
+        source_cell(folder, cell._replace(kind="peft_source", way=str(source_rate)), results)
     lines, kept = [], []
     for rate in rates:
         for draw in cell.draws:
             subset = few_shot_rows(cache, cell.shots * len(TARGETS[target].labels), draw) if cell.shots else None
             stream = Stream(draw, (cache,), (0,), 8, "stochastic", subset=(subset,))
             every = max(steps // 4, 1)
-            _, prompts = train(folder, stream, 1, steps, rate, draw, folder / f"peft_source_{source_rate}", every)
+            _, prompts = train(folder, stream, 1, steps, rate, draw, source, every)
             found = score.accuracies(
                 folder,
                 np.concatenate(list(prompts.values())),
@@ -168,6 +176,6 @@ def target_cell(folder: Path, cell: plan.Cell, results: Path) -> dict[str, list[
                     "curve": curve,
                 }
             )  # fmt: skip
-    (folder / "peft").mkdir(exist_ok=True)
-    np.save(folder / "peft" / f"{cell.name}.npy", np.concatenate(kept))
+    prompts_file(folder, cell.name).parent.mkdir(exist_ok=True)
+    np.save(prompts_file(folder, cell.name), np.concatenate(kept))
     return {"runs": lines}

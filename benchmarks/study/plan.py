@@ -207,6 +207,7 @@ def cells(peft: bool = True) -> list[Cell]:
     return found
 
 
+PEFT = "PEFT's MPT"  # its way
 PEFT_RATES = (0.03, 0.3)
 
 
@@ -215,7 +216,7 @@ def _peft(shots: int, draws: tuple[int, ...], search: bool) -> Iterator[Cell]:
     needs += () if search else tuple(f"peft-16-search-{target}" for target in TARGETS)
     for target in TARGETS:
         label = "search" if search else f"draws{draws[0]}{draws[-1]}"
-        yield Cell("peft", f"peft-{shots}-{label}-{target}", needs, "PEFT's MPT", target, shots, draws, search)
+        yield Cell("peft", f"peft-{shots}-{label}-{target}", needs, PEFT, target, shots, draws, search)
 
 
 def test_cells(done: list[Cell]) -> list[Cell]:

@@ -14,6 +14,7 @@ from mpt_jax.config import BackboneSettings
 from mpt_jax.infer.history import dev_curves
 from mpt_jax.metrics import read_metrics
 from mpt_jax.model.backbone import Backbone, load_backbone
+from mpt_jax.run_folder import checkpoint_steps
 from mpt_jax.train.run import run_train
 
 Lines = dict[str, list[dict]]  # by file of results
@@ -121,18 +122,35 @@ def _described(cell: plan.Cell) -> dict:
 def _test(folder: Path, cell: plan.Cell, results: Path) -> Lines:
     """Test rows of the runs of a cell that count: those with the rates that dev rows chose."""
     chosen = choices.best_rates(noted("runs", results), cell.way)
-    lines = [
-        line for line in noted("runs", results) if f"test {line['cell']}" == cell.name and (line["rate"], line["factor_rate"]) == chosen
-    ]
+    lines = [line for line in noted("runs", results) if f"test {line['cell']}" == cell.name]
+    if not _is_here(folder, cell, lines[0]["folder"]):
+        lines = _again(folder, cell, results)
+    lines = [line for line in lines if (line["rate"], line["factor_rate"]) == chosen]
     rows = [line["row"] for line in lines]
-    if cell.way == "PEFT's MPT":
-        prompts_NPD = np.load(folder / "peft" / f"{lines[0]['folder']}.npy")[rows]
+    if cell.way == plan.PEFT:
+        prompts_NPD = np.load(peft_cells.prompts_file(folder, lines[0]["folder"]))[rows]
         values = score.accuracies(folder, prompts_NPD, [(n, line["target"]) for n, line in enumerate(lines)], "test", backbone())
         found = {(line["row"], line["target"]): value for line, value in zip(lines, values, strict=True)}
     else:
         found = score.run_scores(folder, folder / "runs" / lines[0]["folder"], "test", backbone(), rows)
     kept = ("cell", "way", "target", "shots", "draw", "rate", "factor_rate", "dev", "step")
     return {"test": [{key: line[key] for key in kept} | {"test": found[line["row"], line["target"]]} for line in lines]}
+
+
+def _is_here(folder: Path, cell: plan.Cell, name: str) -> bool:
+    """Whether what a cell trained is in the study's folder, and not in that of another machine, which noted its lines."""
+    if cell.way == plan.PEFT:
+        return peft_cells.prompts_file(folder, name).exists()
+    return plan.steps(plan.STEPS[cell.shots]) in checkpoint_steps(folder / "runs" / name)
+
+
+def _again(folder: Path, cell: plan.Cell, results: Path) -> list[dict]:
+    """The lines of a cell that is trained once more for its final evaluation, by train and dev rows alone."""
+    kind = "peft" if cell.way == plan.PEFT else "targets"
+    data.register(folder / "data")
+    lines = KINDS[kind](folder, cell._replace(kind=kind, name=cell.name.removeprefix("test ")), results)["runs"]
+    data.register(folder / "data", ("test",))
+    return lines
 
 
 KINDS = {
