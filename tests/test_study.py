@@ -148,7 +148,7 @@ def test_source_runs_are_compared_at_the_last_step_over_the_tasks_of_both(tmp_pa
 
 
 def test_cells_of_a_way_from_a_source_run_are_cut_so_that_two_draws_come_first():
-    found = [(cell.shots, cell.draws) for cell in plan.cells() if cell.way == "SPoT" and cell.part == "three"]
+    found = [(cell.shots, cell.draws) for cell in plan.cells() if cell.kind == "targets" and cell.way == "SPoT" and cell.part == "three"]
     assert found == [(16, (1, 2)), (16, (3, 4, 5)), (4, (1, 2)), (4, (3, 4, 5)), (32, (1, 2)), (32, (3, 4, 5)), (0, (1, 2))]
 
 
@@ -192,6 +192,30 @@ def test_the_most_frequent_label_of_the_rows_that_are_scored(tiny_study):
         for target in data.TARGETS:
             labels = [json.loads(text)["label"] for text in (tiny_study / "data" / split / f"{target}.jsonl").read_text().splitlines()]
             assert len(labels) <= score.DEV_ROWS and by_target[target] == 100 * max(map(labels.count, labels)) / len(labels)
+
+
+@pytest.mark.slow
+def test_answers_are_those_before_the_first_step_and_after_the_last(tiny_study):
+    """Their accuracy is the first and the last dev score of the run."""
+    results = tiny_study / "results"
+    cell = plan.Cell("targets", "cell", ("teachers",), "SPoT", "three", 4, (1, 2), True)
+    screen = plan.Cell("screen", "screen teachers", ("teachers",))
+    asked = cell._replace(kind="answers", name="answers cell", needs=("cell", *cell.needs))
+    for one in (plan.Cell("teachers", "teachers"), screen, cell, asked):
+        for name, found in work.work(tiny_study, one, results).items():
+            lines.note(name, found, results)
+    curves = {(line["target"], line["draw"]): line["curve"] for line in lines.noted("runs", results)}
+    answers = lines.noted("answers", results)
+    assert {(line["target"], line["draw"]) for line in answers} == set(curves) and len(answers) == 2 * len(curves)
+    for line in answers:
+        curve = curves[line["target"], line["draw"]]
+        assert line["accuracy"] == pytest.approx(curve[0 if line["when"] == "start" else -1][1])
+    assert page.answers_table(results).count("SPoT") == 1
+
+
+def test_one_answer_to_all_rows_has_the_recall_of_chance():
+    labels = ["no"] * 3 + ["yes"]
+    assert score.of_answers(["no"] * 4, labels) == {"accuracy": 75.0, "recall": 50.0, "most_frequent": 100.0}
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way == "LoRA" else pytest.mark.long) for way in plan.OTHERS])

@@ -148,6 +148,23 @@ def starts_table(lines: list[dict], ways: list[str]) -> str:
     return markdown([head, *rows], 1)
 
 
+def answers_table(results: Path) -> str:
+    """What is answered to dev rows before training and after it, with 4 shots: over the (target, draw) pairs of all ways."""
+    found: dict[str, dict[Pair, dict[str, dict]]] = defaultdict(lambda: defaultdict(dict))
+    for line in noted("answers", results):
+        found[line["way"]][line["target"], line["draw"]][line["when"]] = line
+    common = set.intersection(*map(set, found.values())) if found else set()
+    rows = []
+    for way, pairs in found.items():
+        row = [way]
+        for name in ("accuracy", "recall", "most_frequent"):
+            row += [f"{np.mean([pairs[pair][when][name] for pair in common]):.1f}" for when in ("start", "last")]
+        rows.append(row)
+    what = ("accuracy", "mean recall of the labels", "share of the answer given most")
+    head = [f"{name}, {when}" for name in what for when in ("start", "end")]
+    return markdown([[f"4 shots, {len(common)} pairs", *head], *rows], 1)
+
+
 def _source_scores(results: Path, last: bool = False) -> dict[str, dict[str, float]]:
     """Source run -> its task -> dev score at the best step, or at the last one (of PEFT's runs there is no other)."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
@@ -219,6 +236,7 @@ def write(results: Path, page: Path = PAGE, picture: Path = PICTURE) -> None:
         "means": means_table(found, told, ways),
         "last": means_table(at_last, untrained(results, "dev"), ways),
         "starts": starts_table(on_dev, ways),
+        "answers": answers_table(results),
         "ablations": ablations_table(results),
         "targets": targets_table(found, told, ways, 16),
         "differences": differences_table(found, told, ways),

@@ -133,7 +133,7 @@ LOWER = ("SPoT, lower rate", "MPT, mean, lower rates", "MPT, nearest, lower rate
 class Cell(NamedTuple):
     """What one process does at a time. needs: names of cells whose lines or folders it reads."""
 
-    kind: str  # teachers | source | screen | instruction | majority | targets | test | peft_source | peft
+    kind: str  # a row of work.KINDS
     name: str
     needs: tuple[str, ...] = ()
     way: str = ""
@@ -187,6 +187,8 @@ def cells(peft: bool = True) -> list[Cell]:
     found += [Cell("instruction", "instruction dev"), Cell("majority", "majority dev")]
     for way in MAIN:
         found += _of_way(way, 4)
+    trained = [cell for cell in found if cell.kind == "targets" and WAYS[cell.way].source and cell.shots == 4]
+    found += [cell._replace(kind="answers", name=f"answers {cell.name}", needs=(cell.name, *cell.needs)) for cell in trained]
     if peft:
         found += _peft(16, SEARCH_DRAWS, True)
     found += itertools.chain(*(_of_way(way, 16) for way in ("MPT without distillation", "MPT without decomposition")))

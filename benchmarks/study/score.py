@@ -13,7 +13,7 @@ from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import BackboneSettings
 from mpt_jax.data.cache import TokenCache, open_cache
 from mpt_jax.infer import requests
-from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
+from mpt_jax.infer.evaluate import EvalResult, EvalRun, evaluate_runs
 from mpt_jax.infer.requests import Model, Requests, inference_spec
 from mpt_jax.methods.bank import PromptBank, compose_all
 from mpt_jax.methods.method import Method
@@ -34,9 +34,9 @@ class Trained(NamedTuple):
     group_N: np.ndarray
 
 
-def trained_of(run_dir: Path) -> tuple[list[dict], Trained]:
-    """The runs of a folder and their best arrays."""
-    arrays, run = load_trainable(run_dir, "best")
+def trained_of(run_dir: Path, weights: str = "best") -> tuple[list[dict], Trained]:
+    """The runs of a folder and their best or last arrays."""
+    arrays, run = load_trainable(run_dir, weights)
     return run["runs"], Trained(method_named(run["method"]), arrays, np.array([row["group"] for row in run["runs"]], np.int32))
 
 
@@ -59,12 +59,17 @@ def accuracies_of(
     folder: Path, trained: Trained, pairs: Sequence[tuple[int, str]], split: str, backbone: Backbone, rows: int = 0
 ) -> list[float]:
     """As ``accuracies``, of each (run, task) pair of any method."""
+    return [result.scores["accuracy"] for result in _results(folder, trained, pairs, split, backbone, rows)]
+
+
+def _results(
+    folder: Path, trained: Trained, pairs: Sequence[tuple[int, str]], split: str, backbone: Backbone, rows: int
+) -> list[EvalResult]:
     network = Network(backbone.config, COMPUTATION, trained.method.adaptation)
     vocabulary = backbone.vocabulary(data.CUE)
     model = Model(network, backbone.params, vocabulary, trained.arrays, trained.method.parts, trained.group_N)
     held = {name: caches(folder, name, split, vocabulary) for name in {name for _, name in pairs}}
-    results = evaluate_runs(model, [EvalRun(held[name], n, rows) for n, name in pairs], SPEC, method="rank")
-    return [result.scores["accuracy"] for result in results]
+    return evaluate_runs(model, [EvalRun(held[name], n, rows) for n, name in pairs], SPEC, method="rank")
 
 
 def caches(folder: Path, name: str, split: str, vocabulary) -> TokenCache:
@@ -87,6 +92,29 @@ def screened(folder: Path, run_dir: Path, backbone: Backbone) -> dict[str, dict[
     pairs = [(n, target) for n in range(len(names)) for target in data.TARGETS]
     found = dict(zip(pairs, accuracies(folder, prompts_NPD, pairs, "validation", backbone, DEV_ROWS), strict=True))
     return {name: {target: found[n, target] for target in data.TARGETS} for n, name in enumerate(names)}
+
+
+def answers(folder: Path, trained: Trained, pairs: Sequence[tuple[int, str]], backbone: Backbone) -> list[dict[str, float]]:
+    """What each (run, task) pair answers to the dev rows that choose, in percent: see ``of_answers``."""
+    found = []
+    for result in _results(folder, trained, pairs, "validation", backbone, DEV_ROWS):
+        cache = caches(folder, result.task, "validation", backbone.vocabulary(data.CUE))
+        found.append(of_answers(result.predictions, [tasks.scoring.target_text(cache.extra(n)) for n in result.row_index]))
+    return found
+
+
+def of_answers(given: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """In percent: accuracy, recall (of each label, their mean: what one label for all rows gets is 100 / labels), and most_frequent
+    (the share of the answer that is given most).
+
+    >>> of_answers(["no", "no", "no", "yes"], ["no", "no", "yes", "yes"])
+    {'accuracy': 75.0, 'recall': 75.0, 'most_frequent': 75.0}
+    """
+    given_N, label_N = np.array(given), np.array(labels)
+    right_N = given_N == label_N
+    recall = np.mean([right_N[label_N == label].mean() for label in np.unique(label_N)])
+    most = np.unique(given_N, return_counts=True)[1].max() / len(given_N)
+    return {name: float(100 * value) for name, value in (("accuracy", right_N.mean()), ("recall", recall), ("most_frequent", most))}
 
 
 def majorities(folder: Path, split: str, backbone: Backbone) -> dict[str, float]:

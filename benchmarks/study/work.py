@@ -15,7 +15,7 @@ from mpt_jax.infer.history import dev_curves
 from mpt_jax.metrics import read_metrics
 from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.run_folder import checkpoint_steps
-from mpt_jax.train.run import run_train
+from mpt_jax.train.run import prepare, run_train
 
 Lines = dict[str, list[dict]]  # by file of results
 UNTRAINED_TESTS = ("instruction test", "majority test")
@@ -98,8 +98,7 @@ def _targets(folder: Path, cell: plan.Cell, results: Path) -> Lines:
         rate, factor_rate = choices.best_rates(noted("runs", results), cell.way)
         rates, factor_rates = (rate,), (factor_rate,)
     nearest = choices.nearest_source(noted("screen", results), way.source)
-    settings = plan.target_settings(folder, cell, rates, factor_rates, nearest)
-    run_dir = _train(settings, plan.PARTS[cell.part])
+    run_dir = _train(plan.target_settings(folder, cell, rates, factor_rates, nearest), plan.PARTS[cell.part])
     curves, rows = dev_curves(read_metrics(run_dir)), read_run_json(run_dir)["runs"]
     lines = []
     for n, row in enumerate(rows):
@@ -113,6 +112,25 @@ def _targets(folder: Path, cell: plan.Cell, results: Path) -> Lines:
             }
         )  # fmt: skip
     return {"runs": lines}
+
+
+def _answers(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    """What the runs of a cell answer to dev rows before the first step and after the last one."""
+    way, trained_cell = plan.WAYS[cell.way], cell.needs[0]
+    nearest = choices.nearest_source(noted("screen", results), way.source)
+    rate, factor_rate = choices.best_rates(noted("runs", results), cell.way)
+    settings = plan.target_settings(folder, cell._replace(name=trained_cell), (rate,), (factor_rate,), nearest)
+    program, _ = prepare(settings, plan.PARTS[cell.part], backbone())
+    runs, last = score.trained_of(Path(settings.train.model_dir), "last")
+    pairs = [(n, row["task"]) for n, row in enumerate(runs)]
+    start = score.Trained(program.method, program.trainable, program.plan.group_N)
+    return {
+        "answers": [
+            {"cell": trained_cell, "way": cell.way, "shots": cell.shots, "target": row["task"], "draw": row["seed"], "when": when} | found
+            for when, trained in (("start", start), ("last", last))
+            for row, found in zip(runs, score.answers(folder, trained, pairs, backbone()), strict=True)
+        ]
+    }
 
 
 def _described(cell: plan.Cell) -> dict:
@@ -160,6 +178,7 @@ KINDS = {
     "instruction": _instruction,
     "majority": _majority,
     "targets": _targets,
+    "answers": _answers,
     "test": _test,
     "peft_source": peft_cells.source_cell,
     "peft": peft_cells.target_cell,
