@@ -58,11 +58,13 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         host, pods = gpu_host(arguments.type), arguments.nodes
         selector = {"cloud.google.com/gke-accelerator": host.gke_accelerator}
         resources = {"nvidia.com/gpu": host.gpus}
+        platform = ["JAX_PLATFORMS=cuda,cpu"]  # an error where the driver is not found, instead of a run on the CPU
     else:
         machine = tpu_slice(arguments.type)
         pods = machine.hosts
         selector = {"cloud.google.com/gke-tpu-accelerator": machine.gke_accelerator, "cloud.google.com/gke-tpu-topology": machine.topology}
         resources = {"google.com/tpu": machine.chips_per_host}
+        platform = []  # JAX itself does so where libtpu is installed
     if arguments.spot:
         selector["cloud.google.com/gke-spot"] = "true"
     if arguments.flex_start:
@@ -75,7 +77,7 @@ def manifest(arguments: argparse.Namespace, command: Sequence[str], name: str) -
         "name": "main",
         "image": arguments.image,
         "command": ["python", "-u", "-m", "mpt_jax", *command],
-        "env": _variables([f"{LAST_START}={last_start(arguments)}", *shared, *arguments.env], name, pods),
+        "env": _variables([f"{LAST_START}={last_start(arguments)}", *platform, *shared, *arguments.env], name, pods),
         "ports": [{"containerPort": PORT}],
         "resources": {"limits": resources, "requests": resources},
         "volumeMounts": mounts,

@@ -40,12 +40,24 @@ def environment(arguments: argparse.Namespace, process_id: int, port: int) -> di
     }
     if arguments.platform == "gpu":
         first = process_id * devices
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(str(first + i) for i in range(devices))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus(arguments.processes * devices)[first : first + devices])
     else:
         flags = os.environ.get("XLA_FLAGS", "")
         variables["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
         variables["JAX_PLATFORMS"] = "cpu"
     return variables
+
+
+def _gpus(wanted: int) -> list[str]:
+    """The GPUs to share out: those that CUDA_VISIBLE_DEVICES names, else the first ones. Raises LaunchError where there are too few."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(number) for number in range(wanted)]
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if len(names) < wanted:
+        message = f"CUDA_VISIBLE_DEVICES = {given!r} names {len(names)} GPUs, and the processes take {wanted}"
+        raise LaunchError(f"{message}: type smaller --processes or --devices_per_process, or name more.")
+    return names
 
 
 def launch(arguments: argparse.Namespace, command: Sequence[str]) -> int:

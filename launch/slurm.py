@@ -74,7 +74,7 @@ may_start() {{  # so many restarts
 if [ "$restarts" -gt 0 ]; then  # Slurm itself may have queued it again
   may_start "$restarts" || exit {preempted}
 fi
-srun --kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax "${{command[@]}}" &
+srun {cores}--kill-on-bad-exit=0 --wait=60 bash -c 'export JAX_PROCESS_ID="$SLURM_PROCID"; exec "$@"' mpt_jax "${{command[@]}}" &
 step=$!
 [ "$asked" -eq 0 ] || end
 wait "$step"; code=$?
@@ -125,6 +125,7 @@ def batch_script(arguments: argparse.Namespace, name: str, commands: Sequence[Se
         directives="\n".join([*directives, "#SBATCH --requeue"]),
         exports="\n".join(f"export {variable}={shlex.quote(value)}" for variable, value in variables(arguments.env)),
         commands=f'case "$SLURM_ARRAY_TASK_ID" in\n{cases}\nesac' if len(lines) > 1 else f"command=({lines[0]})",
+        cores=f"--cpus-per-task={arguments.cpus_per_task} " if arguments.cpus_per_task else "",  # srun does not take the job's [its manual]
         preempted=EXIT_PREEMPTED,
         max_restarts=arguments.max_restarts,
         last_start=last_start(arguments),

@@ -252,6 +252,9 @@ def test_the_longest_of_three_times_bounds():
 
 def test_data_sheets_of_devices_that_are_there():
     assert chip_of("NVIDIA H100 80GB HBM3").flops == 989e12 and chip_of("NVIDIA A100-SXM4-80GB").hbm_bytes == 80e9
+    assert chip_of("NVIDIA A100 80GB PCIe").hbm_bytes == 80e9 and chip_of("NVIDIA A100-PCIE-40GB").hbm_bytes == 40e9
+    assert chip_of("NVIDIA H100 NVL").hbm_bytes == 94e9 and chip_of("NVIDIA L4").hbm_bytes == 24e9
+    assert chip_of("NVIDIA L40S") is chip_of("NVIDIA L40") is chip_of("NVIDIA GH200 480GB") is None
     assert chip_of("TPU v5 lite") is CHIPS["v5e"] and chip_of("TPU v5") is CHIPS["v5p"] and chip_of("cpu") is None
 
 

@@ -74,6 +74,25 @@ def test_published_shapes_are_what_their_metadata_says(name, kind, tmp_path):
     assert gguf_file.Keys("x", kind, fields).config(gguf_file.ARCHITECTURES[kind], tensors) == dataclasses.replace(config, name="custom")
 
 
+@pytest.mark.parametrize("name, kind", [("gemma_2_27b", "gemma2"), ("gemma_3_4b", "gemma3"), ("llama_3_8b", "llama")])
+@pytest.mark.parametrize("value", [0, -1, 2**60, 0.5, float("nan"), "x", "", [1, 2], [], True], ids=repr)
+def test_a_number_of_the_metadata_that_makes_no_sense_is_refused_or_read(name, kind, value, tmp_path):
+    """Each key in turn: never another error than a sentence."""
+    config = CAUSAL_SIZES[name]
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), kind)
+    write_keys(writer, config, kind)
+    fields = {key: value.value for key, value in writer.kv_data[0].items()}
+    tensors = {"token_embd.weight": Tensor("F32", (config.vocab_size, config.d_model), 0, 0)}
+    refused = set()
+    for key in fields:
+        try:
+            gguf_file.Keys("x", kind, fields | {key: value}).config(gguf_file.ARCHITECTURES[kind], tensors)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused.add(key)
+    assert f"{kind}.embedding_length" in refused or value is True
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 def test_types_give_the_librarys_numbers_whole_and_in_parts(kind, tmp_path):
     params = flat_params(LONG)

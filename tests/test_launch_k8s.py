@@ -111,6 +111,7 @@ def test_manifest_of_gpu_hosts():
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}
     values = {variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]}
     assert values["JAX_COORDINATOR_ADDRESS"] == "run-workers-0-0.run:8476" and values["JAX_NUM_PROCESSES"] == "2"
+    assert values["JAX_PLATFORMS"] == "cuda,cpu"
 
 
 def test_dry_run(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mpt_jax.launch.__main__ import main as launch
 from mpt_jax.launch.__main__ import parse
+from mpt_jax.launch.calls import LaunchError
 from mpt_jax.launch.local import environment
 from stand_ins import ROOT
 from tiny_world import arguments, write_world
@@ -58,6 +59,7 @@ def ready(folder, processes: int = 2) -> None:
 
 def test_environment_of_processes(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_some_flag")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def parsed(*more):
         return parse(["--target", "local", "--processes", "2", "--devices_per_process", "4", *more, "--", "tasks"])[0]
@@ -67,6 +69,16 @@ def test_environment_of_processes(monkeypatch):
     assert first["JAX_COORDINATOR_ADDRESS"] == "127.0.0.1:99" and first["JAX_NUM_PROCESSES"] == "2" and first["JAX_PROCESS_ID"] == "1"
     gpus = environment(parsed("--platform", "gpu"), 1, 99)
     assert gpus["CUDA_VISIBLE_DEVICES"] == "4,5,6,7" and "JAX_PLATFORMS" not in gpus
+
+
+def test_gpus_that_the_variable_names_are_shared_out(monkeypatch):
+    parsed = parse(["--target", "local", "--platform", "gpu", "--processes", "2", "--", "tasks"])[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6, GPU-a1")
+    assert [environment(parsed, number, 99)["CUDA_VISIBLE_DEVICES"] for number in range(2)] == ["6", "GPU-a1"]
+    for given in ("6", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        with pytest.raises(LaunchError, match=f"'{given}' names {len(given)} GPUs, and the processes take 2"):
+            environment(parsed, 0, 99)
 
 
 def test_one_log_with_a_prefix(start):

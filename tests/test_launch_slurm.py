@@ -183,3 +183,4 @@ def test_dry_run(tmp_path):
     code, output, _ = stand_in.run("--dry_run", *arguments)
     assert code == 0 and stand_in.calls == [] and list(tmp_path.glob("*.sbatch")) == []
     assert "#SBATCH --nodes=2" in output and "export NAME='a b'" in output
+    assert "#SBATCH --cpus-per-task=16" in output and "srun --cpus-per-task=16 " in output  # srun does not take the job's

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,16 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9),
 }
 
-# by a part of the device's kind as JAX gives it: NVIDIA's data sheets, dense bfloat16, SXM; NVLink in one direction
+# by words of the device's kind as JAX gives it, the first row that fits: NVIDIA's data sheets, dense bfloat16, SXM where no other form
+# is named; NVLink in one direction
 GPUS = {
+    "H200 NVL": Chip(835e12, 141e9, 4800e9, 450e9),
     "H200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "H100 NVL": Chip(835e12, 94e9, 3900e9, 300e9),
+    "H100 PCIe": Chip(756e12, 80e9, 2000e9, 300e9),
     "H100": Chip(989e12, 80e9, 3350e9, 450e9),
     "A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
+    "A100 80GB": Chip(312e12, 80e9, 1935e9, 300e9),
     "A100": Chip(312e12, 40e9, 1555e9, 300e9),
     "L4": Chip(121e12, 24e9, 300e9, 32e9),
 }
@@ -45,7 +51,7 @@ def chip_of(kind: str) -> Chip | None:
     """The data sheet of a device that is there, by JAX's name of its kind; None if there is none here."""
     if kind in KINDS:
         return CHIPS[KINDS[kind]]
-    return next((chip for part, chip in GPUS.items() if part in kind), None)
+    return next((chip for part, chip in GPUS.items() if re.search(rf"(?<!\w){re.escape(part)}(?!\w)", kind)), None)
 
 
 class Topology(NamedTuple):

@@ -115,7 +115,7 @@ class Keys:
                 found = f"{self.path}: {self.kind}.{key} = {self.number(key)}"
                 raise UserError(f"{found}, but keys of a head have {head_dim} numbers; that is not known here.")
         facts = {**row.facts, **self._windows(row, layers), "logits_via_embedding": "output.weight" not in tensors}
-        if row.scaled_by_width and layers == row.scaled_by_width and heads:
+        if row.scaled_by_width and layers == row.scaled_by_width and heads and width:
             facts["query_scale"] = (width / heads) ** -0.5
         fields = {
             "name": "custom", "vocab_size": tensors["token_embd.weight"].shape[0], "d_model": width, "num_layers": layers,
