@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 
 from benchmarks.study import choices, plan
 from benchmarks.study.data import TARGETS
@@ -23,7 +24,6 @@ PAGE, PICTURE = ROOT / "docs" / "study.md", ROOT / "docs" / "study.svg"
 SHOTS = (4, 16, 32, 0)
 AGAINST = ("MPT, nearest", "MPT, mean")  # whose differences from all others are shown, the first one that has run
 UNTRAINED = ("instruction, raw", "instruction, prior out", "most frequent label")
-RESAMPLES = 10_000
 # source runs next to source_0, and what differs
 ABLATED = {
     "source_1": "another seed",
@@ -60,7 +60,10 @@ def scores(lines: list[dict], split: str) -> dict[tuple[str, int], dict[Pair, fl
 
 
 def mean_and_spread(pairs: dict[Pair, float]) -> tuple[float, float, int] | None:
-    """(mean over targets and draws, standard deviation over draws of the mean over targets, draws); only draws that all targets have."""
+    """(mean over targets and draws, population standard deviation over draws of the mean over targets, draws).
+
+    Only draws that all targets have count.
+    """
     draws = [draw for draw in {draw for _, draw in pairs} if all((target, draw) in pairs for target in TARGETS)]
     if not draws:
         return None
@@ -68,15 +71,30 @@ def mean_and_spread(pairs: dict[Pair, float]) -> tuple[float, float, int] | None
     return float(np.mean(means)), float(np.std(means)), len(draws)
 
 
+def _spread(mean: float, deviation: float, number: int) -> str:
+    return f"{mean:.1f} ± {deviation:.1f}" if number > 1 else f"{mean:.1f}"
+
+
 def difference(one: dict[Pair, float], other: dict[Pair, float]) -> tuple[float, float, float, int] | None:
-    """(mean of one - other, lowest, highest, pairs) over the (target, draw) pairs of both: a 95 % bootstrap interval."""
-    common = sorted(set(one) & set(other))
-    if not common:
+    """(mean of one - other, lowest, highest, targets) over the (target, draw) pairs of both: Student's 95 % interval over targets.
+
+    Draws of a target are alike, so each target is one observation: the mean of its gaps. A single target has no interval.
+    """
+    gaps = defaultdict(list)
+    for target, draw in set(one) & set(other):
+        gaps[target].append(one[target, draw] - other[target, draw])
+    means = [float(np.mean(found)) for found in gaps.values()]
+    if not means:
         return None
-    gaps = np.array([one[pair] - other[pair] for pair in common])
-    again = np.random.default_rng(0).choice(gaps, (RESAMPLES, len(gaps))).mean(axis=1)
-    low, high = np.percentile(again, (2.5, 97.5))
-    return float(gaps.mean()), float(low), float(high), len(gaps)
+    mean, half = float(np.mean(means)), float("nan")
+    if len(means) > 1:
+        half = float(scipy.stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5)
+    return mean, mean - half, mean + half, len(means)
+
+
+def _range(cell: tuple[float, float, float, int], between: str) -> str:
+    """The interval of a difference; a single target has none."""
+    return f"{cell[1]:+.1f}{between}{cell[2]:+.1f}" if cell[3] > 1 else "-"
 
 
 def untrained(results: Path, split: str) -> dict[str, dict[str, float]]:
@@ -97,7 +115,7 @@ def means_table(found: dict, told: dict[str, dict[str, float]], ways: list[str])
     rows = []
     for way in ways:
         cells = [mean_and_spread(found.get((way, shots), {})) for shots in SHOTS]
-        rows.append([way, *(f"{cell[0]:.1f} ± {cell[1]:.1f} ({cell[2]})" if cell else "" for cell in cells)])
+        rows.append([way, *(f"{_spread(*cell)} ({cell[2]})" if cell else "" for cell in cells)])
     for way, by_target in told.items():
         rows.append([f"{way}, not trained", f"{np.mean(list(by_target.values())):.1f}", "", "", ""])
     return markdown([["start", *map(_shots, SHOTS)], *rows], 1)
@@ -110,7 +128,8 @@ def targets_table(found: dict, told: dict[str, dict[str, float]], ways: list[str
         pairs = found.get((way, shots), {})
         by_target = [[value for (name, _), value in pairs.items() if name == target] for target in TARGETS]
         if any(by_target):
-            rows.append([way, *(f"{np.mean(values):.1f} ± {np.std(values):.1f}" if values else "" for values in by_target)])
+            cells = [(float(np.mean(values)), float(np.std(values)), len(values)) if values else None for values in by_target]
+            rows.append([way, *(_spread(*cell) if cell else "" for cell in cells)])
     rows += [[f"{way}, not trained", *(f"{by_target[target]:.1f}" for target in TARGETS)] for way, by_target in told.items()]
     return markdown([[_shots(shots), *TARGETS], *rows], 1)
 
@@ -125,7 +144,7 @@ def differences_table(found: dict, told: dict[str, dict[str, float]], ways: list
                 mine = found.get((ours, shots), {})
                 theirs = {pair: told[way][pair[0]] for pair in mine} if way in told else found.get((way, shots), {})
                 cell = difference(mine, theirs)
-                cells.append(f"{cell[0]:+.1f} [{cell[1]:+.1f}, {cell[2]:+.1f}] ({cell[3]})" if cell else "")
+                cells.append(f"{cell[0]:+.1f} [{_range(cell, ', ')}] ({cell[3]})" if cell else "")
             if any(cells):
                 rows.append([f"{ours} − {way}", *cells])
     return markdown([["difference", *map(_shots, SHOTS)], *rows], 1)
@@ -165,28 +184,28 @@ def answers_table(results: Path) -> str:
     return markdown([[f"4 shots, {len(common)} pairs", *head], *rows], 1)
 
 
-def _source_scores(results: Path, last: bool = False) -> dict[str, dict[str, float]]:
-    """Source run -> its task -> dev score at the best step, or at the last one (of PEFT's runs there is no other)."""
+def _source_scores(results: Path) -> dict[str, dict[str, float]]:
+    """Source run -> its task -> dev score at the last step (of PEFT's runs there is no other)."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for line in noted("sources", results):
-        found[line["run"]][line["task"]] = line["curve"][-1][1] if last and "curve" in line else line["dev"]
+        found[line["run"]][line["task"]] = line["curve"][-1][1] if "curve" in line else line["dev"]
     return found
 
 
 def ablations_table(results: Path) -> str:
     """What other source runs lose or gain against source_0: dev rows of the source tasks, last step."""
-    found = _source_scores(results, last=True)
+    found = _source_scores(results)
     whole = {(task, 0): score for task, score in found["source_0"].items()}
     rows = []
     for run, words in ABLATED.items():
         cell = difference({(task, 0): score for task, score in found[run].items()}, whole)
         if cell:
-            rows.append([words, f"{cell[0]:+.1f}", f"{cell[1]:+.1f} to {cell[2]:+.1f}", str(cell[3])])
+            rows.append([words, f"{cell[0]:+.1f}", _range(cell, " to "), str(cell[3])])
     return markdown([["source run", "points against nine tasks, 1,000 steps", "95 % interval", "tasks"], *rows], 1)
 
 
 def sources_table(results: Path) -> str:
-    """Dev scores of the source runs on their own tasks."""
+    """Dev scores of the source runs on their own tasks, at the last step."""
     found = _source_scores(results)
     names = list(dict.fromkeys(task for by_task in found.values() for task in by_task))
     rows = [

@@ -131,15 +131,16 @@ def majorities(folder: Path, split: str, backbone: Backbone) -> dict[str, float]
 def instruction_scores(folder: Path, split: str, backbone: Backbone) -> dict[str, dict[str, float]]:
     """What the backbone answers to a target's instruction in words, without training: accuracy raw, and with the labels' prior taken out.
 
-    The prior of a label is its mean log-probability over the inputs of the same split; no label of a row enters.
+    The prior of a label is its mean log-probability over the same inputs; no label of a row enters.
     """
     model = Model(Network(backbone.config, COMPUTATION), backbone.params, backbone.vocabulary(data.CUE))
     found = {}
     for name, row in data.TARGETS.items():
         cache = caches(folder, f"{name}_asked", split, model.vocabulary)
-        given = Requests([cache.inputs(n) for n in range(cache.rows)], [0] * cache.rows, [0] * cache.rows)
+        rows = EvalRun(cache, 0, DEV_ROWS if split == "validation" else 0).rows()
+        given = Requests([cache.inputs(n) for n in rows], [0] * len(rows), [0] * len(rows))
         logp = requests.score_each_label(model, given, requests.label_tokens(row.labels, model.vocabulary), SPEC)
-        gold = np.array([row.labels.index(tasks.scoring.target_text(cache.extra(n))) for n in range(cache.rows)])
+        gold = np.array([row.labels.index(tasks.scoring.target_text(cache.extra(n))) for n in rows])
         corrected = logp - logp.mean(axis=0)
         found[name] = {
             kind: float(100 * np.mean(values.argmax(axis=1) == gold)) for kind, values in (("raw", logp), ("prior out", corrected))
