@@ -31,8 +31,10 @@ key=/usr/share/keyrings/cloud.google.asc
 curl --fail --silent https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
 echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
   sudo tee /etc/apt/sources.list.d/gcsfuse.list
-sudo apt-get update -qq
-sudo apt-get install -qq --yes gcsfuse
+for attempt in $(seq 30); do  # a machine that has just started updates itself, and holds apt's lock
+  sudo apt-get update -qq && sudo apt-get install -qq --yes gcsfuse && break
+  sleep 10
+done
 for bucket in {buckets}; do
   mkdir -p "gcs/$bucket"
   gcsfuse {options} "$bucket" "gcs/$bucket"

@@ -215,6 +215,27 @@ def test_buckets_are_mounted_on_the_workers(tmp_path):
     assert "gcsfuse" not in tpu_files.scripts(options, ["tasks"], "mpt.whl")["install.sh"]
 
 
+def test_mounting_waits_for_a_machine_that_updates_itself(tmp_path):
+    """apt is locked twice; the second bucket is not there, and that ends the script."""
+    (tmp_path / "bin").mkdir()
+    fakes = {
+        "sudo": '[ "$1" != tee ] || exec cat; echo "$*" >>calls; [ "$1" != apt-get ] || [ "$(grep -c apt-get calls)" -gt 2 ]',
+        "sleep": 'echo "sleep $1" >>calls',
+        "gcsfuse": 'echo "gcsfuse ${@: -2:1}" >>calls; [ "${@: -2:1}" = first ]',
+        "curl": "true",
+        "lsb_release": "echo jammy",
+    }
+    for name, body in fakes.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    script = "set -euo pipefail\n" + tpu_files.MOUNTS.format(buckets="first second", options="--implicit-dirs")
+    path = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    assert subprocess.run(["bash", "-c", script], cwd=tmp_path, env=path, check=False, capture_output=True).returncode == 1
+    update, install = "apt-get update -qq", "apt-get install -qq --yes gcsfuse"
+    assert (tmp_path / "calls").read_text().splitlines() == [update, "sleep 10", update, "sleep 10", update, install, "gcsfuse first", "gcsfuse second"]
+
+
 def test_shipped_files_lie_beside_the_command(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").touch()
