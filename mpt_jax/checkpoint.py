@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from mpt_jax.sharding import put_array
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
+WRITE_S = 24 * 3600  # most seconds of one write: a large model on a slow disk takes hours [ours]
 CHECK_S = 1.0  # between looks, while a write goes on, whether its folder is there [ours]
 KEPT = "kept"  # the item of what a method needs and does not train, where there is any
 META_WITHOUT_DIGESTS = {"step", "data", "has_best"}  # all that the meta of a checkpoint of before can hold
@@ -82,11 +84,15 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{str(self.folder)!r} is not a folder, and a run keeps its checkpoints there; move it away.")
         self.cleared = _unfinished(self.folder)  # names of what the manager clears
+        # of several processes each waits for all others at Orbax's own limit, 20 minutes
+        limit = {"async_options": ocp.AsyncOptions(timeout_secs=WRITE_S)} if jax.process_count() == 1 else {}
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True, **limit
         )  # fmt: skip
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*ITEMS, *self._kept))
+            # JAX agrees on when to end by the number of questions: those of Orbax would make processes miss it
+            self._manager.reached_preemption = lambda step: False
             self._opened = Opened(self.folder)
         except FAILURES as error:
             raise UserError(f"{str(self.folder)!r} cannot hold checkpoints: {_reason(error)}. Give another MODEL_DIR.") from error
@@ -126,6 +132,7 @@ class Checkpoints:
             if self._writer:
                 self._pending = self._writer.submit(self._write, step, trees, meta)
             else:
+                self._wait_for_orbax(step)
                 self._write(step, trees, meta)
         except FAILURES as error:
             raise self._not_saved(step, error) from error
@@ -151,19 +158,28 @@ class Checkpoints:
         self._pending = None  # not after Ctrl-C: the write goes on, and ``settle`` waits for it
 
     def _waited(self, job: concurrent.futures.Future, step: int | None) -> None:
-        """Returns when the thread that writes has done the job. For a folder that is gone Orbax waits up to ten minutes; this does not."""
+        """Returns when a thread has done the job. For a folder that is gone Orbax waits ten minutes and more; this does not."""
         while not concurrent.futures.wait([job], CHECK_S).done:
             self._check_there(step)
         job.result()
+
+    def _wait_for_orbax(self, step: int | None) -> None:
+        job: concurrent.futures.Future = concurrent.futures.Future()
+
+        def wait() -> None:
+            try:
+                job.set_result(self._manager.wait_until_finished())
+            except BaseException as error:  # for who waits
+                job.set_exception(error)
+
+        threading.Thread(target=wait, daemon=True).start()
+        self._waited(job, step)
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises UserError if it could not be written."""
         self._finish_pending(None)
         try:
-            if self._writer:
-                self._waited(self._writer.submit(self._manager.wait_until_finished), None)
-            else:
-                self._manager.wait_until_finished()
+            self._wait_for_orbax(None)
             self._manager.check_for_errors()
         except FAILURES as error:
             raise self._not_saved(None, error) from error

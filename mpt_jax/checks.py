@@ -5,7 +5,7 @@ import math
 import types
 import typing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpt_jax import paths
@@ -79,6 +79,18 @@ def check_texts(name: str, value: Any, lists: bool = False) -> None:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise UserError(f"{name} = {shown(value)} is not UTF-8 text; type it again.") from error
+
+
+def check_start(init: str, given: Mapping[str, Any]) -> None:
+    """Raises UserError where what prompts start from is given for another ``init``, is no text, or is a file that is not given."""
+    check_texts("PromptSettings.init_text", given["text"])
+    for name, value in given.items():
+        setting = f"PromptSettings.init_{name}"
+        if value and init != name:
+            message = f"{setting} = {shown(value)} is given, and PromptSettings.init = {init!r} does not read it"
+            raise UserError(f"{message}: add --gin.PromptSettings.init={name}, or leave it out.")
+    if init == "file" and not given["file"]:
+        raise UserError("PromptSettings.init = 'file' needs a file: set PromptSettings.init_file.")
 
 
 def check_different(name: str, values: Sequence) -> None:

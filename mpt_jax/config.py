@@ -90,7 +90,7 @@ class PromptSettings:
         checks.check_choice("PromptSettings.transfer", self.transfer, ("mean", "task", "shared", "none"))
         if self.transfer == "task" and not self.transfer_task:
             raise UserError("PromptSettings.transfer = 'task' needs PromptSettings.transfer_task = '<source task>'.")
-        checks.check_texts("PromptSettings.init_text", self.init_text)
+        checks.check_start(self.init, {"text": self.init_text, "file": self.init_file})
         checks.check_texts("PromptSettings.transfer_task", self.transfer_task, lists=True)
 
     @property

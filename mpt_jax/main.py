@@ -55,15 +55,15 @@ def _ready(arguments: argparse.Namespace, ending: _Ending) -> Callable[[argparse
     check_start()
     end_with_launcher()
     _prepare()
+    from mpt_jax import distributed
     from mpt_jax.commands import RUN, import_module
     from mpt_jax.gin_settings import parse_gin
 
     command = COMMANDS[arguments.command]
+    ending.leave_soon = distributed.leave_soon
     if command.joins:
-        from mpt_jax import distributed
-
         distributed.start(vars(arguments), trains=arguments.command == "train")
-        ending.leave, ending.leave_soon, ending.first = distributed.leave, distributed.leave_soon, distributed.is_first()
+        ending.leave, ending.first = distributed.leave, distributed.is_first()
     if command.gin is not None:
         folders = [part for part in arguments.gin_search_paths.split(",") if part]
         with _errors_of_tasks():

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from tiny_run import describe, row
 from tiny_world import arguments, start, write_world
 
@@ -311,7 +312,7 @@ def test_a_write_that_waits_for_a_folder_that_is_gone_is_not_waited_for(run_dir,
     let_go = threading.Event()
     monkeypatch.setattr(checkpoints, "_write", lambda *_: let_go.wait(100))
     checkpoints.save(7, state(), None, {})
-    run_dir.rename(run_dir.with_name("moved"))
+    run_dir.rename(run_dir.with_name(f"{run_dir.name}_moved"))
     began = time.monotonic()
     try:
         for end in (checkpoints.wait, checkpoints.close):
@@ -320,6 +321,30 @@ def test_a_write_that_waits_for_a_folder_that_is_gone_is_not_waited_for(run_dir,
         assert time.monotonic() - began < 50 and not let_go.is_set()
     finally:
         let_go.set()
+
+
+def test_orbax_that_waits_for_a_folder_that_is_gone_is_not_waited_for(run_dir, monkeypatch):
+    """As of several processes, whose writes all end there."""
+    checkpoints = Checkpoints(run_dir)
+    let_go = threading.Event()
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", lambda: let_go.wait(100))
+    run_dir.rename(run_dir.with_name(f"{run_dir.name}_moved"))
+    try:
+        with pytest.raises(UserError, match=r"could not be written to .*the folder is gone"):
+            checkpoints.wait()
+        assert not let_go.is_set()
+    finally:
+        let_go.set()
+
+
+def test_orbax_does_not_ask_whether_to_end(run_dir, monkeypatch):
+    """JAX lets processes agree by the number of questions, which the loop asks."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: bool(asked.append(step)))
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, state(), best(), {})
+    checkpoints.close()
+    assert asked == [] and Checkpoints(run_dir).latest_step() == 7
 
 
 FULL_DISK = """

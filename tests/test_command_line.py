@@ -201,6 +201,18 @@ def test_a_dry_run_says_what_would_happen_and_writes_no_run_folder(world, capsys
     assert not Path(world["MODEL_DIR"]).exists()
 
 
+def test_a_task_that_cannot_be_scored_is_known_before_the_first_step(world, tmp_path, capsys):
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation")}
+    for split, last in (("train", "3"), ("validation", "three")):
+        files[split].write_text("".join(f'{{"word": "a", "size": "{size}"}}\n' for size in ("1", "2", last)))
+    tasks.jsonl("sizes", files=files, template="word: {word}", target="{size}", score="pearson")
+    argv = arguments("train", "", world, TASKS=["sizes"], MODEL_DIR=str(tmp_path / "run"))
+    for more in (["--dry_run"], []):
+        assert main([*argv, "teacher", *more]) == 2
+        assert "'three' is not a number" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*argv, "teacher", "--gin.TrainSettings.score_tasks=False", "--dry_run"]) == 0
+
+
 def test_a_dry_run_of_a_few_shot_stage_names_its_rows(world, capsys):
     argv = ["fewshot", "--dry_run", "--k_shot", "4", "--gin.PromptSettings.transfer=none"]
     assert main([*arguments("train", "", world, TASKS=["vowel"]), *argv]) == 0

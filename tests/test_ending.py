@@ -92,22 +92,23 @@ def test_ctrl_c_while_libraries_close_ends_the_process_without_a_traceback():
 
 LEAVES_A_THREAD = """
 import sys, threading
-from mpt_jax import distributed, main
+from mpt_jax import commands, distributed, main
 from mpt_jax.errors import UserError
 distributed.LEAVE_S = 0.5
-def wrong(arguments, ending):
-    ending.leave_soon = distributed.leave_soon
+def wrong(arguments):
     threading.Thread(target=threading.Event().wait).start()
-    raise UserError("wrong")
-main._ready = wrong
+    raise {error}
+commands.RUN["tasks"] = wrong
 sys.argv = ["mpt-jax", "tasks"]
 sys.exit(main.main())
 """
 
 
-def test_an_error_ends_the_process_although_a_library_leaves_a_thread_that_waits():
-    done = subprocess.run([sys.executable, "-c", LEAVES_A_THREAD], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (2, "mpt-jax: wrong\n")
+@pytest.mark.parametrize("error, code, said", [("UserError('wrong')", 2, "wrong"), ("KeyboardInterrupt", 130, "interrupted; what")])
+def test_a_command_ends_although_a_library_leaves_a_thread_that_waits(error, code, said):
+    program = LEAVES_A_THREAD.format(error=error)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code and done.stderr.startswith(f"mpt-jax: {said}") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.long

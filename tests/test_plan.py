@@ -101,6 +101,7 @@ def test_targets_read_the_arrays_of_their_source(tmp_path):
         ("fewshot", {"teacher_dir": "x"}, "TEACHER_DIR = 'x' is given, and stage 'fewshot' has no teachers: leave it out"),
         ("source", {"teacher_dir": "x", "distillation": DistillationSettings(weight=0.0)}, "weight = 0.0 takes nothing from teachers"),
         ("target", {"prompt": PromptSettings(transfer_task="a")}, "transfer_task = 'a' is given, .* = 'mean' does not read it: add --gin"),
+        ("target", {"source_dir": "x", "prompt": PromptSettings(init="uniform")}, "init = 'uniform' is given, and stage 'target' starts"),
         ("target", {"prompt": PromptSettings(transfer="shared"), "method": "attempt"}, "transfer = 'shared' takes none of them"),
     ],
 )

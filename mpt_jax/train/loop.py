@@ -1,6 +1,7 @@
 """The training loop around the updates: draw, log, score, save. "step" counts updates that are done."""
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -62,16 +63,20 @@ def update_best(best: Best | None, trainable: dict, scores, program: Program, st
     host = {path: np.array(to_host(array)) for path, array in trainable.items()}
     if best is None:
         best = Best(host, np.full(plan.num_groups, -np.inf), np.zeros(plan.num_groups, np.int64))
-    score_G, step_G, arrays = best.score_G.copy(), best.step_G.copy(), dict(best.trainable)
-    for group in range(plan.num_groups):
-        values = [scores[n][1] for n in plan.members(group) if scores[n] is not None]
-        if not values or not np.mean(values) > score_G[group]:
-            continue
-        score_G[group], step_G[group] = np.mean(values), step
-        for path, array in host.items():
-            slots = slots_of(path, program.method.parts, group, plan.group_N)
-            arrays[path] = arrays[path].copy()
-            arrays[path][slots] = array[slots]
+    values_G: list[list[float]] = [[] for _ in range(plan.num_groups)]
+    for group, score in zip(plan.group_N, scores, strict=True):
+        if score is not None:
+            values_G[group].append(score[1])
+    means = {group: np.mean(values) for group, values in enumerate(values_G) if values}
+    better = [group for group, mean in means.items() if mean > best.score_G[group]]
+    if not better:
+        return best
+    score_G, step_G = best.score_G.copy(), best.step_G.copy()
+    step_G[better], score_G[better] = step, [means[group] for group in better]
+    arrays = {path: array.copy() for path, array in best.trainable.items()}
+    for path, group in itertools.product(arrays, better):
+        slots = slots_of(path, program.method.parts, group, plan.group_N)
+        arrays[path][slots] = host[path][slots]
     return Best(arrays, score_G, step_G)
 
 

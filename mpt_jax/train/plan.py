@@ -72,7 +72,8 @@ class Plan(NamedTuple):
     @property
     def first_runs(self) -> list[Run]:
         """The first run of each group."""
-        return [self.runs[self.members(group)[0]] for group in range(self.num_groups)]
+        first = {row.group: row for row in reversed(self.runs)}
+        return [first[group] for group in range(self.num_groups)]
 
     def described(self) -> list[dict]:
         """The runs as run.json names them."""
@@ -171,6 +172,9 @@ def check_folders(settings: Settings, method: Method) -> None:
     if method.from_source == MUST and prompt.transfer == "shared":
         message = f"METHOD = {method.name!r} takes prompts of source tasks, and PromptSettings.transfer = 'shared' takes none of them"
         raise UserError(f"{message}: leave it out, or name tasks with --gin.PromptSettings.transfer_task=A,B.")
+    if starts and method.from_source != MUST and prompt.init != "vocabulary":
+        message = f"PromptSettings.init = {prompt.init!r} is given, and stage {train.stage!r} starts from SOURCE_DIR"
+        raise UserError(f"{message}: leave it out, or take --gin.PromptSettings.transfer=none.")
     if prompt.transfer_task and not (starts and (prompt.transfer == "task" or method.from_source == MUST)):
         message = f"PromptSettings.transfer_task = {prompt.transfer_task!r} is given, and stage {train.stage!r} with transfer"
         raise UserError(f"{message} = {prompt.transfer!r} does not read it: add --gin.PromptSettings.transfer=task, or leave it out.")

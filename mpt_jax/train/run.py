@@ -18,6 +18,7 @@ from mpt_jax.data.sampler import Stream
 from mpt_jax.data.spelling import cut_notes, spelling
 from mpt_jax.errors import UserError
 from mpt_jax.goodput import Clock, keep_in_run_json
+from mpt_jax.infer.evaluate import EvalRun
 from mpt_jax.methods.method import BACKBONE, kept_of, own_of, places_for, sizes
 from mpt_jax.methods.table import method_of
 from mpt_jax.metrics import MetricsWriter
@@ -31,7 +32,7 @@ from mpt_jax.train import teachers
 from mpt_jax.train.loop import Loop
 from mpt_jax.train.plan import make_streams
 from mpt_jax.train.program import Program, assemble
-from mpt_jax.train.selection import dev_scores
+from mpt_jax.train.selection import check_scores, dev_scores
 from mpt_jax.train.step import TrainState
 
 
@@ -118,7 +119,8 @@ def prepare(settings: Settings, tasks: tuple[str, ...], backbone: Backbone | Non
 def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) -> Caches:
     """The token caches of a run, written first where there are none; says what is cut.
 
-    Raises UserError for labels that cannot be learned: too long, or the same to the vocabulary.
+    Raises UserError for labels that cannot be learned (too long, or the same to the vocabulary), TaskError for dev rows that no score is
+    defined for.
     """
     train, data = settings.train, settings.data
     folder, vocabulary = cache_folder(data.cache_dir), backbone.vocabulary(data.cue)
@@ -130,6 +132,8 @@ def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) 
         dev_rows = {task: open_cache(task, train.eval_split, vocabulary, folder, trust=data.trust_caches) for task in scored}
     for task in tasks:
         spelling(task, vocabulary, data.target_length)  # once more: a task may be known from its cache alone
+    for task, cache in dev_rows.items():
+        check_scores(task, EvalRun(cache, limit_rows=train.eval_rows), vocabulary)
     for note in cut_notes([*rows.values(), *dev_rows.values()], data.feature_lengths):
         distributed.say(note)
     return Caches(folder, rows, dev_rows)

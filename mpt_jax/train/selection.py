@@ -5,10 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mpt_jax import tasks
 from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.spelling import writer
+from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
 from mpt_jax.infer.requests import Model, inference_spec
 from mpt_jax.methods.method import backbone_of, own_of
 from mpt_jax.train.program import Program
+
+
+def check_scores(task: str, dev: EvalRun, vocabulary: Vocabulary) -> None:
+    """Scores the right answers to the dev rows, so that a task that cannot be scored is known before the first step.
+
+    Raises TaskError for one without a score, or with rows that its score is not defined for.
+    """
+    tasks.main_score(task)
+    rows = dev.described_rows(vocabulary)
+    tasks.scorer(task, writer(vocabulary))(rows, [tasks.scoring.target_text(row) for row in rows])
 
 
 def dev_scores(program: Program, caches: Mapping[str, TokenCache]) -> Callable[[dict], Sequence[tuple[dict[str, float], float]]]:
