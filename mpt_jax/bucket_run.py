@@ -270,6 +270,7 @@ class _Run:
     def put_up(self) -> None:
         """Whatever is finished here and not in the bucket goes up; checkpoints that are gone here go there."""
         self._files = time.monotonic()
+        steps = _steps_of(self.local)  # before the files: a checkpoint never goes up without the metrics before it
         for folder, folders, files in os.walk(self.local):
             if folder == str(self.local):  # Orbax moves and removes folders in some of them meanwhile
                 folders[:], files = (sorted(set(names) - set(NOT_PUT)) for names in (folders, files))
@@ -277,7 +278,7 @@ class _Run:
                 with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
                     if path.is_file():
                         self._put_changed(path, path.relative_to(self.local).as_posix())
-        for step in _steps_of(self.local):
+        for step in steps:
             if str(step) not in self._steps:
                 self._put_step(str(step))
         here = _steps_of(self.local)

@@ -10,7 +10,7 @@ import pytest
 from object_server import BUCKET, Server
 from tiny_world import arguments, start, write_world
 
-from mpt_jax import buckets
+from mpt_jax import bucket_run, buckets
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.main import main
 
@@ -92,6 +92,18 @@ def test_a_run_in_a_bucket_that_is_killed_again_and_again_is_the_one_that_was_no
     assert b"| run |" in buckets.read(f"gs://{BUCKET}/report/table.md")
     assert main(["convert", "--from", run, "--to", "npz", "--output", str(tmp_path / "prompts.npz")]) == 0
     assert not list(Path().glob("gs:*"))
+
+
+def test_a_checkpoint_that_ends_while_files_go_up_goes_up_the_next_time(tmp_path, monkeypatch):
+    """With the metrics before it, which that time takes along."""
+    run, put = bucket_run._Run("gs://bucket/run", tmp_path), []
+    (tmp_path / "metrics.jsonl").touch()
+    monkeypatch.setattr(run, "_put_step", put.append)
+    monkeypatch.setattr(run, "_put_changed", lambda *_: (tmp_path / "checkpoints" / "5").mkdir(parents=True, exist_ok=True))
+    run.put_up()
+    assert put == []
+    run.put_up()
+    assert put == ["5"]
 
 
 @pytest.mark.long
