@@ -71,8 +71,7 @@ def assemble(
     """
     method = method_of(settings.train)
     settings = own_settings(settings, method)
-    _check_weights(settings, method, backbone)
-    _check_attention(settings, backbone)
+    _check_backbone(settings, method, backbone)
     check_folders(settings, method)
     source = None if shapes_only else read_source(settings, backbone, method)
     plan = plan_runs(settings, tasks)
@@ -119,20 +118,15 @@ def assemble(
     )
 
 
-def _check_weights(settings: Settings, method: Method, backbone: Backbone) -> None:
-    """Raises UserError where int8 weights would be trained, or the backbone at hand is not what run.json would say."""
+def _check_backbone(settings: Settings, method: Method, backbone: Backbone) -> None:
+    """Raises UserError where int8 weights would be trained, the backbone at hand is not what run.json would say, or has no such kernel."""
     if settings.backbone.int8 != backbone.int8:
         kept = "int8" if backbone.int8 else "not int8"
         message = f"BackboneSettings.int8 (INT8) = {settings.backbone.int8}, and the weights of the backbone that was given are {kept}"
         raise UserError(f"{message}: load it by the same settings. T5X's trainer has no int8.")
     if method.trains_backbone and backbone.int8:
         raise UserError(f"INT8 keeps frozen weights as int8, and method {method.name!r} trains them: leave --int8 out.")
-
-
-def _check_attention(settings: Settings, backbone: Backbone) -> None:
-    """Raises UserError where a kernel is asked for and the family has none."""
-    family = family_of(backbone.config)
-    stacks = family.stacks(backbone.config, 1, 1)
+    stacks = family_of(backbone.config).stacks(backbone.config, 1, 1)
     if settings.backbone.attention == "fused" and stacks and not any(stack.kernel for stack in stacks):
         message = f"ATTENTION = 'fused': {backbone.name!r} has no place for a kernel, its attention is computed by products"
         raise UserError(f"{message}; set ATTENTION = 'auto'.")
