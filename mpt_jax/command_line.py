@@ -6,10 +6,10 @@ Settings are flags in snake case (``--train_steps 500``) or gin's own (``--gin.T
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from mpt_jax import buckets, paths
@@ -146,7 +146,9 @@ def _plain(message: str, command: str) -> str:
         return f"{command} needs {missing}; `{command} --help` says what they take."
     extra = message.removeprefix("unrecognized arguments: ")
     if extra != message:
-        word = extra.split()[0]
+        word = next(iter(extra.split()), "")
+        if not word:
+            return f"an empty word is one too many for {command}: is a variable of the shell empty?"
         if "=" in word:
             return f"{word!r} is not a flag; type --{word.partition('=')[0].lower()}={word.partition('=')[2]}."
         return f"{word!r} is one word too many for {command}; separate the values of a list by commas without blanks: --tasks sst2,mrpc."
@@ -362,7 +364,7 @@ def _choose_files(arguments: argparse.Namespace, command: str) -> None:
     if arguments.stage is not None:
         name = arguments.stage.removesuffix(".gin")
         folders = [".", *filter(None, arguments.gin_search_paths.split(",")), str(GIN_FOLDER)]
-        if not any((Path(folder) / f"{name}.gin").is_file() for folder in folders):
+        if not any(os.path.isfile(f"{folder}/{name}.gin") for folder in folders):
             if "=" in name:
                 raise UserError(_plain(f"unrecognized arguments: {name}", f"mpt-jax {command}"))
             near = _near(name, [*STAGES, *(f"paper/{path.stem}" for path in (GIN_FOLDER / "paper").glob("*.gin"))])

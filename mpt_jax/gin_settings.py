@@ -55,7 +55,7 @@ def parse_gin(
     for folder in folders:
         gin.add_config_file_search_path(folder)
     for file in files:
-        if not any((Path(folder) / file).is_file() for folder in [os.curdir, *folders]):
+        if not any(os.path.isfile(os.path.join(folder, file)) for folder in [os.curdir, *folders]):
             found = {path.relative_to(folder) for folder in folders for path in Path(folder).rglob("*.gin")}
             known = sorted(path.as_posix() for path in found if path.parts[0] != "t5x")  # those are for T5X's own commands
             raise UserError(f"--gin_file={file}: no such file here or in {', '.join(folders)}. Known: {', '.join(known)}.")

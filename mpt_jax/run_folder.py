@@ -89,10 +89,13 @@ def read_run_json(run_dir: str | Path) -> dict:
 
 
 def checkpoint_steps(run_dir: str | Path) -> list[int]:
-    """Steps of the whole checkpoints in a run folder, ascending; empty where there is none."""
+    """Steps of the whole checkpoints in a run folder, ascending; empty where there is none. Raises UserError where it cannot be read."""
     folder = Path(run_dir) / CHECKPOINTS
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name) and (folder / name).is_dir())
+    try:
+        names = os.listdir(folder) if folder.is_dir() else []
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name) and (folder / name).is_dir())
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be read: {error.strerror or type(error).__name__}.") from error
 
 
 def require(run: Mapping[str, Any], run_dir: str | Path, *names: str) -> None:

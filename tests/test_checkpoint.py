@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from tiny_run import describe, row
 from tiny_world import arguments, start, write_world
 
-from mpt_jax import digests
+from mpt_jax import digests, run_folder
 from mpt_jax.checkpoint import Best, Checkpoints, load_trainable
 from mpt_jax.errors import UserError
 from mpt_jax.run_folder import read_run_json
@@ -273,6 +273,16 @@ def test_checkpoints_that_is_a_file_is_named(run_dir):
         Checkpoints(run_dir)
     with pytest.raises(UserError, match="has no finished checkpoint"):
         load_trainable(run_dir)
+
+
+def test_checkpoints_that_may_not_be_read_are_named(run_dir, monkeypatch):
+    def denied(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    (run_dir / "checkpoints").mkdir()
+    monkeypatch.setattr(run_folder.os, "listdir", denied)
+    with pytest.raises(UserError, match="checkpoints' cannot be read: Permission denied"):
+        run_folder.checkpoint_steps(run_dir)
 
 
 def test_a_folder_that_is_deleted_while_training_is_named(run_dir):

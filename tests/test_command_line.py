@@ -201,6 +201,18 @@ def test_a_dry_run_says_what_would_happen_and_writes_no_run_folder(world, capsys
     assert not Path(world["MODEL_DIR"]).exists()
 
 
+@pytest.mark.parametrize("words", [["tasks", "vowel", ""], ["serve", ""], ["train", "teacher", "", ""], ["report", "a", ""]])
+def test_an_empty_word_is_told_in_a_line(words, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_name_that_no_file_can_have_is_told_in_a_line(capsys):
+    for words in (["train", "x" * 5000], ["train", f"--gin_file={'x' * 5000}"]):
+        assert main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_task_that_cannot_be_scored_is_known_before_the_first_step(world, tmp_path, capsys):
     files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation")}
     for split, last in (("train", "3"), ("validation", "three")):

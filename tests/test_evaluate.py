@@ -21,6 +21,7 @@ from mpt_jax.infer.decode import greedy_decode
 from mpt_jax.infer.evaluate import EvalRun, evaluate_runs
 from mpt_jax.infer.likelihood import target_log_probabilities
 from mpt_jax.infer.requests import Model, Requests
+from mpt_jax.infer.search import Search
 from mpt_jax.methods.prompt import METHOD
 from mpt_jax.model.backbone import SHIPPED
 from mpt_jax.model.families.family import Network
@@ -118,6 +119,7 @@ def test_answers_of_a_label_task_are_limited_by_its_labels_also_by_one_that_no_r
     letters_task(("yes", "no", "perhaps"))
     assert EvalRun(cache).limit(SPEC, VOCABULARY) == len("perhaps") + 2
     assert EvalRun(cache, max_tokens=3).limit(SPEC, VOCABULARY) == 3
+    assert EvalRun(cache).limit(SPEC, VOCABULARY, Search(beams=2)) == SPEC.target_length  # as `infer` has it
 
 
 def test_short_and_long_answers_in_one_call(model, cache):

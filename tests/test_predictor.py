@@ -344,8 +344,23 @@ def test_bad_rows_stop_before_anything_is_written(run_dir, tmp_path, sst2, text,
     assert not output.exists()
 
 
+def test_a_row_of_which_the_vocabulary_writes_nothing_is_named_before_the_first_answer(run_dir, tmp_path, monkeypatch):
+    source, output, predictor = tmp_path / "in.jsonl", tmp_path / "out.jsonl", mpt_jax.load(run_dir)
+    source.write_text('{"inputs": "x"}\n{"inputs": "\\u200b"}\n')
+    monkeypatch.setattr(type(predictor.vocabulary), "input_tokens", lambda self, text: [7] * text.count("x") + [1])
+    with pytest.raises(UserError, match=r"in\.jsonl:2 is '.u200b', of which vocabulary 'bytes' can write nothing"):
+        rows.infer(predictor, str(source), output, "sst2")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_task_is_named_with_its_run_too(run_dir, sst2):
+    predictor = mpt_jax.load(run_dir)
+    assert predictor.labels("teachers/sst2") == predictor.labels("sst2") == ("negative", "positive")
+    assert predictor.format({"sentence": "x"}, "teachers/sst2") == "sentence: x"
+
+
 @pytest.mark.slow
-def test_a_run_that_trained_the_backbone(tmp_path, described):
+def test_a_run_that_trained_the_backbone(tmp_path, described, table):
     trained = flatten(weights(CONFIG, 3))
     trainable = {f"backbone/{path}": np.asarray(array) for path, array in trained.items()}
     trainable["head/kernel"] = np.ones((16, 4), np.float32)  # what taught the encoder answers nothing
@@ -356,6 +371,10 @@ def test_a_run_that_trained_the_backbone(tmp_path, described):
     assert len(predictor.predict(["x"], max_tokens=3)) == 1
     with pytest.raises(UserError, match="trained a backbone, or another method's parameters, and holds no prompt"):
         predictor.prompt()
+    given = {"template": "{a}", "labels": ("cat", "dog"), "version": "1", "generate": lambda _: [{"a": "x", "label": 0}]}
+    tasks.add(tasks.Task("other", "generated", ("test",), **given), replace=True)
+    rows.infer(predictor, "other:test", tmp_path / "out.jsonl", score=True)  # no prompt is another task's
+    assert list(json.loads((tmp_path / "out.jsonl").read_text())["scores"]) == ["cat", "dog"]
 
 
 def test_a_run_of_the_version_before_is_read(run_dir, prompts, tmp_path):

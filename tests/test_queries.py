@@ -7,8 +7,9 @@ from tiny_model import tiny
 from tiny_run import STEP
 
 import mpt_jax
-from mpt_jax import Query
+from mpt_jax import Query, tasks
 from mpt_jax.errors import UserError
+from mpt_jax.infer import queries
 from mpt_jax.infer.live_bank import FIRST_ROWS, LiveBank
 from mpt_jax.infer.sources import Sources, split
 from mpt_jax.methods.prompt import METHOD
@@ -77,6 +78,26 @@ def test_queries_that_cannot_be_answered(folders, tmp_path):
     for runs, message in (([folders[0], other], "give runs of one backbone"), ([folders[0]] * 2, "is given twice"), ([], "no run folder")):
         with pytest.raises(UserError, match=message):
             mpt_jax.load(runs)
+
+
+def test_an_answer_does_not_depend_on_the_queries_before_it(folders, table):
+    tasks.add(tasks.Task("rte", "generated", ("test",), "{a}", labels=("no", "yes"), generate=lambda _: [], version="1"), replace=True)
+    sources = mpt_jax.load(folders).sources
+    plain, scored = Query("x", "rte"), Query("x", "rte", labels=["no", "yes"])
+    (alone,), (_, after) = queries.asked([plain], sources), queries.asked([scored, plain], sources)
+    assert after.spelled == alone.spelled == {"no": "no", "yes": "yes"}
+
+
+@pytest.mark.parametrize("labels", [(), [], "yes"])
+def test_labels_are_a_list_of_texts(folders, labels):
+    with pytest.raises(UserError, match="labels = .* of text 0 of 1: they are a list of one text or more"):
+        mpt_jax.load(folders).answer([Query("x", "rte", labels=labels)])
+
+
+def test_a_run_is_called_by_its_folder_wherever_one_stands(folders, monkeypatch):
+    monkeypatch.chdir(folders[0])
+    for first in (".", "../a", "checkpoints/.."):
+        assert mpt_jax.load([first, folders[1]]).tasks == ("sst2", "a/mrpc", "b/mrpc", "rte")
 
 
 def test_a_name_that_would_stand_for_two_tasks(folders):

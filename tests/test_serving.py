@@ -399,9 +399,18 @@ def test_counters(server):
     assert 'mpt_requests_total{path="/health",status="200"}' in text and "mpt_tasks 4.0" in text and "mpt_waiting_queries 0.0" in text
 
 
+def test_what_nobody_foresaw_is_an_error_in_json_and_counted(server, monkeypatch):
+    made, port = server
+    monkeypatch.setattr(made.live, "described", lambda: [][0])
+    assert call(port, "GET", "/v1/tasks") == (500, {"error": "this should not have happened; the server's log says what did"})
+    assert 'mpt_requests_total{path="/v1/tasks",status="500"} 1.0' in call(port, "GET", "/metrics")[1]
+
+
 def test_limits_below_a_runs_own_refuse_what_is_longer(folder):
     """Its inputs have 32 tokens and its targets 16; the server reads 8 and writes 10."""
-    with serving(folder, dataclasses.replace(SMALL, input_tokens=8, output_tokens=10)) as (made, port):
+    settings = dataclasses.replace(SMALL, input_tokens=8, output_tokens=10, root=str(folder / "root"))
+    with serving(folder, settings) as (made, port):
+        assert made.live._read(str(folder / "root" / "a"), "a", "best")[0].input_length == 8  # the same run once more
         made.live.batcher.stopping = made.live.ready = True
         for path, row, message in (
             ("/v1/predict", {"text": "x" * 20, "task": "sst2"}, "has 21 tokens, and task 'sst2' reads 8"),

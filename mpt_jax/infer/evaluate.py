@@ -33,7 +33,7 @@ class EvalRun:
     """Rows to score: all of a token cache, or ``limit_rows`` drawn once and for all, answered with row ``bank_index`` of the bank.
 
     ``max_tokens`` of an answer; 0 = the target length of the batch specification, or for a task with labels one token more than its
-    longest label, which tells every wrong answer from the right one, also where no row of the split has that label.
+    longest label, which tells every wrong answer from the right one, also where no row of the split has that label (not of beams).
     """
 
     cache: TokenCache
@@ -48,10 +48,12 @@ class EvalRun:
             return np.arange(self.cache.rows)
         return np.sort(np.random.default_rng(0).permutation(self.cache.rows)[: self.limit_rows])
 
-    def limit(self, spec: BatchSpec, vocabulary: Vocabulary) -> int:
+    def limit(self, spec: BatchSpec, vocabulary: Vocabulary, search: Search = GREEDY) -> int:
         """Most tokens of an answer, EOS included."""
         if self.max_tokens:
             return self.max_tokens
+        if search.beams > 1:  # a text that the limit cuts is as good as one that ended: another limit is another search
+            return spec.target_length
         task = tasks.TABLE.get(self.cache.name)
         labels = task.labels if task is not None else None
         return min(longest_label(labels, vocabulary) + 1, spec.target_length) if labels else spec.target_length
@@ -116,7 +118,7 @@ def evaluate_runs(
             eval_run, index = runs[n], rows[n]
             inputs += [eval_run.cache.inputs(row) for row in index]
             task_id += [eval_run.bank_index] * len(index)
-            limit += [eval_run.limit(spec, model.vocabulary)] * len(index)
+            limit += [eval_run.limit(spec, model.vocabulary, search)] * len(index)
         count = progress and functools.partial(_from, progress, done, total)
         texts = _answers(model, Requests(inputs, task_id, limit), labels, method, spec, count, search)
         done += len(inputs)

@@ -3,6 +3,7 @@
 B examples, P prompt positions, D model width, C labels.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -172,7 +173,9 @@ class Predictor:
         """The name that a task is registered by: the one that is asked for, or the run's only one."""
         if task in tasks.TABLE or (task is None and len(self.tasks) > 1):
             return task
-        return self.sources.find(task)[1] if task is None or task in self.tasks else task
+        with contextlib.suppress(UserError):  # RUN/TASK too
+            return self.sources.find(task)[1]
+        return task
 
     def prompt(self, task: str | None = None, seed: int | None = None) -> np.ndarray:
         """The prompt of a task, composed: (P, D) float32. Raises UserError for a run that trained something else.
@@ -245,8 +248,13 @@ def load(
     params = backbone_of(flat | places(loaded.config).put(weights))
     network = Network(loaded.config, given.computation, method.adaptation)
     model = Model(network, params, loaded.vocabulary(_cue(run)), own, method.parts, group_N, mesh)
-    source = _source(Path(run_dir).name, run, model.vocabulary, model, range(len(group_N)), run_dir, feature_lengths)
+    source = _source(_name(run_dir), run, model.vocabulary, model, range(len(group_N)), run_dir, feature_lengths)
     return Predictor([source._replace(step=step)], batch_size)
+
+
+def _name(run_dir: str | Path) -> str:
+    """What a run is called: its folder's name, also where the path is `.` or ends in `..`."""
+    return os.path.basename(os.path.abspath(run_dir))
 
 
 def _backbone_settings(run: Mapping, backbone: str) -> BackboneSettings:
@@ -313,7 +321,7 @@ class Banks:
     def source(self, run_dir: str | Path, checkpoint: str = "best", feature_lengths: Mapping[str, int] | None = None) -> Source:
         """A run, its prompts in the bank. It is called by its folder's name, or its whole path where that is taken."""
         run, step, prompts_NPD = self.read(run_dir, checkpoint)
-        name = Path(run_dir).name if Path(run_dir).name not in self._names else str(run_dir)
+        name = _name(run_dir) if _name(run_dir) not in self._names else str(run_dir)
         if name in self._names or os.path.realpath(run_dir) in self._names:
             raise UserError(f"run {str(run_dir)!r} is given twice; give it once.")
         self._names |= {name, os.path.realpath(run_dir)}

@@ -44,7 +44,7 @@ class Query:
     seed: int | None = None
     max_tokens: int = 0
     target: str | None = None
-    labels: tuple[str, ...] | None = None
+    labels: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +92,12 @@ def asked(queries: Sequence[Query], sources: Sources, cuts_allowed: bool = True)
         where = f"text {number} of {len(queries)}"
         if not 0 <= query.max_tokens <= MOST_TOKENS:
             raise UserError(f"max_tokens = {query.max_tokens}: must be 0 .. {MOST_TOKENS:,}.")
-        key = query.task, query.seed
+        labels = _labels(query.labels, where)
+        plain = query.target is None and labels is None
+        key = query.task, query.seed, plain
         if key not in places:
             source, task = sources.find(query.task)
             around = len(source.vocabulary.input_tokens(""))
-            plain = query.target is None and query.labels is None
             spelled = spelling(task, source.vocabulary, source.target_length) if plain else {}
             places[key] = source, task, source.bank_row(task, query.seed), around, spelled
         source, task, row, around, spelled = places[key]
@@ -105,15 +106,15 @@ def asked(queries: Sequence[Query], sources: Sources, cuts_allowed: bool = True)
             if not cuts_allowed:
                 message = f"{where} has {len(tokens):,} tokens, and task {shown(query.task)} reads {source.input_length}"
                 raise UserError(f"{message}: shorten it.")
-            cuts[source.input_length] = cuts.get(source.input_length, 0) + (query.labels is None)
+            cuts[source.input_length] = cuts.get(source.input_length, 0) + (labels is None)
             tokens = cut(tokens, source.input_length, source.vocabulary.frame.input_end)
-        if query.labels is not None and (task, query.labels) not in checked:
-            _check_texts("label", query.labels)
-            check_labels(task, query.labels, source.vocabulary)
-            checked.add((task, query.labels))
+        if labels is not None and (task, labels) not in checked:
+            _check_texts("label", labels)
+            check_labels(task, labels, source.vocabulary)
+            checked.add((task, labels))
         target = None if query.target is None else _target(query.target, f"target {number} of {len(queries)}", source)
-        limit = (query.max_tokens or source.target_length) if target is None and query.labels is None else 0
-        found.append(Asked(source, row, tokens, limit, spelled, target, query.labels))
+        limit = (query.max_tokens or source.target_length) if plain else 0
+        found.append(Asked(source, row, tokens, limit, spelled, target, labels))
     for longest, count in cuts.items():
         if count:  # label scores come with answers to the same texts
             log.warning(LONGEST, count, len(queries), longest)
@@ -126,6 +127,19 @@ def each_label(one: Asked, where: str) -> list[Asked]:
         return [one]
     targets = [_target(label, f"label {number} of {len(one.labels)} of {where}", one.source) for number, label in enumerate(one.labels)]
     return [one._replace(labels=None, target=target) for target in targets]
+
+
+def _labels(given: Sequence[str] | None, where: str) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, str) or not given:
+        raise UserError(f"labels = {shown(given)} of {where}: they are a list of one text or more.")
+    return tuple(given)
+
+
+def check_input(text: str, where: str, source: Source) -> None:
+    """Raises UserError for a text of which the vocabulary makes no token."""
+    _input(text, where, source, len(source.vocabulary.input_tokens("")))
 
 
 def _check_texts(what: str, texts: Sequence[str]) -> None:

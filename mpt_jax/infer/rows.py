@@ -110,7 +110,7 @@ def infer(
     if os.path.realpath(source) == f"{os.path.realpath(output)}{PARTIAL}":
         raise UserError(f"--input {source!r} is what an earlier command left of --output {str(output)!r}: give it another name first.")
     of_split = "" if os.path.lexists(source) else source.rpartition(":")[0]
-    if task is None and of_split in predictor.tasks:
+    if task is None and of_split and (of_split in predictor.tasks or not predictor.model.own):  # without prompts any task will do
         task = of_split
     if task is not None:
         predictor.bank_rows(task)
@@ -166,7 +166,9 @@ def _check(
     keeps = not os.path.isfile(source) or os.path.getsize(source) <= KEPT_BYTES
     for given in rows:
         name = task_of_row(predictor, given.row, task, given.where)
-        text_of_row(given, name)
+        text = text_of_row(given, name)
+        if not any(map(str.isalnum, text)):  # maybe nothing that the vocabulary writes
+            queries.check_input(text, given.where, predictor.sources.find(name)[0])
         if name not in seen:
             predictor.check_task(name, score)
             _ranked(predictor, name, method)

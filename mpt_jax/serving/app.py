@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hmac
 import json
+import logging
 import math
 import os
 import time
@@ -25,6 +26,8 @@ from mpt_jax.regular_files import parse_json, shown
 from mpt_jax.serving.live import Live
 from mpt_jax.serving.measures import CONTENT_TYPE
 from mpt_jax.serving.refused import Refused
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[Live, Request], Awaitable[Response]]
 MOST_SEED = 2**31
@@ -94,6 +97,9 @@ async def _answered(live: Live, path: str, methods: dict[str, Handler], open_to_
         response = JSONResponse({"error": str(refused)}, refused.status, refused.headers)
     except ClientDisconnect:
         response = JSONResponse({"error": "the client has left"}, 400)
+    except Exception:
+        log.exception("%s %s", request.method, path)
+        response = JSONResponse({"error": "this should not have happened; the server's log says what did"}, 500)
     live.measures.requests.labels(path, str(response.status_code)).inc()
     live.measures.seconds.labels(path).observe(time.monotonic() - start)
     return response

@@ -170,13 +170,18 @@ class Live:
         kind, _ = detect(place)
         if kind == "run":
             run, step, prompts_NPD = self.banks.read(place, checkpoint)
-            source = self.banks.described(name, run, place, self._any_model())._replace(step=step)
+            source = self._within_flags(self.banks.described(name, run, place, self._any_model())._replace(step=step))
         elif kind in PROMPTS:
             source, prompts_NPD = self._exported(place, name)
         else:
             raise UserError(f"{place} holds a backbone ({kind}); a run folder, or prompts ({', '.join(PROMPTS)}), can be added.")
         self._check_fits(source, prompts_NPD)
         return source, prompts_NPD
+
+    def _within_flags(self, source: Source) -> Source:
+        """With lengths of at most what was typed, as the runs have that the server started with."""
+        given = {"input_length": self.settings.input_tokens, "target_length": self.settings.output_tokens}
+        return source._replace(**{name: min(getattr(source, name), most) for name, most in given.items() if most})
 
     def _any_model(self) -> Model:
         """What stands for the bank's until the prompts have rows."""
@@ -233,8 +238,8 @@ class Live:
         return [
             {
                 "name": next(names), "source": source.name, "task": task,
-                "seeds": [row["seed"] for row in source.run["runs"] if row["task"] == task], "prompt_length": _length(source),
-                "input_tokens": source.input_length, "output_tokens": source.target_length,
+                "seeds": list(dict.fromkeys(row["seed"] for row in source.run["runs"] if row["task"] == task)),
+                "prompt_length": _length(source), "input_tokens": source.input_length, "output_tokens": source.target_length,
             }
             for source in self.sources for task in source.tasks
         ]  # fmt: skip
