@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE, PICTURE = ROOT / "docs" / "study.md", ROOT / "docs" / "study.svg"
 SHOTS = (4, 16, 32, 0)
 AGAINST = ("MPT, nearest", "MPT, mean")  # whose differences from all others are shown, the first one that has run
-UNTRAINED = ("instruction, raw", "instruction, prior out", "most frequent label")
+UNTRAINED = {"instruction, raw": ":", "instruction, prior out": "--", "most frequent label": "-."}  # and their lines in the picture
 # source runs next to source_0, and what differs
 ABLATED = {
     "source_1": "another seed",
@@ -233,7 +233,7 @@ def draw(path: Path, found: dict, lines: list[dict], told: dict[str, dict[str, f
                 at = sorted(set.intersection(*map(set, curves)))
                 right.plot(at, [np.mean([curve[step] for curve in curves]) for step in at], label=way, **style)
         for way, by_target in told.items():
-            left.axhline(np.mean(list(by_target.values())), color=QUIET, ls="--" if "prior" in way else ":", lw=1.2, label=way)
+            left.axhline(np.mean(list(by_target.values())), color=QUIET, ls=UNTRAINED[way], lw=1.2, label=way)
         left.set_xticks(range(len(SHOTS)), [str(shots) if shots else "all rows" for shots in SHOTS])
         left.set_xlabel("training rows of each label")
         right.set_xlabel("step")
