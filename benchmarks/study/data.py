@@ -67,11 +67,11 @@ ROWS = SOURCES | TARGETS
 def published(name: str) -> dict[str, list[dict]]:
     """Rows of a task's files by split. Raises SystemExit where a file is missing."""
     folder = Path(os.environ.get("MPT_DATA_DIR", "data")) / "tasks" / name
-    found = {path.stem for path in folder.glob("*.jsonl")}
-    if "train" not in found or found.isdisjoint({"validation", "test"}):
+    found = {path.stem: [json.loads(line) for line in path.open(encoding="utf-8")] for path in sorted(folder.glob("*.jsonl"))}
+    if "train" not in found or found.keys().isdisjoint({"validation", "test"}):
         wanted = "train.jsonl and one of validation.jsonl and test.jsonl"
         raise SystemExit(f"{folder} does not hold {wanted}: set MPT_DATA_DIR to the folder of tasks/{name}")
-    return {path.stem: [json.loads(line) for line in path.open(encoding="utf-8")] for path in sorted(folder.glob("*.jsonl"))}
+    return found
 
 
 def split(held: dict[str, list[dict]], seed: int = 0) -> dict[str, list[dict]]:

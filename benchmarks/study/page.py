@@ -171,7 +171,8 @@ def answers_table(results: Path) -> str:
     """What is answered to dev rows before training and after it, with 4 shots: over the (target, draw) pairs of all ways."""
     found: dict[str, dict[Pair, dict[str, dict]]] = defaultdict(lambda: defaultdict(dict))
     for line in noted("answers", results):
-        found[line["way"]][line["target"], line["draw"]][line["when"]] = line
+        if line["shots"] == 4:
+            found[line["way"]][line["target"], line["draw"]][line["when"]] = line
     common = set.intersection(*map(set, found.values())) if found else set()
     rows = []
     for way, pairs in found.items():

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.study import choices, data, peft_cells, plan, score
 from benchmarks.study.lines import noted
 from mpt_jax.checkpoint import read_run_json
-from mpt_jax.config import BackboneSettings
+from mpt_jax.config import BackboneSettings, Settings
 from mpt_jax.infer.history import dev_curves
 from mpt_jax.metrics import read_metrics
 from mpt_jax.model.backbone import Backbone, load_backbone
@@ -90,7 +90,8 @@ def name_of(split: str) -> str:
     return "test" if split == "test" else "dev"
 
 
-def _targets(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+def _chosen(folder: Path, cell: plan.Cell, results: Path) -> tuple[Settings, dict[str, str]]:
+    """(settings of a cell of targets, the nearest source of each target), by what dev lines say."""
     way = plan.WAYS[cell.way]
     if cell.search:
         rates, factor_rates = way.rates, way.factor_rates
@@ -98,7 +99,13 @@ def _targets(folder: Path, cell: plan.Cell, results: Path) -> Lines:
         rate, factor_rate = choices.best_rates(noted("runs", results), cell.way)
         rates, factor_rates = (rate,), (factor_rate,)
     nearest = choices.nearest_source(noted("screen", results), way.source)
-    run_dir = _train(plan.target_settings(folder, cell, rates, factor_rates, nearest), plan.PARTS[cell.part])
+    return plan.target_settings(folder, cell, rates, factor_rates, nearest), nearest
+
+
+def _targets(folder: Path, cell: plan.Cell, results: Path) -> Lines:
+    way = plan.WAYS[cell.way]
+    settings, nearest = _chosen(folder, cell, results)
+    run_dir = _train(settings, plan.PARTS[cell.part])
     curves, rows = dev_curves(read_metrics(run_dir)), read_run_json(run_dir)["runs"]
     lines = []
     for n, row in enumerate(rows):
@@ -116,10 +123,8 @@ def _targets(folder: Path, cell: plan.Cell, results: Path) -> Lines:
 
 def _answers(folder: Path, cell: plan.Cell, results: Path) -> Lines:
     """What the runs of a cell answer to dev rows before the first step and after the last one."""
-    way, trained_cell = plan.WAYS[cell.way], cell.needs[0]
-    nearest = choices.nearest_source(noted("screen", results), way.source)
-    rate, factor_rate = choices.best_rates(noted("runs", results), cell.way)
-    settings = plan.target_settings(folder, cell._replace(name=trained_cell), (rate,), (factor_rate,), nearest)
+    trained_cell = cell.needs[0]
+    settings, _ = _chosen(folder, cell._replace(name=trained_cell), results)
     program, _ = prepare(settings, plan.PARTS[cell.part], backbone())
     runs, last = score.trained_of(Path(settings.train.model_dir), "last")
     pairs = [(n, row["task"]) for n, row in enumerate(runs)]
