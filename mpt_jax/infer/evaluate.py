@@ -32,8 +32,8 @@ Scorer = Callable[[Sequence[dict], Sequence[str]], dict[str, float]]
 class EvalRun:
     """Rows to score: all of a token cache, or ``limit_rows`` drawn once and for all, answered with row ``bank_index`` of the bank.
 
-    ``max_tokens`` of an answer; 0 = the target length of the batch specification, or for a task with labels one token more than its
-    longest label, which tells every wrong answer from the right one, also where no row of the split has that label (not of beams).
+    ``max_tokens`` of an answer; 0 = the target length of the batch specification, or, without beams, for a task with labels one token
+    more than its longest label, which tells every wrong answer from the right one, also where no row of the split has that label.
     """
 
     cache: TokenCache
