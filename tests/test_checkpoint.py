@@ -311,6 +311,10 @@ def test_a_folder_that_orbax_made_again_is_not_the_runs(run_dir, monkeypatch, en
         checkpoints.save(8, state(), None, {})
         if end == "save":
             checkpoints._pending.result()
+            deadline = time.monotonic() + 60
+            while not checkpoints.folder.exists():  # Orbax makes it in a thread of its own
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             checkpoints.save(9, state(), None, {})
         checkpoints.wait()
     assert (run_dir.with_name(f"{run_dir.name}_moved") / "checkpoints" / "7").is_dir()
