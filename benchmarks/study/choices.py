@@ -22,5 +22,9 @@ def best_rates(lines: list[dict], way: str) -> tuple[float, float]:
 
 def nearest_source(screened: list[dict], run: str) -> dict[str, str]:
     """The source task of a run whose prompt answers each target's dev rows best without training on them, by target."""
-    lines = [line for line in screened if line["run"] == run and line["source"] != "mean"]
-    return {target: max(lines, key=lambda line: line["dev"][target])["source"] for target in lines[0]["dev"]} if lines else {}
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for line in screened:
+        if line["run"] == run and line["source"] != "mean":
+            for target, score in line["dev"].items():
+                found[target][line["source"]] = score
+    return {target: max(scores, key=scores.__getitem__) for target, scores in found.items()}

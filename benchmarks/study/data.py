@@ -11,6 +11,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.study import topics
 from mpt_jax import tasks
 
 PARTS = ("train", "validation", "test")
@@ -61,7 +62,12 @@ TARGETS: dict[str, Row] = {
     ),
     "boolq_small": Row("Question: {question}\nPassage: {passage}", ("no", "yes"), "What does the passage say? Answer yes or no."),
 }  # fmt: skip
-ROWS = SOURCES | TARGETS
+TOPICS: dict[str, Row] = {  # targets whose skill two sources have (AG News, CLINC): which of four topics
+    name: Row("Text: {text}", tuple(topic.labels.values()), "Is the text about {}, {}, {} or {}?".format(*topic.labels.values()))
+    for name, topic in topics.TOPICS.items()
+}
+GROUPS = {"": TARGETS, "topics": TOPICS}  # of targets, each with tables of its own
+ROWS = SOURCES | TARGETS | TOPICS
 
 
 def published(name: str) -> dict[str, list[dict]]:
@@ -99,7 +105,7 @@ def prepare(folder: Path) -> None:
     for name in ROWS:
         if all((folder / part / f"{name}.jsonl").exists() for part in PARTS):
             continue
-        for part, rows in split(published(name)).items():
+        for part, rows in (topics.splits(name) if name in TOPICS else split(published(name))).items():
             path = folder / part / f"{name}.jsonl"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)

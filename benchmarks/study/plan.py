@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.study.data import CUE, SOURCES, TARGETS
+from benchmarks.study.data import CUE, GROUPS, ROWS, SOURCES, TARGETS, TOPICS
 from mpt_jax.config import (
     BackboneSettings,
     DataSettings,
@@ -37,8 +37,13 @@ SCALE = float(os.environ.get("STUDY_SCALE", "1"))  # of all numbers of steps, fo
 SEARCH_DRAWS, OTHER_DRAWS = (1, 2), (3, 4, 5)
 DRAWS = SEARCH_DRAWS + OTHER_DRAWS
 STEPS = {4: 30, 16: 40, 32: 60, 0: 300}  # by shots of each label; 0 = all rows
-# targets that train in one program: those with two labels, and with three
-PARTS = {"two": ("rte", "cola", "subjectivity", "tweet_irony", "answer_selection", "boolq_small"), "three": ("cb",)}
+# targets that train in one program: those with two labels, with three, and topics
+PARTS = {
+    "two": ("rte", "cola", "subjectivity", "tweet_irony", "answer_selection", "boolq_small"),
+    "three": ("cb",),
+    "topics": tuple(TOPICS),
+}
+SEARCHED = ("two", "three")  # what rates were searched on
 SOURCE_NAMES = tuple(SOURCES)
 TEACHER_STEPS, SOURCE_STEPS = 300, 1000
 
@@ -144,13 +149,39 @@ class Cell(NamedTuple):
 
 
 def _targets(way: str, shots: int, draws: tuple[int, ...], search: bool = False) -> Iterator[Cell]:
-    row = WAYS[way]
-    needs = () if search else tuple(f"{row.like or way}-16-search-{part}" for part in PARTS)
-    needs += (row.source,) if row.source else ()
-    needs += (f"screen {row.source}",) if row.nearest else ()
-    for part in PARTS:
+    for part in SEARCHED:
         label = "search" if search else f"draws{draws[0]}{draws[-1]}"
+        needs = (() if search else _rates(way)) + _start(way, "")
         yield Cell("targets", f"{way}-{shots or 'all'}-{label}-{part}", needs, way, part, shots, draws, search)
+
+
+def _rates(way: str) -> tuple[str, ...]:
+    """The cells that search a way's rates."""
+    return tuple(f"{WAYS[way].like or way}-16-search-{part}" for part in SEARCHED)
+
+
+def _start(way: str, group: str) -> tuple[str, ...]:
+    """The cells that a way starts from: its source run, and which of its tasks is nearest to the targets of a group."""
+    row = WAYS[way]
+    return ((row.source,) if row.source else ()) + ((_named(f"screen {row.source}", group),) if row.nearest else ())
+
+
+def _named(name: str, group: str) -> str:
+    """The name of a cell for a group of targets."""
+    return f"{name} {group}".rstrip()
+
+
+def _topics() -> Iterator[Cell]:
+    """The topic targets: nothing is searched on them, and a draw is a cell, so that all ways have the first ones early."""
+    for run in ("teachers", "source_0"):
+        yield Cell("screen", _named(f"screen {run}", "topics"), (run,), part="topics")
+    yield from _untrained("dev", "topics")
+    for draw, shots, way in itertools.product(DRAWS, (16, 4), MAIN):
+        yield Cell("targets", f"{way}-{shots}-draw{draw}-topics", _rates(way) + _start(way, "topics"), way, "topics", shots, (draw,))
+
+
+def _untrained(split: str, group: str = "") -> list[Cell]:
+    return [Cell(kind, _named(f"{kind} {split}", group), part=group) for kind in ("instruction", "majority")]
 
 
 def _of_way(way: str, shots: int) -> Iterator[Cell]:
@@ -184,11 +215,12 @@ def cells(peft: bool = True) -> list[Cell]:
         found += [Cell("peft_source", f"peft source {rate}", way=str(rate)) for rate in PEFT_RATES]
     for way in (*MAIN, *LOWER):
         found += _of_way(way, 16)
-    found += [Cell("instruction", "instruction dev"), Cell("majority", "majority dev")]
+    found += _untrained("dev")
     for way in MAIN:
         found += _of_way(way, 4)
     trained = [cell for cell in found if cell.kind == "targets" and WAYS[cell.way].source and cell.shots == 4]
     found += [cell._replace(kind="answers", name=f"answers {cell.name}", needs=(cell.name, *cell.needs)) for cell in trained]
+    found += _topics()
     if peft:
         found += _peft(16, SEARCH_DRAWS, True)
     found += itertools.chain(*(_of_way(way, 16) for way in ("MPT without distillation", "MPT without decomposition")))
@@ -224,8 +256,8 @@ def _peft(shots: int, draws: tuple[int, ...], search: bool) -> Iterator[Cell]:
 def test_cells(done: list[Cell]) -> list[Cell]:
     """The final evaluation of cells that are done, on test rows: those of the tables, not of the ablations."""
     tables = [cell for cell in done if cell.kind in ("targets", "peft") and not cell.way.startswith("ablation")]
-    untrained = [Cell("instruction", "instruction test"), Cell("majority", "majority test")]
-    return untrained + [cell._replace(kind="test", name=f"test {cell.name}") for cell in tables]
+    untrained = itertools.chain(*(_untrained("test", group) for group in GROUPS))
+    return list(untrained) + [cell._replace(kind="test", name=f"test {cell.name}") for cell in tables]
 
 
 def steps(number: int) -> int:
@@ -286,12 +318,12 @@ def target_settings(folder: Path, cell: Cell, rates, factor_rates, nearest: dict
     if way.nearest:
         prompt["transfer_task"] = {name: nearest[name] for name in names}
     if prompt.get("init") == "text":
-        prompt["init_text"] = {name: TARGETS[name].instruction for name in names}
+        prompt["init_text"] = {name: ROWS[name].instruction for name in names}
     train = _train(
         "fewshot" if cell.shots else "target", folder / "runs" / cell.name.replace(", ", "_").replace(" ", "_").replace(":", ""),
         STEPS[cell.shots], 4 if cell.shots else 6, seeds=cell.draws, source_dir=str(folder / way.source) if way.source else "",
         score_start=True, method=way.method,
     )  # fmt: skip
-    shots = cell.shots * len(TARGETS[names[0]].labels)
+    shots = cell.shots * len(ROWS[names[0]].labels)
     settings = _settings(folder, train, PromptSettings(**prompt), list(rates), list(factor_rates), batch_size=8, k_shot=shots)
     return settings._replace(method=way.own)

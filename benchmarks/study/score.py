@@ -1,6 +1,6 @@
 """Scores of the study: on dev splits while choosing, and once on test rows in the final evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,14 +84,14 @@ def run_scores(folder: Path, run_dir: Path, split: str, backbone: Backbone, rows
     return dict(zip(pairs, accuracies_of(folder, trained, pairs, split, backbone), strict=True))
 
 
-def screened(folder: Path, run_dir: Path, backbone: Backbone) -> dict[str, dict[str, float]]:
+def screened(folder: Path, run_dir: Path, targets: Collection[str], backbone: Backbone) -> dict[str, dict[str, float]]:
     """Of each source task's prompt, and of their mean: its accuracy on every target's dev rows without training on the target."""
     runs, prompts_NPD = prompts_of(run_dir)
     prompts_NPD = np.concatenate([prompts_NPD, prompts_NPD.mean(axis=0, keepdims=True)])
     names = [row["task"] for row in runs] + ["mean"]
-    pairs = [(n, target) for n in range(len(names)) for target in data.TARGETS]
+    pairs = [(n, target) for n in range(len(names)) for target in targets]
     found = dict(zip(pairs, accuracies(folder, prompts_NPD, pairs, "validation", backbone, DEV_ROWS), strict=True))
-    return {name: {target: found[n, target] for target in data.TARGETS} for n, name in enumerate(names)}
+    return {name: {target: found[n, target] for target in targets} for n, name in enumerate(names)}
 
 
 def answers(folder: Path, trained: Trained, pairs: Sequence[tuple[int, str]], backbone: Backbone) -> list[dict[str, float]]:
@@ -117,10 +117,10 @@ def of_answers(given: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
     return {name: float(100 * value) for name, value in (("accuracy", right_N.mean()), ("recall", recall), ("most_frequent", most))}
 
 
-def majorities(folder: Path, split: str, backbone: Backbone) -> dict[str, float]:
+def majorities(folder: Path, split: str, targets: Collection[str], backbone: Backbone) -> dict[str, float]:
     """Of each target: the accuracy, in percent, of always answering the most frequent label of the rows that are scored."""
     found = {}
-    for name in data.TARGETS:
+    for name in targets:
         cache = caches(folder, name, split, backbone.vocabulary(data.CUE))
         scored = EvalRun(cache, 0, DEV_ROWS if split == "validation" else 0).rows()
         labels = [tasks.scoring.target_text(cache.extra(n)) for n in scored]
@@ -128,14 +128,14 @@ def majorities(folder: Path, split: str, backbone: Backbone) -> dict[str, float]
     return found
 
 
-def instruction_scores(folder: Path, split: str, backbone: Backbone) -> dict[str, dict[str, float]]:
+def instruction_scores(folder: Path, split: str, targets: Mapping[str, data.Row], backbone: Backbone) -> dict[str, dict[str, float]]:
     """What the backbone answers to a target's instruction in words, without training: accuracy raw, and with the labels' prior taken out.
 
     The prior of a label is its mean log-probability over the same inputs; no label of a row enters.
     """
     model = Model(Network(backbone.config, COMPUTATION), backbone.params, backbone.vocabulary(data.CUE))
     found = {}
-    for name, row in data.TARGETS.items():
+    for name, row in targets.items():
         cache = caches(folder, f"{name}_asked", split, model.vocabulary)
         rows = EvalRun(cache, 0, DEV_ROWS if split == "validation" else 0).rows()
         given = Requests([cache.inputs(n) for n in rows], [0] * len(rows), [0] * len(rows))

@@ -18,7 +18,7 @@ from mpt_jax.run_folder import checkpoint_steps
 from mpt_jax.train.run import prepare, run_train
 
 Lines = dict[str, list[dict]]  # by file of results
-UNTRAINED_TESTS = ("instruction test", "majority test")
+UNTRAINED = ("instruction", "majority")
 
 
 @functools.cache
@@ -30,10 +30,15 @@ def backbone() -> Backbone:
 def work(folder: Path, cell: plan.Cell, results: Path) -> Lines:
     """Does a cell. Its lines name the cell, the device and the seconds that it took."""
     began = time.monotonic()
-    data.register(folder / "data", ("test",) if cell.kind == "test" or cell.name in UNTRAINED_TESTS else ("train", "validation"))
+    data.register(folder / "data", ("test",) if reads_test(cell) else ("train", "validation"))
     found = KINDS[cell.kind](folder, cell, results)
     end = {"cell": cell.name, "kind": cell.kind, "seconds": round(time.monotonic() - began, 1), "device": jax.devices()[0].device_kind}
     return found | {"cells": [end | {"dtype": plan.DTYPE, "jax": jax.__version__}]}
+
+
+def reads_test(cell: plan.Cell) -> bool:
+    """Whether a cell is of the final evaluation."""
+    return cell.kind == "test" or (cell.kind in UNTRAINED and _split_of(cell) == "test")
 
 
 def _train(settings, names: tuple[str, ...]) -> Path:
@@ -56,22 +61,22 @@ def _source_lines(name: str, run_dir: Path) -> list[dict]:
 
 def _screen(folder: Path, cell: plan.Cell, results: Path) -> Lines:
     run = cell.needs[0]
-    found = score.screened(folder, folder / run, backbone())
+    found = score.screened(folder, folder / run, data.GROUPS[cell.part], backbone())
     return {"screen": [{"run": run, "source": source, "dev": dev} for source, dev in found.items()]}
 
 
 def _instruction(folder: Path, cell: plan.Cell, results: Path) -> Lines:
     split = _split_of(cell)
-    found = score.instruction_scores(folder, split, backbone())
+    found = score.instruction_scores(folder, split, data.GROUPS[cell.part], backbone())
     return _untrained(cell, {f"instruction, {kind}": {target: found[target][kind] for target in found} for kind in ("raw", "prior out")})
 
 
 def _majority(folder: Path, cell: plan.Cell, results: Path) -> Lines:
-    return _untrained(cell, {"most frequent label": score.majorities(folder, _split_of(cell), backbone())})
+    return _untrained(cell, {"most frequent label": score.majorities(folder, _split_of(cell), data.GROUPS[cell.part], backbone())})
 
 
 def _split_of(cell: plan.Cell) -> str:
-    return "test" if cell.name.endswith("test") else "validation"
+    return "test" if "test" in cell.name.split() else "validation"
 
 
 def _untrained(cell: plan.Cell, found: dict[str, dict[str, float]]) -> Lines:
