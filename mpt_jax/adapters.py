@@ -6,6 +6,7 @@ cannot hold is refused. Sources: peft/tuners/{lora,ia3}/layer.py, peft/peft_mode
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from mpt_jax.model.formats.arrays import LazyArray, in_memory, listed
 from mpt_jax.model.formats.files import Folder
 from mpt_jax.model.formats.folder_writer import write_folder
 from mpt_jax.model.formats.prompts import ADAPTER_WEIGHTS, peft_facts, task_labels
+from mpt_jax.paths import absolute
 from mpt_jax.regular_files import shown
 from mpt_jax.run_folder import read_run_json, require, write_json
 
@@ -183,6 +185,9 @@ def read(source: str, backbone: str) -> Adapter:
         raise UserError(f"{folder.path} has an adapter_config.json but no {ADAPTER_WEIGHTS[0]}.")
     weights, _ = safetensors.read(folder, ADAPTER_WEIGHTS[0])
     config, _, _ = formats.read_backbone(backbone_folder(backbone, "--backbone"))
+    count, most = sum(math.prod(lazy.shape) for lazy in weights.values()), config.num_parameters()
+    if count > most:
+        raise UserError(f"{folder.path} holds {count:,} numbers, and backbone {config.name!r} has {most:,}: it is not an adapter of it.")
     readers = {"lora": _read_lora, "ia3": _read_ia3, "prefix": _read_prefix}
     arrays = readers[methods[0]](config, settings, {key: lazy.load(np.float32) for key, lazy in weights.items()}, where)
     return Adapter(methods[0], arrays, {}, {})
@@ -269,7 +274,7 @@ def write_run(output: str, adapter: Adapter, task: str, backbone: str) -> list[s
     config, lazies, _ = formats.read_backbone(name)
     method = method_named(adapter.method)
     length = next((array.shape[1] for path, array in adapter.arrays.items() if path == f"{INSIDE}decoder/key"), 1)
-    settings = Settings(TrainSettings("teacher", output, adapter.method), BackboneSettings(os.path.abspath(name)))
+    settings = Settings(TrainSettings("teacher", output, adapter.method), BackboneSettings(absolute(name)))
     settings = settings._replace(prompt=dataclasses.replace(settings.prompt, length=length, transfer="none"))
     trainable, kept = split({path: np.asarray(array, np.float32)[None] for path, array in adapter.arrays.items()}, method.parts)
     counted = sizes(trainable, method.parts)
@@ -304,17 +309,28 @@ def folded(adapter: Adapter, backbone: str | None) -> tuple[Any, dict[str, LazyA
     found: dict[str, dict[str, np.ndarray]] = {}
     for path, part, array in each_layer(config, adapter.arrays):
         found.setdefault(path, {})[part] = array
-    folded_in = dict(arrays)
+    folded_in, scale = dict(arrays), float(adapter.arrays.get(lora.SCALE, 1))
     for path, change in found.items():
-        kernel = arrays[f"{path}/kernel"].load(np.float32)
-        if "down" in change:
-            kernel = kernel + float(adapter.arrays[lora.SCALE]) * (change["down"] @ change["up"])
-        kernel = kernel * change.get("scale_in", np.float32(1))[..., None] * change.get("scale_out", np.float32(1))
-        folded_in[f"{path}/kernel"] = in_memory(kernel, f"{path}/kernel")
+        folded_in[f"{path}/kernel"] = _changed(arrays[f"{path}/kernel"], change, scale)
         if "scale_out" in change and f"{path}/bias" in arrays:
-            bias = arrays[f"{path}/bias"].load(np.float32) * change["scale_out"]
-            folded_in[f"{path}/bias"] = in_memory(bias, f"{path}/bias")
+            folded_in[f"{path}/bias"] = _changed(arrays[f"{path}/bias"], {"scale_out": change["scale_out"]}, scale)
     return config, folded_in, vocabulary
+
+
+def _changed(array: LazyArray, change: Mapping[str, np.ndarray], scale: float) -> LazyArray:
+    """A kernel (in, out) or a bias (out,) with its change, made as it is read, in the type that it has in the file."""
+
+    def fill(out: np.ndarray, index: tuple[slice, ...]) -> None:
+        part = array.read(np.float32, index)
+        if "down" in change:
+            part += scale * (change["down"][index[0]] @ change["up"][:, index[1]])
+        if "scale_in" in change:
+            part *= change["scale_in"][index[0], None]
+        if "scale_out" in change:
+            part *= change["scale_out"][index[-1]]
+        out[...] = part
+
+    return dataclasses.replace(array, fill=fill, origin=None, beside=array.beside + 8 * math.prod(array.shape))
 
 
 def no_place(what: str) -> UserError:

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import logging
+import math
 import os
 import sys
 import threading
@@ -35,6 +36,7 @@ from mpt_jax.sharding import put_array
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax is writing
 ITEMS = ("state", "best", "meta")
 WRITE_S = 24 * 3600  # most seconds of one write: a large model on a slow disk takes hours [ours]
+MOST_PACKED, PACKED_TIMES = 2**28, 100  # an item's arrays may have so many bytes, or so many times its files' [ours]
 CHECK_S = 1.0  # between looks, while a write goes on, whether its folder is there [ours]
 KEPT = "kept"  # the item of what a method needs and does not train, where there is any
 META_WITHOUT_DIGESTS = {"step", "data", "has_best"}  # all that the meta of a checkpoint of before can hold
@@ -362,6 +364,10 @@ def _as_numpy(step_folder: Path, item: str, noted: dict | None):
         described = reader.metadata(step_folder / item).item_metadata
         if described is None:
             raise ValueError(f"the description of the arrays in {item}/ cannot be read")
+        promised = sum(math.prod(leaf.shape or ()) * np.dtype(leaf.dtype or np.uint8).itemsize for leaf in jax.tree.leaves(described.tree))
+        there = sum(path.stat().st_size for path in (step_folder / item).rglob("*") if path.is_file())
+        if promised > max(MOST_PACKED, PACKED_TIMES * there):
+            raise ValueError(f"the arrays in {item}/ promise {promised:,} bytes, and its files have {there:,}")
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described.tree)
         tree = reader.restore(step_folder / item, restore_args=on_host)
     _check_arrays(item, tree, noted)

@@ -16,13 +16,21 @@ def import_module(chosen: TaskSettings) -> None:
     tasks.import_module(_brought("MIXTURE_OR_TASK_MODULE", chosen.module) or None)
 
 
-def task_names(required: bool = True) -> tuple[str, ...]:
-    """The tasks that TASKS or MIXTURE_OR_TASK_NAME names; mixtures become their tasks. The user's module is imported first."""
+def task_names(required: bool = True, of_run: bool = False) -> tuple[str, ...]:
+    """The tasks that TASKS or MIXTURE_OR_TASK_NAME names; mixtures become their tasks. The user's module is imported first.
+
+    of_run: a name that is not registered here may be a task of the run, which says what it knows.
+    """
     chosen = configured(TaskSettings)
     import_module(chosen)
     if not chosen.chosen and required:
         raise UserError("no task is named: type --tasks NAME,NAME; `mpt-jax tasks` lists them.")
-    names = tasks.expand(chosen.chosen, cached_names(cache_folder(configured(DataSettings).cache_dir)))
+    try:
+        names = tasks.expand(chosen.chosen, cached_names(cache_folder(configured(DataSettings).cache_dir)))
+    except tasks.UnknownTask:
+        if not of_run:
+            raise
+        return tuple(chosen.chosen)
     return tuple(tasks.paper.variant_of(name, chosen.label_targets, chosen.as_published) for name in names)
 
 
@@ -72,7 +80,7 @@ def command_infer(arguments: argparse.Namespace) -> None:
     """Predicts for rows of a file."""
     from mpt_jax.infer.commands import run_infer
 
-    names = task_names(required=False)
+    names = task_names(required=False, of_run=True)
     settings, data, mesh = configured(EvalSettings), configured(DataSettings), configured(MeshSettings)
     _print_first(run_infer(settings, data, mesh, names, _brought("--input", arguments.input), arguments.output, arguments.score))
 

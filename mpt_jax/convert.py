@@ -9,10 +9,12 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from mpt_jax.convert_prompts import combined, write_tokens
+from mpt_jax.distributed import say
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import BANK
 from mpt_jax.methods.method import BACKBONE
@@ -75,9 +77,11 @@ def convert(
         return write_tokens(output, named, task, backbone)
     (_, held) = named[0]
     if task:
-        held = held.select([_row(held, label) for label in task.split(",")])
+        held = held.select([_row(held, label.strip()) for label in task.split(",")])
     if to == BANK_FORMAT:
         return _write_t5x_bank(output, held, backbone)
+    if to in ("peft", "peft_single") and "task_type" not in held.metadata.get("backbone", {}):
+        say("the source does not tell its backbone: the adapter is for a sequence-to-sequence model; add --backbone FOLDER for another")
     return prompt_writers.write(to, output, held)
 
 
@@ -152,24 +156,28 @@ def _resolve(source: str, given_as: str) -> str:
 def read_prompts(source: str, backbone: str | None = None) -> prompts.PromptFile:
     """The prompts of a run folder (its best ones) or of a file in any format, with what PEFT does with those of the backbone, if given."""
     kind, path = formats.detect(source)
-    if kind == "run":
-        return _from_run(path)
+    held = _from_run(path) if kind == "run" else None
     if not backbone:
-        return prompts.read(source)
-    config, _, _ = formats.read_backbone(_resolve(backbone, "--backbone"))
+        return held or prompts.read(source)
+    config, arrays, _ = formats.read_backbone(_resolve(backbone, "--backbone"))
     facts = prompts.peft_facts(config)
-    held = prompts.read(source, width=config.d_model, scale=facts["prompt_scale"])
+    held = held or prompts.read(source, width=config.d_model, scale=facts["prompt_scale"])
+    if held.width != config.d_model:
+        raise UserError(f"--backbone {backbone!r} has width {config.d_model}, the prompts of {source!r} have width {held.width}.")
     known = {"name": backbone} | held.metadata.get("backbone", {}) | facts
+    if kind == "run" and "fingerprint" in known:
+        check_weights(known, backbone, fingerprint_of(arrays), "these prompts were", "give the folder of the same weights as --backbone")
     return dataclasses.replace(held, metadata=held.metadata | {"backbone": known})
 
 
 def _from_run(run_dir: str) -> prompts.PromptFile:
     """The best bank of a run. Labels are task names, `task#n` for row n of a task that was trained several
     times."""
-    from mpt_jax.checkpoint import load_trainable
+    from mpt_jax.checkpoint import load
+    from mpt_jax.infer.history import best_dev
     from mpt_jax.methods.prompt import bank_alone
 
-    trained, run = load_trainable(run_dir)
+    trained, run, step, _ = load(run_dir)
     bank = bank_alone(trained, run, run_dir)
     if bank is None:
         if any(path.startswith(BACKBONE) for path in trained):
@@ -177,9 +185,9 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
         ways = "lora, ia3 and prefix go to peft, lora and ia3 into a backbone (hf, own); the others stay run folders"
         raise UserError(f"{run_dir} trained {run['method']!r}, not prompts alone: {ways}.")
     metadata = prompts.run_metadata(run, run_dir)
-    for n, scores in _scores(run_dir).items():
-        if n < len(metadata["runs"]):
-            metadata["runs"][n] |= {"scores": scores}
+    evaluated, on_dev = _scores(run_dir, step), best_dev(run_dir)
+    for n, row in enumerate(metadata["runs"]):
+        row |= evaluated.get(n, {}) | ({"best_dev": on_dev[n]} if n in on_dev else {})
     factors = (None if array is None else np.asarray(array, np.float32) for array in (bank.cols_NPR, bank.rows_NRD))
     return prompts.PromptFile(
         np.asarray(bank.shared_GPD, np.float32),
@@ -190,19 +198,22 @@ def _from_run(run_dir: str) -> prompts.PromptFile:
     )
 
 
-def _scores(run_dir: str) -> dict[int, dict[str, float]]:
-    """Scores of the bank's rows from the run's eval/*.json, where it has been evaluated."""
+def _scores(run_dir: str, step: int) -> dict[int, dict[str, Any]]:
+    """What the run's eval/*.json say of the bank's rows, where these weights were scored: their scores, the split and its rows."""
     path, found = os.path.join(run_dir, "eval"), {}
     for name in Folder(path).names() if os.path.isdir(path) else ():
         if not name.endswith(".json"):
             continue
-        rows = Folder(path).read_json(name).get("runs", [])
+        told = Folder(path).read_json(name)
+        if told.get("checkpoint") != "best" or told.get("step") != step:
+            continue  # of other weights
+        rows = told.get("runs", [])
         for row in rows if isinstance(rows, list) else [None]:
             number, scores = (row.get("run"), row.get("scores")) if isinstance(row, dict) else (None, None)
             numbers = isinstance(scores, dict) and all(map(is_number, scores.values()))
             if type(number) is not int or not numbers:
                 raise UserError(f"{path}/{name} is damaged: it has {shown(row)} for a run; run `mpt-jax eval` again.")
-            found[number] = scores
+            found[number] = {"scores": scores, "scored": {"split": str(told.get("split")), "rows": told.get("rows")}}
     return found
 
 
@@ -227,6 +238,8 @@ def _described(held: prompts.PromptFile, labels: list[str]) -> str:
     for label in labels:
         row = runs[held.task_names.index(label)] if len(runs) == len(held.task_names) else {}
         facts = [f"seed {row['seed']}, learning rate {row.get('learning_rate', 'unknown')}"] if "seed" in row else []
+        facts += [f"from {row['source']}"] if row.get("source") else []
+        facts += [f"best dev score {row['best_dev']:.1f}"] if "best_dev" in row else []
         facts += [f"{name} {value:.2f}" for name, value in row.get("scores", {}).items()]
         texts.append(f"{label} ({', '.join(facts)})" if facts else label)
     return ", ".join(texts)

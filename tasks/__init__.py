@@ -10,7 +10,7 @@ from mpt_jax.tasks.scores import Score, add_score
 from mpt_jax.tasks.scoring import main_score, scorer
 from mpt_jax.tasks.seqio_tasks import ROW_FIELD, row_of_example
 from mpt_jax.tasks.sources import ingredients, rows
-from mpt_jax.tasks.table import MIXTURES, NAME, TABLE, Task, TaskError, add, add_mixture, check_text
+from mpt_jax.tasks.table import MIXTURES, NAME, TABLE, Task, TaskError, UnknownTask, add, add_mixture, check_text
 
 __all__ = [
     "MIXTURES",
@@ -20,6 +20,7 @@ __all__ = [
     "TABLE",
     "Task",
     "TaskError",
+    "UnknownTask",
     "add",
     "add_mixture",
     "add_score",

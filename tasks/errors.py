@@ -1,4 +1,4 @@
-"""The one error of this package."""
+"""The error of this package, and what a name that nobody registered raises."""
 
 SHOWN = 1200, 400  # letters of a message that are kept, at its start and at its end: a field of a file may be of any length [ours]
 
@@ -17,3 +17,7 @@ class TaskError(ValueError):
         text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
         start, end = SHOWN
         super().__init__(text if len(text) <= start + end else f"{text[:start]} … {text[-end:]}")
+
+
+class UnknownTask(TaskError):
+    """A name that is no task or mixture here."""

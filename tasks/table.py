@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
-from mpt_jax.tasks.errors import TaskError
+from mpt_jax.tasks.errors import TaskError, UnknownTask
 from mpt_jax.tasks.scores import check_scores, number
 
 log = logging.getLogger(__name__)
@@ -191,14 +191,14 @@ def add_mixture(name: str, members: Sequence[str]) -> None:
     MIXTURES[name] = tuple(members)
 
 
-def unknown_name(name: str, known: Iterable[str]) -> TaskError:
+def unknown_name(name: str, known: Iterable[str]) -> UnknownTask:
     """The error for a task that is not known, with the nearest names."""
     known = sorted(set(known))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = (
         f"the nearest names are {', '.join(near)}" if near else f"known are {', '.join(known[:12]) or 'none'}"
     )
-    return TaskError(
+    return UnknownTask(
         f"unknown task {name!r}: {hint}. `mpt-jax tasks` lists all; MIXTURE_OR_TASK_MODULE adds your own"
     )
 

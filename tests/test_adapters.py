@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from test_causal import their_model
@@ -13,6 +14,7 @@ from tiny_methods import moved
 from tiny_model import run_forward
 from tiny_run import row, write_run
 
+from mpt_jax import adapters
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.config import Computation, PromptSettings, Settings, TrainSettings
 from mpt_jax.convert import convert
@@ -122,6 +124,30 @@ def test_a_backbone_with_a_run_folded_in_gives_its_logits(method, backbone, tmp_
     found = ours(backbone, {path: lazy.load(np.float32) for path, lazy in arrays.items()})
     expected = ours(backbone, flat_weights(backbone), method, own)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 1.0))
+
+
+def test_what_is_folded_in_keeps_the_type_that_the_file_has(tmp_path):
+    run, own = run_of("lora", "t5", tmp_path)
+    half = {path: in_memory(np.asarray(array).astype(ml_dtypes.bfloat16)) for path, array in flat_weights("t5").items()}
+    formats.write_backbone("own", str(tmp_path / "half"), BACKBONES["t5"], half)
+    held = adapters.of_run(run, None)
+    held.run["backbone"]["fingerprint"] = fingerprint_of(half)
+    _, arrays, _ = adapters.folded(held, str(tmp_path / "half"))
+    assert {lazy.dtype.name for lazy in arrays.values()} == {"bfloat16"}
+    whole = ours("t5", flat_weights("t5"), "lora", own)
+    found = ours("t5", {path: lazy.load(np.float32) for path, lazy in arrays.items()})
+    np.testing.assert_allclose(found, whole, rtol=0, atol=5e-2 * max(np.abs(whole).max(), 1.0))
+
+
+def test_an_adapter_that_is_larger_than_its_backbone_is_refused_before_it_is_read(tmp_path):
+    formats.write_backbone("own", str(tmp_path / "backbone"), BACKBONES["llama"], flat_weights("llama"))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(GOOD))
+    number = BACKBONES["llama"].num_parameters() + 1
+    held = {"x": in_memory(np.ones(number, np.float32))}
+    safetensors.write(str(tmp_path / "adapter" / "adapter_model.safetensors"), held, {"format": "pt"})
+    with pytest.raises(UserError, match="holds .* numbers, and backbone .* has .*: it is not an adapter of it"):
+        convert(str(tmp_path / "adapter"), "run", str(tmp_path / "x"), backbone=str(tmp_path / "backbone"))
 
 
 GOOD = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}

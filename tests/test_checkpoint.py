@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from tiny_run import describe, row
 from tiny_world import arguments, start, write_world
 
-from mpt_jax import digests, run_folder
+from mpt_jax import checkpoint, digests, run_folder
 from mpt_jax.checkpoint import Best, Checkpoints, load_trainable
 from mpt_jax.errors import UserError
 from mpt_jax.run_folder import read_run_json
@@ -129,6 +129,17 @@ def test_a_damaged_checkpoint_is_passed_over_only_when_asked(run_dir, capsys):
     again.save(9, state(), None, {"step": 9})  # its number is free again
     again.close()
     assert Checkpoints(run_dir).latest_step() == 9
+
+
+def test_arrays_that_promise_far_more_than_their_files_hold_are_refused_before_they_are_read(run_dir, monkeypatch):
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(7, state(), best(), {})
+    checkpoints.close()
+    monkeypatch.setattr(checkpoint, "MOST_PACKED", 1)
+    monkeypatch.setattr(checkpoint, "PACKED_TIMES", 0)
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointer, "restore", None)
+    with pytest.raises(UserError, match="the arrays in .*/ promise .* bytes, and its files have"):
+        load_trainable(run_dir)
 
 
 def test_a_folder_that_is_no_run(tmp_path):

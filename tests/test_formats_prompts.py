@@ -4,12 +4,16 @@ wrong requests are named."""
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fixture_folders import TINY, data_folder, random_params
-from tiny_run import row, write_run
+from tiny_families import weights
+from tiny_methods import CAUSAL
+from tiny_run import STEP, row, write_run
 
+from mpt_jax import convert as convert_module
 from mpt_jax.checkpoint import load_trainable
 from mpt_jax.convert import convert
 from mpt_jax.errors import UserError
@@ -17,7 +21,7 @@ from mpt_jax.methods.bank import compose_all
 from mpt_jax.methods.prompt import bank_of, read_prompt_array
 from mpt_jax.model import formats
 from mpt_jax.model.backbone import fingerprint_of
-from mpt_jax.model.formats import prompt_writers, prompts
+from mpt_jax.model.formats import npy_file, prompt_writers, prompts
 from mpt_jax.model.formats.prompts import PromptFile
 
 REAL = ("sst2", "mrpc", "rte")
@@ -171,8 +175,14 @@ def run_folder(tmp_path):
     trainable = {"bank/shared": held.shared_GPD, "bank/cols": held.cols_NPR, "bank/rows": held.rows_NRD}
     write_run(folder, [row("a", 1, 0), row("b", 1, 1), row("a", 2, 2)], trainable, backbone="nano", stage="target")
     (folder / "eval").mkdir()
-    (folder / "eval" / "a.json").write_text(json.dumps({"runs": [{"run": 0, "scores": SCORES}, {"run": 2, "scores": {"accuracy": 90.0}}]}))
+    write_scores(folder, [{"run": 0, "scores": SCORES}, {"run": 2, "scores": {"accuracy": 90.0}}])
     return folder, held
+
+
+def write_scores(folder, runs, **more) -> None:
+    """eval/a.json as `mpt-jax eval` writes it."""
+    told = {"runs": runs, "checkpoint": "best", "step": STEP, "split": "validation", "rows": 12} | more
+    (folder / "eval" / "a.json").write_text(json.dumps(told))
 
 
 def test_a_run_folder(run_folder, tmp_path):
@@ -183,16 +193,77 @@ def test_a_run_folder(run_folder, tmp_path):
     assert back.task_names == ("a#0", "b", "a#2")
     convert(str(folder), "peft", str(tmp_path / "b"), task="b")
     np.testing.assert_array_equal(prompts.read(tmp_path / "b").compose()[0], held.compose()[1])
-    convert(str(folder), "npz", str(tmp_path / "two"), task="a#2,b")
+    convert(str(folder), "npz", str(tmp_path / "two"), task="a#2, b")
     np.testing.assert_array_equal(prompts.read(tmp_path / "two.npz").compose(), held.compose()[[2, 1]])
     convert(str(folder), "npy", str(tmp_path / "a"), task="a#2")
-    assert "accuracy 90.00" in (tmp_path / "a.npy.md").read_text()
+    assert "accuracy 90.00 (validation, 12 rows)" in (tmp_path / "a.npy.md").read_text()
     with pytest.raises(UserError, match=r"trained 2 times; give one of a#0 \(seed 1.*a#2 \(seed 2.*accuracy 90.00"):
         convert(str(folder), "npy", str(tmp_path / "c"), task="a")
+    for other in ({"checkpoint": "last"}, {"step": STEP - 1}):  # scores of other weights
+        write_scores(folder, [{"run": 2, "scores": {"accuracy": 90.0}}], **other)
+        convert(str(folder), "npy", str(tmp_path / f"other{len(other)}{other.get('step', '')}"), task="a#2")
+    assert not [path for path in tmp_path.glob("other*.md") if "accuracy" in path.read_text()]
     with pytest.raises(UserError, match="'' is not among the tasks of the source: a#0, b, a#2"):
         convert(str(folder), "npy", str(tmp_path / "c"), task=",")
     with pytest.raises(UserError, match="'z' is not among the tasks of the source: a#0, b, a#2"):
         convert(str(folder), "npy", str(tmp_path / "c"), task="z")
+
+
+def test_runs_of_a_task_that_differ_in_their_source_are_told_apart(tmp_path):
+    runs = [row("a", 1, n) | {"source": source} for n, source in enumerate(("s", "t"))]
+    folder = write_run(tmp_path / "run", runs, {"bank/shared": bank(3, rank=0).shared_GPD[:2]})
+    scored = [{"step": STEP, "split": "dev", "task": "a", "run": n, "accuracy": 50.0 + n} for n in range(2)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scored))
+    with pytest.raises(UserError, match=r"a#0 \(.*from s, best dev score 50.0\), a#1 \(.*from t, best dev score 51.0\)"):
+        convert(folder, "npy", str(tmp_path / "x"), task="a")
+
+
+def test_a_run_that_does_not_tell_its_family_takes_it_from_the_backbone_that_is_named(tmp_path, capsys):
+    """The bank in the package is of a decoder-only model and says so."""
+    shipped = Path(convert_module.__file__).parent / "banks" / "smollm2"
+    convert(str(shipped), "peft", str(tmp_path / "shipped"))
+    assert json.loads((tmp_path / "shipped" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    assert not capsys.readouterr().err
+    formats.write_backbone("own", str(tmp_path / "llama"), CAUSAL, weights(CAUSAL), "bytes")
+    held = bank(1, width=CAUSAL.d_model)
+    trained = {"bank/shared": held.shared_GPD, "bank/cols": held.cols_NPR, "bank/rows": held.rows_NRD}
+    config, arrays, _ = formats.read_backbone(str(tmp_path / "llama"))
+    runs = [row(name, 1, 0) for name in "abc"]
+    write_run(tmp_path / "run", runs, trained, backbone="gone", fingerprint=fingerprint_of(arrays), stage="source")
+    convert(str(tmp_path / "run"), "peft", str(tmp_path / "told"), backbone=str(tmp_path / "llama"))
+    assert json.loads((tmp_path / "told" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    convert(str(tmp_path / "run"), "peft", str(tmp_path / "untold"))
+    assert "is for a sequence-to-sequence model; add --backbone FOLDER" in capsys.readouterr().err
+    write_run(tmp_path / "other", runs, trained, backbone="gone", stage="source")
+    with pytest.raises(UserError, match="these prompts were trained on backbone gone .f{16}."):
+        convert(str(tmp_path / "other"), "peft", str(tmp_path / "x"), backbone=str(tmp_path / "llama"))
+    with pytest.raises(UserError, match="--backbone 'nano' has width 192, the prompts of .* have width"):
+        convert(str(tmp_path / "run"), "peft", str(tmp_path / "x"), backbone="nano")
+
+
+def test_an_npz_that_holds_something_else_next_to_prompts_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.zeros((2, 4), np.float32), b=np.zeros((1, 2, 4), np.float32))
+    with pytest.raises(UserError, match=r"of one shape and nothing else; it has a \(2, 4\), b \(1, 2, 4\)"):
+        prompts.read(tmp_path / "x.npz")
+
+
+def test_a_small_file_that_makes_more_prompts_than_a_file_may_hold_is_refused(tmp_path):
+    tasks = npy_file.MOST_BYTES // (4 * 100 * 1000) + 1
+    bank_arrays = {"shared_GPD": np.zeros((1, 100, 1000), np.float32), "group_N": np.zeros(tasks, np.int32)}
+    bank_arrays |= {"task_names": np.array([f"t{n}" for n in range(tasks)])}
+    np.savez_compressed(tmp_path / "x.npz", **{f"bank/{name}": array for name, array in bank_arrays.items()})
+    with pytest.raises(UserError, match="makes prompts of 1,0.* bytes from what it holds; a file's have at most 1,073,741,824"):
+        prompts.read(tmp_path / "x.npz")
+
+
+def test_a_run_folder_is_not_a_file_to_start_from(run_folder):
+    with pytest.raises(UserError, match="init_file: .*run is a run folder, not a file of prompts; .*mpt-jax convert --from .*run --to npy"):
+        read_prompt_array(str(run_folder[0]), 4, 6)
+
+
+def test_a_file_of_prompts_in_a_bucket_is_to_be_copied_first():
+    with pytest.raises(UserError, match="gs://bucket/x.npy: a file of prompts is read from this machine alone; copy it here first"):
+        prompts.read("gs://bucket/x.npy")
 
 
 @pytest.mark.parametrize("score", [10**400, True, "90"], ids=("huge", "truth", "text"))
@@ -203,7 +274,7 @@ def test_scores_that_are_not_numbers_are_refused(score, run_folder, tmp_path):
     arrays = dict(np.load(tmp_path / "bank.npz"))
     rows = [{"task": name, "group": 0, "scores": {"accuracy": score}} for name in "abc"]
     np.savez(tmp_path / "bank.npz", **arrays | {"bank/metadata": np.array(json.dumps({"runs": rows}))})
-    (folder / "eval" / "a.json").write_text(json.dumps({"runs": [{"run": 0, "scores": rows[0]["scores"]}]}))
+    write_scores(folder, [{"run": 0, "scores": rows[0]["scores"]}])
     (tmp_path / "t5x" / "checkpoint_7").mkdir(parents=True)
     bank_arrays = {f"bank/{part}": formats.in_memory(array) for part, array in held.bank.trainable().items()}
     formats.t5x.write_orbax(str(tmp_path / "t5x" / "checkpoint_7"), bank_arrays)

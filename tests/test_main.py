@@ -348,6 +348,18 @@ def test_infer_answers_rows_of_a_file(world, target, tmp_path):
         assert isinstance(row["prediction"], str) and set(row["scores"]) == {"no", "yes"}
 
 
+def test_infer_answers_with_a_task_of_the_run_that_is_not_registered_here(world, teachers, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(tasks.TABLE, "vowel")
+    rows, answers = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    rows.write_text('{"inputs": "word: abc1"}\n')
+    argv = ["infer", f"--gin.MODEL_DIR={teachers}", f"--input={rows}", f"--output={answers}"]
+    assert main([*argv, "--gin.TASKS=vowel"]) == 0
+    (answered,) = map(json.loads, answers.read_text().splitlines())
+    assert answered["prediction"] == mpt_jax.load(teachers).predict(["word: abc1"], task="vowel")[0]
+    assert main([*argv, "--gin.TASKS=vowle"]) == 1
+    assert "this run holds no prompt of task 'vowle'; nearest: vowel" in capsys.readouterr().err
+
+
 def test_convert_writes_the_prompts_that_load_gives(source, tmp_path):
     prompts = tmp_path / "prompts.npz"
     assert main(["convert", "--from", str(source), "--to", "npz", "--output", str(prompts)]) == 0

@@ -27,6 +27,7 @@ from tiny_methods import (
     start_of,
 )
 from tiny_model import LENGTH, batch_at, run_forward
+from tiny_run import row
 
 from mpt_jax import digests
 from mpt_jax.config import PromptSettings
@@ -41,10 +42,10 @@ from mpt_jax.methods.bitfit import BitfitSettings
 from mpt_jax.methods.dept import DeptSettings
 from mpt_jax.methods.ia3 import Ia3Settings
 from mpt_jax.methods.lora import LoraSettings
-from mpt_jax.methods.method import MUST, TASK, kept_of, part_of, sizes
+from mpt_jax.methods.method import MUST, TASK, Start, kept_of, part_of, sizes
 from mpt_jax.methods.prefix import PrefixSettings
 from mpt_jax.methods.prompt import GIVEN
-from mpt_jax.methods.vectors import VectorSettings, group_of
+from mpt_jax.methods.vectors import VectorSettings, common_start, group_of
 from mpt_jax.model.backbone import Backbone
 from mpt_jax.model.families.family import Network
 from mpt_jax.model.families.t5_config import T5_SIZES
@@ -334,6 +335,13 @@ def test_of_several_sources_those_that_are_named_are_put_together(name):
     ):
         with pytest.raises(UserError, match=message):
             program(wrong)
+
+
+def test_sources_that_started_from_factors_of_their_own_are_no_vectors():
+    run = {"runs": [row("s")], "settings": {"prompt": {"transfer": "none", "rank": 1, "factor_init": "normal"}}}
+    start = Start(settings_of("vectors"), None, {}, np.array([0]), [1], ["a"], source=({}, run))
+    with pytest.raises(UserError, match="factors by factor_init 'normal', each from a prompt of its own; take sources with factor_init"):
+        common_start(start, 1)
 
 
 def test_sources_join_a_group_in_the_order_of_their_similarity():

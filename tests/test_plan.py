@@ -1,6 +1,7 @@
 """Runs of a program: combinations, groups, few-shot rows, streams, what they start from."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mpt_jax.checkpoint import Loaded, load, load_trainable
 from mpt_jax.config import DataSettings, DistillationSettings, OptimizerSettings, PromptSettings, Settings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods.bank import compose_all
-from mpt_jax.methods.prompt import paths_of
+from mpt_jax.methods.prompt import paths_of, source_runs
 from mpt_jax.methods.table import method_of, own_settings
 from mpt_jax.train.plan import (
     check_folders,
@@ -103,6 +104,15 @@ def test_targets_read_the_arrays_of_their_source(tmp_path):
         ("target", {"prompt": PromptSettings(transfer_task="a")}, "transfer_task = 'a' is given, .* = 'mean' does not read it: add --gin"),
         ("target", {"source_dir": "x", "prompt": PromptSettings(init="uniform")}, "init = 'uniform' is given, and stage 'target' starts"),
         ("target", {"prompt": PromptSettings(transfer="shared"), "method": "attempt"}, "transfer = 'shared' takes none of them"),
+        ("target", {"prompt": PromptSettings(init="uniform"), "method": "spot"}, "'spot' starts from prompts of SOURCE_DIR: leave it"),
+        ("target", {"prompt": PromptSettings(init="uniform"), "method": "vectors"}, "'vectors' starts from prompts of SOURCE_DIR"),
+        ("teacher", {"prompt": PromptSettings(init="uniform"), "method": "lora"}, "init = 'uniform' .*, and METHOD = 'lora' has no prompt"),
+        ("source", {"prompt": PromptSettings(init="text", init_text={"a": "A"})}, "with stage 'source' all tasks start from one prompt"),
+        (
+            "target",
+            {"prompt": PromptSettings(transfer="task", transfer_task={"a": "s"}, shared_over_targets=True), "source_dir": "x"},
+            "with PromptSettings.shared_over_targets all tasks start from one prompt: give one for all",
+        ),
     ],
 )
 def test_folders_and_source_tasks_that_nothing_reads_are_refused(stage, given, message):
@@ -139,6 +149,34 @@ def test_a_teacher_for_each_run_of_the_same_seed_where_there_is_one(tmp_path):
         teacher_prompts(plan, settings("source"), tiny_backbone())
     assert teacher_prompts(plan, aligned._replace(distillation=DistillationSettings(weight=0.0)), tiny_backbone()) is None
     assert teacher_prompts(plan, settings("target"), tiny_backbone()) is None
+
+
+def scored(folder, scores) -> str:
+    """A run folder with dev scores of its bank rows."""
+    lines = [{"step": 1, "split": "dev", "task": task, "run": n, "accuracy": score} for n, (task, score) in enumerate(scores)]
+    (Path(folder) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+def test_of_several_learning_rates_teachers_and_sources_are_those_that_did_best(tmp_path, capsys):
+    """Each teacher by itself; tasks that share a prompt together."""
+    teachers = new_bank(4, 1, rank=0)
+    runs = [row(task, 1, 2 * number + n, rate) for number, rate in enumerate((0.1, 0.3)) for n, task in enumerate(TASKS)]
+    folder = write_run(tmp_path / "teachers", runs, paths_of(teachers))
+    aligned = settings("source", seeds=[1], teacher_dir=folder)
+    plan = plan_runs(aligned, TASKS)
+    np.testing.assert_array_equal(teacher_prompts(plan, aligned, tiny_backbone()), np.asarray(compose_all(teachers))[[0, 1]])
+    said = capsys.readouterr().err
+    assert "no dev scores tell which of its learning rates or sources is best for task 'b'; the first is taken (0.1, 0." in said
+    scored(folder, [("a", 60.0), ("b", 50.0), ("a", 40.0), ("b", 70.0)])
+    np.testing.assert_array_equal(teacher_prompts(plan, aligned, tiny_backbone()), np.asarray(compose_all(teachers))[[0, 3]])
+    source = new_bank(2, 2)
+    runs = [row(task, 1, group, 0.1 * (group + 1)) for group in range(2) for task in TASKS]
+    folder = scored(write_run(tmp_path / "source", runs, paths_of(source)), [("a", 60.0), ("b", 50.0), ("a", 40.0), ("b", 80.0)])
+    arrays, run = read_source(settings(source_dir=folder), tiny_backbone())
+    found, names = source_runs(arrays, run, 1)
+    assert names == list(TASKS) and len(found.shared_GPD) == 1
+    np.testing.assert_array_equal(compose_all(found), np.asarray(compose_all(source))[[2, 3]])
 
 
 def test_a_run_that_is_not_finished_is_refused_as_source_and_as_teacher(tmp_path):

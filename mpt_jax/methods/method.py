@@ -95,7 +95,7 @@ class Method(NamedTuple):
     settings: the dataclass of its own settings (Settings.method). learning_rate and factor_learning_rate: what LEARNING_RATE and
     FACTOR_LEARNING_RATE are where they are not given; target_factor_learning_rate: the latter in the target stages, where it differs.
     from_source: NEVER, MAY or MUST. each_source: a run is trained from each task of SOURCE_DIR, and the one that does best on the dev
-    split answers.
+    split answers. reads_init: its prompts start as PromptSettings.init says where they do not start from SOURCE_DIR.
     prefix_length(Settings) -> vectors that it puts in front of an input.
     A parameter that no row covers stops the run with a UserError before its first step.
 
@@ -118,6 +118,7 @@ class Method(NamedTuple):
     target_factor_learning_rate: float | None = None
     from_source: str = MAY
     each_source: bool = False
+    reads_init: bool = True
     prefix_length: Callable[[Settings], int] = no_prefix
 
     @property

@@ -101,7 +101,9 @@ def settings_of_task(settings: PromptSettings, task: str) -> PromptSettings:
 
 
 def source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: int) -> tuple[PromptBank, list[str]]:
-    """The source run's prompts of the same seed, or else of its first, under its first rates, and the names of their tasks.
+    """The source run's prompts of the same seed, or else of its first, and the names of their tasks.
+
+    run: of one learning rate for each task, as train.plan.read_prompts gives it.
 
     A group where they share parameters, as the source stage has them; one for each task where each has its own, as teachers have.
     """
@@ -110,13 +112,8 @@ def source_runs(arrays: Mapping[str, np.ndarray], run: Mapping[str, Any], seed: 
     if bank is None:
         raise UserError(f"SOURCE_DIR holds no prompts: its run trained {run.get('method')!r}. Name a run of METHOD = 'prompt'.")
     seed = seed if any(row["seed"] == seed for row in rows) else rows[0]["seed"]
-    same = [n for n, row in enumerate(rows) if row["seed"] == seed]
-    members = [n for n in same if _rates(rows[n]) == _rates(rows[same[0]])]
+    members = [n for n, row in enumerate(rows) if row["seed"] == seed]
     return select(bank, members), [rows[n]["task"] for n in members]
-
-
-def _rates(row: Mapping[str, Any]) -> tuple:
-    return row.get("learning_rate"), row.get("factor_learning_rate")
 
 
 def init_prompt(settings: PromptSettings, embedding_VD, seed: int, text_ids: Sequence[int] | None = None, scale: float | None = None):

@@ -27,4 +27,4 @@ def init(start: Start) -> dict[str, Any]:
     return prompt.paths_of(stack_groups(banks))
 
 
-METHOD = prompt.METHOD._replace(name="spot", init=init, from_source=MUST, each_source=True)
+METHOD = prompt.METHOD._replace(name="spot", init=init, from_source=MUST, each_source=True, reads_init=False)

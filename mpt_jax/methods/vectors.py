@@ -61,6 +61,9 @@ def common_start(start: Start, seed: int) -> np.ndarray:
     run = start.source[1]
     known, told = {field.name for field in dataclasses.fields(PromptSettings)}, (run.get("settings") or {}).get("prompt") or {}
     settings = PromptSettings(**{name: value for name, value in told.items() if name in known})
+    if settings.rank and settings.factor_init != "ones":
+        message = f"METHOD = 'vectors': the prompts of SOURCE_DIR started from factors by factor_init {settings.factor_init!r}"
+        raise UserError(f"{message}, each from a prompt of its own; take sources with factor_init 'ones', or rank 0.")
     if settings.transfer != "none" or settings.init not in ("vocabulary", "uniform"):
         message = f"METHOD = 'vectors': the prompts of SOURCE_DIR started from init {settings.init!r} with transfer {settings.transfer!r}"
         raise UserError(f"{message}; take those of stage 'teacher' with init 'vocabulary' or 'uniform', which start from one prompt.")
@@ -102,5 +105,6 @@ METHOD = Method(
         Part("teacher/prompts", TASK, FROZEN),
         Part("backbone/.*", None, FROZEN),
     ),
-    init, Adaptation(adapt, prefix_only=True), VectorSettings, from_source=MUST, prefix_length=prompt.METHOD.prefix_length,
+    init, Adaptation(adapt, prefix_only=True), VectorSettings,
+    from_source=MUST, reads_init=False, prefix_length=prompt.METHOD.prefix_length,
 )  # fmt: skip

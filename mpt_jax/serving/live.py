@@ -190,6 +190,8 @@ class Live:
     def _exported(self, place: str, name: str) -> tuple[Source, np.ndarray]:
         backbone = self.banks.backbone
         held = prompts.read(place, backbone.config.d_model, scale=prompts.peft_facts(backbone.config)["prompt_scale"])
+        if len(held.task_names) > self.settings.max_tasks:
+            raise UserError(f"{place} holds {len(held.task_names):,} prompts, and --max_tasks is {self.settings.max_tasks}.")
         there = held.metadata.get("backbone", {}).get("fingerprint", backbone.fingerprint)
         if there != backbone.fingerprint:
             raise UserError(f"{place} was trained on another backbone ({there}), this is {backbone.name} ({backbone.fingerprint}).")

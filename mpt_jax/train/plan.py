@@ -18,10 +18,12 @@ from mpt_jax.checkpoint import Loaded, load
 from mpt_jax.config import TARGET_STAGES, WEIGHT_STAGES, DataSettings, Settings, scoring_steps
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampler import Stream, few_shot_rows
+from mpt_jax.distributed import say
 from mpt_jax.errors import UserError
-from mpt_jax.methods.bank import compose_all
-from mpt_jax.methods.method import BACKBONE, MUST, NEVER, Method, check_counts
-from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of
+from mpt_jax.infer.history import best_dev, chosen_settings, tried
+from mpt_jax.methods.bank import PromptBank, compose_all, select
+from mpt_jax.methods.method import BACKBONE, MUST, NEVER, Method, check_counts, no_prefix
+from mpt_jax.methods.prompt import METHOD, bank_alone, bank_of, paths_of
 from mpt_jax.methods.source_prompts import chosen_sources
 from mpt_jax.methods.table import method_named, method_of
 from mpt_jax.model.backbone import Backbone
@@ -172,9 +174,17 @@ def check_folders(settings: Settings, method: Method) -> None:
     if method.from_source == MUST and prompt.transfer == "shared":
         message = f"METHOD = {method.name!r} takes prompts of source tasks, and PromptSettings.transfer = 'shared' takes none of them"
         raise UserError(f"{message}: leave it out, or name tasks with --gin.PromptSettings.transfer_task=A,B.")
+    if prompt.init != "vocabulary" and (not method.reads_init or method.prefix_length is no_prefix):
+        why = "starts from prompts of SOURCE_DIR" if method.from_source == MUST else "has no prompt"
+        raise UserError(f"PromptSettings.init = {prompt.init!r} is given, and METHOD = {method.name!r} {why}: leave it out.")
     if starts and method.from_source != MUST and prompt.init != "vocabulary":
         message = f"PromptSettings.init = {prompt.init!r} is given, and stage {train.stage!r} starts from SOURCE_DIR"
         raise UserError(f"{message}: leave it out, or take --gin.PromptSettings.transfer=none.")
+    for name in ("init_text", "transfer_task"):
+        if isinstance(getattr(prompt, name), dict) and (train.stage in TOGETHER or prompt.shared_over_targets):
+            why = "PromptSettings.shared_over_targets" if train.stage not in TOGETHER else f"stage {train.stage!r}"
+            message = f"PromptSettings.{name} = {getattr(prompt, name)!r} is given by task, and with {why} all tasks start from one prompt"
+            raise UserError(f"{message}: give one for all.")
     if prompt.transfer_task and not (starts and (prompt.transfer == "task" or method.from_source == MUST)):
         message = f"PromptSettings.transfer_task = {prompt.transfer_task!r} is given, and stage {train.stage!r} with transfer"
         raise UserError(f"{message} = {prompt.transfer!r} does not read it: add --gin.PromptSettings.transfer=task, or leave it out.")
@@ -212,11 +222,12 @@ def source_folder(name: str) -> str:
 def read_prompts(
     run_dir: str, setting: str, backbone: Backbone, allow_unfinished: bool = False
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """A run's best arrays and run.json.
+    """A run's best arrays and run.json; of several learning rates or sources those that did best (``_of_best_settings``).
 
     Raises UserError if it is not finished, was trained on another backbone, or trained a backbone itself.
     """
-    loaded = load(brought(setting, run_dir))
+    here = brought(setting, run_dir)
+    loaded = load(here)
     trained, run = loaded.trainable, loaded.run
     require(run, run_dir, "backbone.name", "backbone.fingerprint", "runs")
     bank = bank_alone(trained, run, run_dir)
@@ -233,7 +244,39 @@ def read_prompts(
         message = f"{setting} = {run_dir!r} holds prompts of width {width}, the backbone {backbone.name!r} has width"
         raise UserError(f"{message} {backbone.config.d_model}; set BACKBONE to the one they were trained on.")
     backbone.check_same(run, f"{setting} = {run_dir!r}", "set BACKBONE to the same weights")
-    return trained, run
+    return (trained, run) if bank is None else _of_best_settings(bank, trained, run, here, f"{setting} = {run_dir!r}")
+
+
+def _of_best_settings(
+    bank: PromptBank, trained: dict[str, np.ndarray], run: dict, run_dir: str, given: str
+) -> tuple[dict[str, np.ndarray], dict]:
+    """The runs under the learning rates, and from the source, that did best on the dev split, as ``eval`` and ``infer`` take them.
+
+    Tasks that share parameters take the same. Where not all were scored the first ones are taken, and a line says so.
+    """
+    rows = run["runs"]
+    tasks_of: dict[int, set[str]] = {}
+    for row in rows:
+        tasks_of.setdefault(row["group"], set()).add(row["task"])
+    shared, names = any(len(found) > 1 for found in tasks_of.values()), dict.fromkeys(row["task"] for row in rows)
+    sets = [list(range(len(rows)))] if shared else [[n for n, row in enumerate(rows) if row["task"] == name] for name in names]
+    several = [numbers for numbers in sets if len({tried(rows[n]) for n in numbers}) > 1]
+    if not several:
+        return trained, run
+    best = best_dev(run_dir)
+    unscored = [numbers for numbers in several if any(n not in best for n in numbers)]
+    for numbers in unscored:
+        first = ", ".join(str(value) for value in tried(rows[numbers[0]]) if value is not None)
+        of = "" if shared else f" for task {rows[numbers[0]]['task']!r}"
+        say(f"{given}: no dev scores tell which of its learning rates or sources is best{of}; the first is taken ({first})")
+    kept = []
+    for numbers in sets:
+        first = [n for n in numbers if tried(rows[n]) == tried(rows[numbers[0]])]
+        kept += first if numbers in unscored else chosen_settings(rows, numbers, best)
+    kept.sort()
+    chosen = select(bank, kept)
+    rows = [rows[n] | {"group": int(group)} for n, group in zip(kept, chosen.group_N, strict=True)]
+    return paths_of(chosen), run | {"runs": rows}
 
 
 def is_finished(loaded: Loaded) -> bool:

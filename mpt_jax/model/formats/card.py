@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mpt_jax.methods.bank import BANK
 from mpt_jax.model.formats.prompts import CAUSAL, PromptFile
 
 USE = {
@@ -19,9 +20,8 @@ USE = {
     ),
     "npy": 'A prompt (length, width) float32: `numpy.load("FILE.npy")`; prepend it to the embedded input.\n',
     "npz": (
-        "A prompt bank: the prompt of task n is `shared_GPD[group_N[n]] * (cols_NPR[n] @ rows_NRD[n])`, "
-        "which is "
-        "`prompt_NPD[n]` (`prompt_PD` for one task).\n"
+        "Each task's prompt (length, width) float32 under its name: `numpy.load(\"FILE.npz\")[\"TASK\"]`; prepend it to the embedded "
+        f"input. The bank that they come from: `{BANK}shared_GPD` and `{BANK}group_N`FACTORS.\n"
     ),
 }
 
@@ -50,16 +50,18 @@ def card(kind: str, prompts: PromptFile) -> str:
     }
     lines = [*head, "", f"# Prompts for {facts['tasks']}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", "## Tasks, in the order of the file", "", *_tasks(prompts), "", "## Use", "", _use(kind, backbone)]
+    lines += ["", "## Tasks, in the order of the file", "", *_tasks(prompts), "", "## Use", "", _use(kind, backbone, rank)]
     if metadata.get("settings"):
         lines += ["## Settings", "", "```json", json.dumps(metadata["settings"], indent=2), "```", ""]
     return "\n".join(lines)
 
 
-def _use(kind: str, backbone: Mapping[str, Any]) -> str:
+def _use(kind: str, backbone: Mapping[str, Any], rank: int) -> str:
     """How to use the file with the backbone."""
     causal, scale = backbone.get("task_type") == CAUSAL, backbone.get("prompt_scale", 1.0)
-    text = USE[kind].replace("AUTO_CLASS", "AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM")
+    product = f"`{BANK}shared_GPD[{BANK}group_N[n]] * ({BANK}cols_NPR[n] @ {BANK}rows_NRD[n])`"
+    factors = f"; the prompt of task n is {product}" if rank else ""
+    text = USE[kind].replace("AUTO_CLASS", "AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM").replace("FACTORS", factors)
     if kind == "peft" and causal:
         text += (
             "\nAnswer texts of one length together, or one by one: PEFT passes over positions, so tokens that fill a row up on its left "
@@ -82,5 +84,8 @@ def _tasks(prompts: PromptFile) -> list[str]:
     for n, task in enumerate(prompts.task_names):
         row: Mapping[str, Any] = runs[n] if n < len(runs) else {}
         scores = ", ".join(f"{name} {value:.2f}" for name, value in row.get("scores", {}).items()) or "not recorded"
-        rows.append(f"| {n} | {task} | {row.get('seed', '')} | {row.get('learning_rate', '')} | {scores} |")
+        scored = row.get("scored") or {}
+        scores += f" ({scored.get('split')}, {scored.get('rows')} rows)" if scored else ""
+        rate = f"{row.get('learning_rate', '')}" + (f", from {row['source']}" if row.get("source") else "")
+        rows.append(f"| {n} | {task} | {row.get('seed', '')} | {rate} | {scores} |")
     return rows

@@ -27,6 +27,8 @@ def detect(path: str, inside: bool = False) -> tuple[str, str]:
         check_regular(path)
         return _file(path), path
     if path.endswith((".npy", ".npz")) and not os.path.isdir(path):
+        if is_remote(path):
+            raise UserError(f"{path}: a file of prompts is read from this machine alone; copy it here first (gcloud storage cp).")
         raise UserError(f"File {path} does not exist.")
     folder = Folder(path)
     if folder.exists("run.json"):

@@ -142,8 +142,14 @@ def read(path: str | os.PathLike, width: int | None = None, drop_decoder_half: b
         prompts = _read_peft(Folder(path), drop_decoder_half, scale)
     elif kind in ("t5x", "t5x_file", "orbax"):
         prompts = _read_t5x(t5x.read(kind, path), path)
+    elif kind == "run":
+        advice = f"write one of its prompts to a file: mpt-jax convert --from {path} --to npy --task TASK --output FILE"
+        raise UserError(f"{path} is a run folder, not a file of prompts; {advice}.")
     else:
         raise UserError(f"{path} holds a backbone ({kind}), no prompts.")
+    size = 4 * math.prod((len(prompts.task_names), *prompts.shared_GPD.shape[1:]))
+    if size > npy_file.MOST_BYTES:
+        raise UserError(f"{path} makes prompts of {size:,} bytes from what it holds; a file's have at most {npy_file.MOST_BYTES:,}.")
     twice = [name for name, count in collections.Counter(prompts.task_names).items() if count > 1]
     if twice:
         raise UserError(f"{path} has several prompts called {listed(map(shown, twice))}; give each task another name.")
@@ -174,13 +180,12 @@ def _read_npz(path: str) -> PromptFile:
     arrays = {name.removeprefix(BANK): array for name, array in held.items() if name.startswith(BANK)}
     if "shared_GPD" in arrays:
         return _npz_bank(arrays, path)
-    prompts = {name: array for name, array in held.items() if array.ndim == 2}
-    if not prompts or len({array.shape for array in prompts.values()}) > 1:
+    if any(array.ndim != 2 for array in held.values()) or len({array.shape for array in held.values()}) != 1:
         shapes = listed(f"{name} {array.shape}" for name, array in held.items())
-        raise UserError(f"{path} must hold prompts (length, width) of one shape; it has {shapes or 'nothing'}.")
-    for name, array in prompts.items():
+        raise UserError(f"{path} must hold prompts (length, width) of one shape and nothing else; it has {shapes or 'nothing'}.")
+    for name, array in held.items():
         _float32(array, f"{path}: {name}")
-    return plain(np.stack(list(prompts.values())), list(prompts), {"source": path})
+    return plain(np.stack(list(held.values())), list(held), {"source": path})
 
 
 def _npz_bank(arrays: Mapping[str, np.ndarray], path: str) -> PromptFile:
