@@ -78,13 +78,16 @@ PROCESSES: list[tuple[str, dict[str, Any]]] = [
     ("--num_processes", {"type": _whole, "metavar": "N", "help": "number of processes"}),
     ("--process_id", {"type": _whole, "metavar": "N", "help": "0 .. num_processes - 1"}),
 ]
+BACKBONE = ("--backbone", {"default": "", "metavar": "FOLDER", "help": "where the run's backbone is now, if it has moved"})
 OWN: dict[str, list[tuple[str, dict[str, Any]]]] = {  # flags that are no settings
     "quickstart": [
         ("--model_dir", {"default": "mpt_quickstart", "help": "folder of everything it writes (default: %(default)s)"}),
         ("--backbone", {"default": "nano", "choices": ("nano", "smollm2"), "help": "frozen model (default: %(default)s)"}),
     ],
     "train": [("--dry_run", {"action": "store_true", "help": "print tasks, rows, parameters, steps and memory, and stop"})],
+    "eval": [BACKBONE],
     "infer": [
+        BACKBONE,
         ("--input", {"required": True, "help": "JSONL with the task's fields or with 'inputs' in each row, or TASK:SPLIT"}),
         ("--output", {"required": True, "help": "JSONL: each row with inputs and prediction"}),
         ("--score", {

@@ -73,7 +73,8 @@ def command_eval(arguments: argparse.Namespace) -> None:
     from mpt_jax.infer.commands import run_eval
 
     names = task_names(required=False)
-    _print_first(run_eval(configured(EvalSettings), configured(DataSettings), configured(MeshSettings), names))
+    settings, data, mesh = configured(EvalSettings), configured(DataSettings), configured(MeshSettings)
+    _print_first(run_eval(settings, data, mesh, names, arguments.backbone))
 
 
 def command_infer(arguments: argparse.Namespace) -> None:
@@ -82,7 +83,8 @@ def command_infer(arguments: argparse.Namespace) -> None:
 
     names = task_names(required=False, of_run=True)
     settings, data, mesh = configured(EvalSettings), configured(DataSettings), configured(MeshSettings)
-    _print_first(run_infer(settings, data, mesh, names, _brought("--input", arguments.input), arguments.output, arguments.score))
+    source = _brought("--input", arguments.input)
+    _print_first(run_infer(settings, data, mesh, names, source, arguments.output, arguments.score, arguments.backbone))
 
 
 def command_cache(arguments: argparse.Namespace) -> None:

@@ -5,8 +5,9 @@ import logging
 import os
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 from mpt_jax import paths
@@ -63,7 +64,9 @@ def parse_gin(
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
         if import_module:
             _read(files, [binding for binding in bindings if _of_tasks(binding.name)], skip_unknown=True)
+            logging.disable(logging.NOTSET)
             import_module(configured(TaskSettings))
+            logging.disable(logging.ERROR)
         _add_methods()
         _read(files, bindings)
         with gin_errors(SETTINGS, ""):
@@ -82,14 +85,28 @@ def _of_tasks(name: str) -> bool:
 def _read(files: Sequence[str], bindings: Sequence[Binding], skip_unknown: bool = False) -> None:
     """Files and bindings, and nothing that was read before. skip_unknown: settings that no class has are passed over."""
     gin.clear_config()
+    read: dict[str, str] = {}
     for file in files:
         with gin_errors(SETTINGS, f"--gin_file={file}: "):
-            gin.parse_config_files_and_bindings([file], [], False, skip_unknown, print_includes_and_imports=False)
+            (found,) = gin.parse_config_files_and_bindings([file], [], False, skip_unknown, print_includes_and_imports=False)
+        names = list(_with_includes(found))
+        twice = next((name for name in names if name in read), None)
+        if twice:
+            message = f"--gin_file={file} reads {twice} again after {read[twice]}, which would undo the settings of {read[twice]}"
+            raise UserError(f"{message}: take its include out of {file}, or leave {read[twice]} out.")
+        read |= dict.fromkeys(names, file)
     hints = _hints(gin.config_str())
     for name, text, flag in bindings:
         value = as_gin(flag, text, hints.get(name.rpartition("/")[2]))
         with gin_errors(SETTINGS, f"{flag}={text}: "):
             gin.parse_config([f"{name} = {value}"], skip_unknown)
+
+
+def _with_includes(read: Any) -> Iterator[str]:
+    """The names of a gin file and of all that it includes."""
+    yield read.filename
+    for inner in read.includes:
+        yield from _with_includes(inner)
 
 
 def _add_methods() -> None:

@@ -29,7 +29,7 @@ LAYOUT = ("micro_batch_size", "smallest_micro_batch", "input_buckets", "target_b
 # changing these does not change what a run computes, up to the order of sums
 FREE_TO_CHANGE = (
     "model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch", "data", "fsdp", "tensor", "remat", "skip_damaged_checkpoints",
-    "trust_caches", "allow_unfinished", "eval_batch_size", *LAYOUT,
+    "trust_caches", "allow_unfinished", "eval_batch_size", "path", *LAYOUT,  # path: of the backbone, whose weights are told by their digest
 )  # fmt: skip
 NUMBER = (int, float)
 MOST_RUN_BYTES = 2**28  # of a run.json; ten thousand few-shot runs write a hundredth of that

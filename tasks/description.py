@@ -30,7 +30,7 @@ def describe(
     with labels have none: labels are recognised as the vocabulary writes them). Raises TaskError as `rows` does.
     """
     task = TABLE.get(name)
-    splits = task.splits if task else seqio_tasks.get(name).splits
+    splits = task.splits if task else seqio_tasks.splits_of(name)
     measured = {split: _measure(name, split, tokens, lengths, limit, written) for split in splits}
     found = {
         "name": name,

@@ -39,6 +39,18 @@ def get(name: str) -> "seqio.Task":
     return sys.modules["seqio"].TaskRegistry.get(name)
 
 
+def splits_of(name: str) -> tuple[str, ...]:
+    """The splits of a registered SeqIO task. Raises TaskError where its data are not there yet."""
+    try:
+        return tuple(get(name).splits)
+    except (ValueError, OSError) as error:  # a source over TFDS asks for the data as they were prepared
+        source = get(name).source
+        told = getattr(getattr(source, "tfds_dataset", None), "name", None)
+        how = f"`tfds build {told}`, or tfds.load({told!r})" if told else "what its source reads"
+        why = str(error).strip() or type(error).__name__
+        raise TaskError(f"the data of SeqIO task {name!r} are not there ({why}): prepare {how}") from error
+
+
 def mixture_tasks(name: str) -> list[str]:
     """Names of the tasks in a registered mixture."""
     seqio = sys.modules["seqio"]
@@ -48,7 +60,7 @@ def mixture_tasks(name: str) -> list[str]:
 def seqio_rows(name: str, split: str) -> Iterator[dict]:
     """The rows of an ordinary SeqIO task, in order: `inputs` and `targets` text and the other features."""
     task = get(name)
-    check_split(name, split, task.splits)
+    check_split(name, split, splits_of(name))
     for feature in ("inputs", "targets"):
         if feature not in task.output_features:
             raise TaskError(
@@ -132,7 +144,7 @@ def seqio_ingredients(name: str, split: str) -> dict:
     task name or an emptied cache.
     """
     task = get(name)
-    check_split(name, split, task.splits)
+    check_split(name, split, splits_of(name))
     source = task.source
     settings = {}
     for key in ("tfds_dataset", "_dataset_fn", "_reader", "_read_file_fn", "_split_to_filepattern"):

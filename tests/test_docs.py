@@ -115,6 +115,7 @@ def codes(page: Path) -> Iterator[str]:
 
 OTHERS = {  # flags of other programs
     "--no-deps",  # pip
+    "--local-dir",  # hf
     "--model", "--output_dir", "--quantization",  # ct2-transformers-converter
     "--max-run-duration", "--valid-until-duration", "--time",  # gcloud, Slurm
     "--file", "--tag", "--build-arg",  # docker

@@ -5,6 +5,7 @@ Covers commands.py, gin_settings.py, infer/commands.py."""
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -321,7 +322,7 @@ def test_a_source_run_holds_what_targets_need(source):
     assert (source / "config.gin").is_file() and (source / "metrics.jsonl").is_file()
 
 
-def test_few_shot_runs_draw_rows_of_their_own(folder, world, source):
+def test_few_shot_runs_draw_rows_of_their_own(folder, world, source, tmp_path, capsys):
     run = folder / "few"
     few = {"SEED": [1, 2], "K_SHOT": 4, "SOURCE_DIR": str(source), "MODEL_DIR": str(run)}
     assert main(arguments("train", "fewshot.gin", world, TASKS=["digit"], **few)) == 0
@@ -329,6 +330,76 @@ def test_few_shot_runs_draw_rows_of_their_own(folder, world, source):
     assert [len(row["few_shot"]) for row in described["runs"]] == [4, 4]
     assert described["runs"][0]["few_shot"] != described["runs"][1]["few_shot"]
     assert described["parameters"]["per_task"] == 3 * 16 + 3 + 16
+    (tmp_path / "rows.jsonl").write_text('{"inputs": "word: abc1"}\n')
+    argv = arguments("infer", "", world, MODEL_DIR=str(run))
+    assert main([*argv, f"--input={tmp_path / 'rows.jsonl'}", f"--output={tmp_path / 'answers.jsonl'}"]) == 0
+    assert "task 'digit' was trained under 2 seeds: seed 1 answers; eval gives the mean over all" in capsys.readouterr().err
+
+
+def test_a_run_finds_its_backbone_from_any_folder_and_takes_another_place_of_it(world, tmp_path, monkeypatch, capsys):
+    shutil.copytree(world["BACKBONE"], tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    argv = arguments("train", "teacher.gin", world, BACKBONE="weights", MODEL_DIR="run", TASKS=["vowel"], TRAIN_STEPS=1)
+    assert main(argv) == 0
+    described = json.loads(Path("run/run.json").read_text())
+    assert described["settings"]["backbone"]["path"] == described["backbone"]["name"] == str(tmp_path / "weights")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evaluated = arguments("eval", "eval.gin", {**world, "BACKBONE": "nano"}, MODEL_DIR=str(tmp_path / "run"))
+    assert main(evaluated) == 0
+    (tmp_path / "weights").rename(tmp_path / "moved")
+    fails(capsys, evaluated, f"the run's backbone was '{tmp_path}/weights', which no longer exists: give", "as --backbone")
+    assert main([*evaluated, f"--backbone={tmp_path / 'moved'}"]) == 0
+    (tmp_path / "rows.jsonl").write_text('{"inputs": "word: abc1"}\n')
+    answers = ["infer", f"--model_dir={tmp_path / 'run'}", f"--input={tmp_path / 'rows.jsonl'}", f"--output={tmp_path / 'answers.jsonl'}"]
+    assert main([*answers, f"--backbone={tmp_path / 'moved'}"]) == 0
+    monkeypatch.chdir(tmp_path)  # a run that goes on may have it elsewhere too
+    assert main([name.replace("'weights'", "'moved'") for name in argv]) == 0
+
+
+@pytest.mark.parametrize("start", ["text", "file"])
+def test_a_dry_run_of_prompts_that_start_from_a_text_or_a_file(start, world, tmp_path, capsys):
+    np.save(tmp_path / "mood.npy", np.zeros((3, 16), np.float32))
+    given = {"PromptSettings__init": start, f"PromptSettings__init_{start}": "good" if start == "text" else str(tmp_path / "mood.npy")}
+    argv = arguments("train", "teacher.gin", world, MODEL_DIR=str(tmp_path / "run"), TASKS=["vowel"], **given)
+    assert main([*argv, "--dry_run"]) == 0 and "48" in capsys.readouterr().out
+
+
+def test_what_a_users_module_says_is_heard(world, tmp_path, caplog):
+    module = tmp_path / "own_words.py"
+    files = {split: f"{Path(world['MIXTURE_OR_TASK_MODULE']).parent}/vowel_{split}.jsonl" for split in ("train", "validation")}
+    module.write_text(
+        f"from mpt_jax import tasks\ntasks.jsonl('word_valence', files={files}, template='word: {{word}}', labels=('no', 'yes'), "
+        "score='accuracy')\n"
+    )
+    assert main(["tasks", "word_valence", f"--mixture_or_task_module={module}", "--rows=1"]) == 0
+    assert "Task word_valence replaces the shipped task of that name" in caplog.text
+
+
+def test_a_gin_file_that_reads_the_stages_files_again_is_refused(capsys, tmp_path):
+    (tmp_path / "own.gin").write_text("include 'base.gin'\nTRAIN_STEPS = 5\n")
+    again = "reads base.gin again after teacher.gin, which would undo the settings of teacher.gin: take its include out of"
+    fails(capsys, ["train", "teacher", f"--gin_file={tmp_path / 'own.gin'}"], again)
+    fails(capsys, ["train", "teacher", "--gin_file=target.gin"], "--gin_file=target.gin reads base.gin again after teacher.gin")
+
+
+def test_a_task_without_the_split_that_is_scored_says_how_to_name_it(capsys, world, tmp_path):
+    folder = Path(world["MIXTURE_OR_TASK_MODULE"]).parent
+    text = "from mpt_jax import tasks\ntasks.jsonl('mood', files={}, template='word: {{word}}', labels=('no', 'yes'), score='accuracy')\n"
+    for splits in ({"train": "train", "validation": "validation"}, {"train": "train", "dev": "validation"}):  # the first are cached
+        module = tmp_path / f"own_{list(splits)[-1]}.py"
+        module.write_text(text.format({split: str(folder / f"vowel_{file}.jsonl") for split, file in splits.items()}))
+        own = {**world, "MIXTURE_OR_TASK_MODULE": str(module), "CACHE_DIR": str(tmp_path / "cache")}
+        argv = arguments("train", "teacher.gin", own, MODEL_DIR=str(tmp_path / "run"), TASKS=["mood"], TRAIN_STEPS=1)
+        if "validation" in splits:
+            assert main(["cache", *arguments("", "", own, TASKS=["mood"])[1:]]) == 0
+            tasks.TABLE.pop("mood")
+    fails(capsys, argv, "has no split 'validation'; it has train, dev; call the split", "--gin.TrainSettings.eval_split=dev")
+    tasks.TABLE.pop("mood")
+
+
+def test_weights_are_trained_in_their_own_stages(capsys, world, folder):
+    fails(capsys, train(world, folder, METHOD="weights"), "METHOD = 'weights' is of the stages finetune, pretrain: type `mpt-jax")
 
 
 def test_eval_writes_scores(world, target):
@@ -356,7 +427,7 @@ def test_infer_answers_with_a_task_of_the_run_that_is_not_registered_here(world,
     assert main([*argv, "--gin.TASKS=vowel"]) == 0
     (answered,) = map(json.loads, answers.read_text().splitlines())
     assert answered["prediction"] == mpt_jax.load(teachers).predict(["word: abc1"], task="vowel")[0]
-    assert main([*argv, "--gin.TASKS=vowle"]) == 1
+    assert main([*argv, "--gin.TASKS=vowle"]) == 2
     assert "this run holds no prompt of task 'vowle'; nearest: vowel" in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ written, curves are averaged right."""
 import html.parser
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,17 @@ SUMMARY = {
     },
     "target_mean": {"majority": 25.5, "prompt_tuning": 40.0, "mpt": 55.25},
 }
+
+
+def test_a_table_of_several_splits_names_that_of_each_score():
+    def record(name, split):
+        return report.RunRecord(name, Path(name), {"tasks": ["t"]}, [], {"t": score(split)})
+
+    def score(split):
+        return report.Score("accuracy", 50.0, 0.0, 1, split)
+
+    assert report.score_rows([record("a", "test"), record("b", "validation")])[1][2:] == ["50.0 (test)", "50.0 (validation)"]
+    assert report.score_rows([record("a", "test"), record("b", "test")])[1][2:] == ["50.0", "50.0"]
 
 
 def write_run(folder, tasks=("sst2", "mrpc"), seeds=(1, 2), rates=(0.3,), offset=0.0):

@@ -23,6 +23,21 @@ def registry(seqio, table):
     seqio.TaskRegistry._REGISTRY = before
 
 
+def test_data_that_are_not_prepared_are_told_with_what_prepares_them(seqio, monkeypatch):
+    class Task:
+        class source:
+            class tfds_dataset:
+                name = "glue/sst2:2.0.0"
+
+        @property
+        def splits(self):
+            raise ValueError("Task x has no splits")
+
+    monkeypatch.setattr(seqio_tasks, "get", lambda name: Task())
+    with pytest.raises(tasks.TaskError, match="data of SeqIO task 'x' are not there .*no splits.*: prepare `tfds build glue/sst2:2.0.0`"):
+        tasks.describe("x", {}, {})
+
+
 def split_line(dataset, mark):
     import tensorflow as tf
 

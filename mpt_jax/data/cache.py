@@ -250,6 +250,12 @@ def _current(name: str, split: str, vocabulary: Vocabulary, cache_dir: Path) -> 
     try:
         return _split_folder(name, split, cache_dir) / key_name(cache_key(name, split, vocabulary))
     except tasks.TaskError as error:
+        known = tasks.TABLE[name].splits if _registered(name) and name in tasks.TABLE else ()
+        if known and split not in known:  # a cache of it would be of rows that the task has no more
+            if split == "validation":
+                advice = f"call the split for the dev scores 'validation', or type --gin.TrainSettings.eval_split={known[-1]}"
+                raise tasks.TaskError(f"{error}; {advice}") from error
+            raise
         if _latest(name, split, vocabulary, cache_dir) is None:
             raise
         hint = "it was cached before: --trust_caches takes the cache as it is"

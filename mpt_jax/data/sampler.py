@@ -122,7 +122,7 @@ def few_shot_rows(cache: TokenCache, k: int, seed: int, per_class: bool = False)
     in total. `per_class`: k rows of every class. Raises UserError where there are not enough rows.
     """
     if k < 1 or k > cache.rows:
-        raise UserError(f"few-shot k = {k}: task {cache.name!r} has {cache.rows} rows")
+        raise UserError(f"few-shot k = {k}: task {cache.name!r} has {cache.rows} rows; type --k_shot {cache.rows} or fewer")
     random = _random(seed, _FEW_SHOT)
     classes: dict[bytes, list[int]] = {}
     for row in range(cache.rows):

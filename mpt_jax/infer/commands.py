@@ -26,11 +26,11 @@ from mpt_jax.sharding import mesh_or_none
 DESCRIBED_ROWS = 20_000  # rows of a split that `mpt-jax tasks NAME` measures at most
 
 
-def _load(settings: EvalSettings, data: DataSettings, mesh: MeshSettings) -> Predictor:
-    """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS is given."""
+def _load(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, backbone: str) -> Predictor:
+    """The run, with the lengths it was trained with unless TASK_FEATURE_LENGTHS is given. backbone: see ``load``."""
     check_folder("MODEL_DIR", settings.model_dir)
     given = data.feature_lengths if data.lengths_given else None
-    return load(settings.model_dir, settings.checkpoint, feature_lengths=given, batch_size=settings.batch_size, mesh=mesh_or_none(mesh))
+    return load(settings.model_dir, settings.checkpoint, backbone, given, settings.batch_size, mesh_or_none(mesh))
 
 
 def _here(settings: EvalSettings) -> EvalSettings:
@@ -38,13 +38,13 @@ def _here(settings: EvalSettings) -> EvalSettings:
     return dataclasses.replace(settings, model_dir=brought("MODEL_DIR", settings.model_dir))
 
 
-def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, names: Sequence[str]) -> str:
+def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, names: Sequence[str], backbone: str = "") -> str:
     """Scores the named tasks (default: all of the run), writes ``eval/<task>.json`` in the run folder, returns a Markdown table.
 
     A task with several seeds is scored with each; of several learning rates those that did best on the dev split in training.
     """
     given, settings = settings, _here(settings)
-    predictor = _load(settings, data, mesh)
+    predictor = _load(settings, data, mesh, backbone)
     chosen = tuple(names) or predictor.tasks
     bank_rows = {name: predictor.bank_rows(name) for name in chosen}
     folder = cache_folder(data.cache_dir)
@@ -76,12 +76,19 @@ def run_eval(settings: EvalSettings, data: DataSettings, mesh: MeshSettings, nam
 
 
 def run_infer(
-    settings: EvalSettings, data: DataSettings, mesh: MeshSettings, names: Sequence[str], source: str, output: str, score: bool = False
+    settings: EvalSettings,
+    data: DataSettings,
+    mesh: MeshSettings,
+    names: Sequence[str],
+    source: str,
+    output: str,
+    score: bool = False,
+    backbone: str = "",
 ) -> str:
     """Answers each row of a JSONL file (or TASK:SPLIT) into another file; returns one line that says so."""
     if len(names) > 1:
         raise UserError(f"infer answers for one task, {len(names)} are named: {', '.join(names)}.")
-    predictor = _load(_here(settings), data, mesh)
+    predictor = _load(_here(settings), data, mesh, backbone)
     folder = cache_folder(data.cache_dir)
     count = rows.infer(predictor, source, output, names[0] if names else None, score, folder, search_of(settings), settings.method)
     said = f"{count} rows written to {output}"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mpt_jax import distributed, tasks
+from mpt_jax import buckets, distributed, tasks
 from mpt_jax.checkpoint import load as load_checkpoint
 from mpt_jax.config import BackboneSettings, DataSettings
 from mpt_jax.data.batches import BatchSpec
@@ -240,7 +240,7 @@ def load(
     given = _backbone_settings(run, backbone)
     places = functools.partial(places_for, mesh, method)
     loaded = load_backbone(given, lambda config: places(config).of_backbone())
-    advice = "put those weights back there, or give their folder: mpt_jax.load(run, backbone=FOLDER)"
+    advice = "put those weights back there, or give their folder: --backbone FOLDER, mpt_jax.load(run, backbone=FOLDER)"
     loaded.check_same(run, f"run {str(run_dir)!r}", advice)
     flat = loaded.flat()
     # trained weights replace the frozen ones; what else was trained for them (teaching heads) answers nothing
@@ -260,6 +260,9 @@ def _name(run_dir: str | Path) -> str:
 def _backbone_settings(run: Mapping, backbone: str) -> BackboneSettings:
     """What a run says of its backbone, as it is loaded to answer."""
     given = BackboneSettings(**run["settings"]["backbone"])
+    if not backbone and not buckets.is_address(given.path) and os.path.isabs(given.path) and not os.path.exists(given.path):
+        message = f"the run's backbone was {given.path!r}, which no longer exists"
+        raise UserError(f"{message}: give the folder of the same weights as --backbone.")
     # not 'fused', which the machine that trained may have had and this one lacks
     attention = "einsum" if given.attention == "einsum" else "auto"
     return dataclasses.replace(given, path=backbone or given.path, attention=attention)

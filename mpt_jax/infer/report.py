@@ -125,10 +125,11 @@ def all_tasks(records: Sequence[RunRecord]) -> list[str]:
 def score_rows(records: Sequence[RunRecord]) -> list[list[str]]:
     """Cells of the table tasks x run folders, header first; the last line is the mean over tasks that every folder has."""
     rows = [["task", "score", *(record.name for record in records)]]
+    several = len({score.split for record in records for score in record.scores.values()} - {IN_TRAINING}) > 1
     for task in all_tasks(records):
         scores = [record.scores.get(task) for record in records]
         names = dict.fromkeys(score.name for score in scores if score)
-        rows.append([task, " / ".join(names), *(_cell(score) for score in scores)])
+        rows.append([task, " / ".join(names), *(_cell(score, several) for score in scores)])
     shared = [task for task in all_tasks(records) if all(task in record.scores for record in records)]
     if len(shared) > 1:
         means = [f"{np.mean([record.scores[task].mean for task in shared]):.1f}" for record in records]
@@ -136,17 +137,19 @@ def score_rows(records: Sequence[RunRecord]) -> list[list[str]]:
     return rows
 
 
-def _cell(score: Score | None) -> str:
+def _cell(score: Score | None, several: bool) -> str:
+    """A score; with its split where a table has several."""
     if score is None:
         return "–"
     spread = f" ± {score.std:.1f}" if score.runs > 1 else ""
-    return f"{score.mean:.1f}{spread}" + (" †" if score.split == IN_TRAINING else "") + (" ‡" if score.outdated else "")
+    split = f" ({score.split})" if several and score.split != IN_TRAINING else ""
+    return f"{score.mean:.1f}{spread}{split}" + (" †" if score.split == IN_TRAINING else "") + (" ‡" if score.outdated else "")
 
 
 def notes(records: Sequence[RunRecord]) -> str:
     """What the cells mean."""
     splits = sorted({score.split for record in records for score in record.scores.values() if score.split != IN_TRAINING})
-    text = "Scores in percent; ± one standard deviation over seeds."
+    text = "Scores in percent, those of SeqIO tasks as their functions give them; ± one standard deviation over seeds."
     if splits:
         text += f" Split: {', '.join(splits)}."
     if any(score.split == IN_TRAINING for record in records for score in record.scores.values()):

@@ -87,6 +87,9 @@ def text_of_row(given: Given, task: str | None) -> str:
         return tasks.inputs_text(tasks.TABLE[task], row, where)
     if "inputs" in row:
         return tasks.ready_text(row, where)
+    if task in tasks.seqio_tasks.names()[0]:
+        message = f"{where}: no field 'inputs', and the preprocessors of SeqIO task {task!r} read its own data alone"
+        raise UserError(f"{message}; give rows with 'inputs', or --input {task}:SPLIT.")
     message = f"{where}: no field 'inputs', and task {task!r} is not registered here to make it from {', '.join(map(repr, row))}"
     raise UserError(f"{message}; name its module by MIXTURE_OR_TASK_MODULE.")
 
@@ -154,8 +157,16 @@ def _line(row: dict) -> bytes:
 def _ranked(predictor: Predictor, task: str | None, method: str) -> tuple[str, ...]:
     """The labels that a method chooses among; none where it decodes. Raises UserError for a task that is not registered here."""
     registered = tasks.TABLE.get(task) if task else None
-    decodes = method == "decode" or (registered is not None and not registered.labels)
+    decodes = method == "decode" or (registered is not None and not registered.labels) or task in tasks.seqio_tasks.names()[0]
     return () if decodes else predictor.labels(task)
+
+
+def _tell_seed(predictor: Predictor, task: str | None) -> None:
+    """A line where several runs of a task could answer: it is the first of them."""
+    numbers = predictor.bank_rows(task) if predictor.model.own else []
+    if len(numbers) > 1:
+        runs = [predictor.run["runs"][n] for n in numbers]
+        say(f"task {runs[0]['task']!r} was trained under {len(runs)} seeds: seed {runs[0]['seed']} answers; eval gives the mean over all")
 
 
 def _check(
@@ -172,6 +183,7 @@ def _check(
         if name not in seen:
             predictor.check_task(name, score)
             _ranked(predictor, name, method)
+            _tell_seed(predictor, name)
         seen.add(name)
         total += 1
         if keeps and total <= KEPT_ROWS:

@@ -155,7 +155,8 @@ def read_prompt_array(path: str, length: int, width: int, scale: float | None = 
     if len(held.task_names) != 1:
         message = f"PromptSettings.init_file = {path!r} holds {len(held.task_names)} prompts ({', '.join(held.task_names)})"
         raise UserError(f"{message}; write one of them to a file: mpt-jax convert --from {path} --to npy --task TASK --output FILE.")
-    prompt_PD = held.compose()[0]
+    with jax.ensure_compile_time_eval():  # numbers, also where a program is traced for its shapes alone
+        prompt_PD = held.compose()[0]
     if prompt_PD.shape != (length, width):
         message = f"PromptSettings.init_file = {path!r} holds a prompt of shape {prompt_PD.shape}; PROMPT_LENGTH and backbone need"
         raise UserError(f"{message} {(length, width)}.")

@@ -1,6 +1,6 @@
 """The table of methods. One of your own: ``register(Method(...))`` in the module that MIXTURE_OR_TASK_MODULE names, then METHOD."""
 
-from mpt_jax.config import Settings, TrainSettings
+from mpt_jax.config import WEIGHT_STAGES, Settings, TrainSettings
 from mpt_jax.errors import UserError
 from mpt_jax.methods import adapter, attempt, bitfit, dept, ia3, lora, prefix, prompt, spot, vectors, weights
 from mpt_jax.methods.method import Method
@@ -43,6 +43,9 @@ def method_named(name: str) -> Method:
 def method_of(train: TrainSettings) -> Method:
     """The method of a stage: stages that train the backbone have their own. Raises UserError where another one is given."""
     if not train.trains_backbone:
+        if train.method == weights.METHOD.name:
+            stages = ", ".join(WEIGHT_STAGES)
+            raise UserError(f"METHOD = {train.method!r} is of the stages {stages}: type `mpt-jax train {WEIGHT_STAGES[0]}`.")
         return method_named(train.method)
     if train.method not in (TrainSettings.method, weights.METHOD.name):
         message = f"METHOD = {train.method!r} trains nothing of the backbone, and stage {train.stage!r} trains all of it"

@@ -1,6 +1,7 @@
 """Frozen backbones by name or folder: shape, weights by our names, vocabulary, fingerprint."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from mpt_jax import bucket_run, buckets
+from mpt_jax import bucket_run, buckets, distributed
 from mpt_jax.config import BackboneSettings
 from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
@@ -68,6 +69,8 @@ class Backbone:
 def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
     """Where a backbone of a known name is, or the path itself. Raises UserError if there is neither, in the words of who gave it."""
     if name and (is_remote(name) or os.path.exists(name)):
+        if (name in PACKAGED or (SHIPPED / name).is_dir()) and os.sep not in name:
+            _tell_hidden(name, given_as)
         return name
     if buckets.is_address(name):  # of a scheme that the readers do not know themselves
         return bucket_run.brought(given_as.removesuffix(" ="), name)
@@ -76,7 +79,13 @@ def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
     if name in PACKAGED:
         return _packaged(name, given_as)
     known = ", ".join([*sorted(path.parent.name for path in SHIPPED.glob("*/config.json")), *PACKAGED])
-    raise UserError(f"{given_as} {name!r} is neither a known backbone ({known}) nor a folder or file.")
+    advice = f"nothing is downloaded: fetch it first, for example by `hf download {name} --local-dir FOLDER`, and give FOLDER"
+    raise UserError(f"{given_as} {name!r} is neither a known backbone ({known}) nor a folder or file here; {advice}.")
+
+
+@functools.cache
+def _tell_hidden(name: str, given_as: str) -> None:
+    distributed.say(f"{given_as} {name!r} is the folder of that name here, not the backbone that is known by it")
 
 
 def _packaged(name: str, given_as: str) -> str:

@@ -269,10 +269,10 @@ def _of_best_settings(
         first = ", ".join(str(value) for value in tried(rows[numbers[0]]) if value is not None)
         of = "" if shared else f" for task {rows[numbers[0]]['task']!r}"
         say(f"{given}: no dev scores tell which of its learning rates or sources is best{of}; the first is taken ({first})")
-    kept = []
+    kept: list[int] = []
     for numbers in sets:
-        first = [n for n in numbers if tried(rows[n]) == tried(rows[numbers[0]])]
-        kept += first if numbers in unscored else chosen_settings(rows, numbers, best)
+        of_first = [n for n in numbers if tried(rows[n]) == tried(rows[numbers[0]])]
+        kept += of_first if numbers in unscored else chosen_settings(rows, numbers, best)
     kept.sort()
     chosen = select(bank, kept)
     rows = [rows[n] | {"group": int(group)} for n, group in zip(kept, chosen.group_N, strict=True)]

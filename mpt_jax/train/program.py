@@ -136,8 +136,10 @@ def _text_ids(settings: Settings, backbone: Backbone, shapes_only: bool) -> dict
     """Tokens of each text that prompts start from; None where they start otherwise."""
     if settings.prompt.init != "text":
         return None
+    if shapes_only:
+        return dict.fromkeys(settings.prompt.init_texts, (0,))
     words = backbone.vocabulary(settings.data.cue)
-    return {text: (0,) if shapes_only else words.encode(text) for text in settings.prompt.init_texts}
+    return {text: words.encode(text) for text in settings.prompt.init_texts}
 
 
 def _check_trainable(settings: Settings, plan: Plan, method: Method, trainable: Arrays) -> None:

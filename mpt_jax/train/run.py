@@ -1,6 +1,7 @@
 """From settings to a trained run folder."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,6 +177,9 @@ def made_from(program: Program, caches: Sequence[TokenCache] = ()) -> dict[str, 
 def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
     """The content of run.json; ``caches``: rows of training and of the dev split."""
     settings, backbone, runs = program.settings, program.backbone, program.plan.runs
+    # a folder of weights is found from any other folder
+    place = os.path.abspath(settings.backbone.path) if os.path.exists(settings.backbone.path) else settings.backbone.path
+    settings = settings._replace(backbone=dataclasses.replace(settings.backbone, path=place))
     counted = sizes(program.trainable, program.method.parts)
     per_task = counted if program.method.trains_backbone else counted // len(runs)
     return {
