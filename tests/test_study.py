@@ -128,7 +128,8 @@ def test_every_cell_has_a_name_and_needs_that_come_before_it():
 def test_nothing_is_searched_on_topics_and_each_draw_is_a_cell():
     cells = [cell for cell in plan.cells() if cell.kind == "targets" and cell.part == "topics"]
     assert not any(cell.search for cell in cells) and len({cell.name for cell in cells}) == len(cells)
-    assert [(cell.draws, cell.shots, cell.way) for cell in cells[:10]] == [((1,), shots, way) for shots in (16, 4) for way in plan.MAIN]
+    first = [((1,), 16, way) for way in (*plan.MAIN, *plan.HIGHER)] + [((1,), 4, way) for way in plan.MAIN]
+    assert [(cell.draws, cell.shots, cell.way) for cell in cells[: len(first)]] == first
     assert "screen source_0 topics" in next(cell for cell in cells if cell.way == "MPT, nearest").needs
 
 
@@ -140,6 +141,7 @@ def test_rates_are_those_of_the_best_mean_dev_score_over_the_searched_draws():
 
     found = [line(0.01, 60, test=1), line(0.01, 50, test=1), line(0.03, 70, test=99), line(0.03, 30, test=99), line(0.1, 99, False)]
     assert choices.best_rates(found, way) == (0.01, 0.0)
+    assert choices.best_rates([], "MPT, mean") == (0.01, 0.03)  # one rate: nothing was searched
 
 
 def test_the_nearest_source_is_chosen_for_each_target_from_one_run():

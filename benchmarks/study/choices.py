@@ -14,7 +14,9 @@ def mean_by(lines: list[dict], *keys: str) -> dict[tuple, float]:
 
 
 def best_rates(lines: list[dict], way: str) -> tuple[float, float]:
-    """(rate, factor rate) of a way with the best mean dev score over the searched draws and all targets."""
+    """(rate, factor rate) of a way with the best mean dev score over the searched draws and all targets; its only ones where it has one."""
+    if way in WAYS and WAYS[way].one_rate:
+        return WAYS[way].rates[0], WAYS[way].factor_rates[0]
     searched = [line for line in lines if line["search"] and line["way"] == (WAYS[way].like if way in WAYS and WAYS[way].like else way)]
     means = mean_by(searched, "rate", "factor_rate")
     return max(means, key=lambda rates: (means[rates], rates))

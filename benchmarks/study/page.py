@@ -47,7 +47,8 @@ def counted(results: Path, split: str) -> list[dict]:
     searched = {line["way"] for line in runs if line["search"]}
     chosen = {}
     for way in {line["way"] for line in runs}:
-        if (plan.WAYS[way].like if way in plan.WAYS and plan.WAYS[way].like else way) in searched:
+        row = plan.WAYS.get(way)
+        if (row and row.one_rate) or (row.like if row and row.like else way) in searched:
             chosen[way] = choices.best_rates(runs, way)
     found = runs if split == "dev" else noted("test", results)
     return [line for line in found if line["way"] in chosen and (line["rate"], line["factor_rate"]) == chosen[line["way"]]]

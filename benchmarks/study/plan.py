@@ -61,6 +61,13 @@ class Way(NamedTuple):
     like: str = ""  # the way whose rates are taken instead of a search
     method: str = "prompt"  # METHOD
     own: MethodSettings | None = None  # settings of the method's own; None: its defaults
+    longer: int = 1  # times the steps of STEPS
+
+
+    @property
+    def one_rate(self) -> bool:
+        """Whether there is nothing to search."""
+        return not self.like and len(self.rates) == len(self.factor_rates) == 1
 
 
 WIDTH = 576  # of the backbone
@@ -80,6 +87,10 @@ WAYS: dict[str, Way] = {
     "SPoT, lower rate": Way("teachers", NEAREST_PROMPT, (0.003,), nearest=True),
     "MPT, mean, lower rates": Way("source_0", MEAN, (0.003,), (0.01,)),
     "MPT, nearest, lower rates": Way("source_0", NEAREST, (0.003,), (0.01,), nearest=True),
+    # on topics all ways still rise at the last step: has prompt tuning the right rate and length?
+    "prompt tuning, vocabulary, higher rate": Way("", PLAIN, (0.03,)),
+    "prompt tuning, text, higher rate": Way("", {"rank": 0, "transfer": "none", "init": "text"}, (0.03,)),
+    "prompt tuning, vocabulary, longer": Way("", PLAIN, (0.01,), longer=3),
     "MPT without distillation": Way("undistilled_0", MEAN, (), like="MPT, mean"),
     "MPT without decomposition": Way("undecomposed_0", {"rank": 0, "transfer": "shared"}, (0.01,)),
     "MPT, mean, seed 1": Way("source_1", MEAN, (), like="MPT, mean"),
@@ -132,6 +143,7 @@ WAYS |= {
     f"ablation: {name}": Way(name, {"rank": stage.rank, "transfer": "mean"}, (), like="MPT, mean") for name, stage in ABLATIONS.items()
 }
 MAIN = ("prompt tuning, vocabulary", "prompt tuning, text", "SPoT", "MPT, mean", "MPT, nearest")
+HIGHER = ("prompt tuning, vocabulary, higher rate", "prompt tuning, text, higher rate", "prompt tuning, vocabulary, longer")
 LOWER = ("SPoT, lower rate", "MPT, mean, lower rates", "MPT, nearest, lower rates")  # at 16 shots alone
 
 
@@ -156,8 +168,8 @@ def _targets(way: str, shots: int, draws: tuple[int, ...], search: bool = False)
 
 
 def _rates(way: str) -> tuple[str, ...]:
-    """The cells that search a way's rates."""
-    return tuple(f"{WAYS[way].like or way}-16-search-{part}" for part in SEARCHED)
+    """The cells that search a way's rates; none where it has one."""
+    return () if WAYS[way].one_rate else tuple(f"{WAYS[way].like or way}-16-search-{part}" for part in SEARCHED)
 
 
 def _start(way: str, group: str) -> tuple[str, ...]:
@@ -176,7 +188,9 @@ def _topics() -> Iterator[Cell]:
     for run in ("teachers", "source_0"):
         yield Cell("screen", _named(f"screen {run}", "topics"), (run,), part="topics")
     yield from _untrained("dev", "topics")
-    for draw, shots, way in itertools.product(DRAWS, (16, 4), MAIN):
+    rows = [(DRAWS[0], 16, way) for way in (*MAIN, *HIGHER)]
+    rows += [row for row in itertools.product(DRAWS, (16, 4), MAIN) if row not in rows]
+    for draw, shots, way in rows:
         yield Cell("targets", f"{way}-{shots}-draw{draw}-topics", _rates(way) + _start(way, "topics"), way, "topics", shots, (draw,))
 
 
@@ -321,8 +335,8 @@ def target_settings(folder: Path, cell: Cell, rates, factor_rates, nearest: dict
         prompt["init_text"] = {name: ROWS[name].instruction for name in names}
     train = _train(
         "fewshot" if cell.shots else "target", folder / "runs" / cell.name.replace(", ", "_").replace(" ", "_").replace(":", ""),
-        STEPS[cell.shots], 4 if cell.shots else 6, seeds=cell.draws, source_dir=str(folder / way.source) if way.source else "",
-        score_start=True, method=way.method,
+        way.longer * STEPS[cell.shots], way.longer * (4 if cell.shots else 6), seeds=cell.draws,
+        source_dir=str(folder / way.source) if way.source else "", score_start=True, method=way.method,
     )  # fmt: skip
     shots = cell.shots * len(ROWS[names[0]].labels)
     settings = _settings(folder, train, PromptSettings(**prompt), list(rates), list(factor_rates), batch_size=8, k_shot=shots)

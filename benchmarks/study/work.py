@@ -169,7 +169,7 @@ def _is_here(folder: Path, cell: plan.Cell, name: str) -> bool:
     """Whether what a cell trained is in the study's folder, and not in that of another machine, which noted its lines."""
     if cell.way == plan.PEFT:
         return peft_cells.prompts_file(folder, name).exists()
-    return plan.steps(plan.STEPS[cell.shots]) in checkpoint_steps(folder / "runs" / name)
+    return plan.steps(plan.WAYS[cell.way].longer * plan.STEPS[cell.shots]) in checkpoint_steps(folder / "runs" / name)
 
 
 def _again(folder: Path, cell: plan.Cell, results: Path) -> list[dict]:
