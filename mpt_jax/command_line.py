@@ -260,7 +260,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if command in ("report", "convert") and not (arguments.run_dirs if command == "report" else arguments.source):
         raise UserError(f"{command} needs a run folder; type {'mpt-jax report runs/target' if command == 'report' else '--from FOLDER'}.")
     for name, (flag, remote) in PATHS.items():
-        remote = buckets.SCHEMES if (name, command) == ("output", "report") else remote
+        remote = buckets.SCHEMES if (name, command) in (("output", "report"), ("backbone", "eval"), ("backbone", "infer")) else remote
         given = getattr(arguments, name, None)
         if isinstance(given, list):
             setattr(arguments, name, [paths.local(flag, path, remote) for path in given])

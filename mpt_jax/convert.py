@@ -164,9 +164,10 @@ def read_prompts(source: str, backbone: str | None = None) -> prompts.PromptFile
     held = held or prompts.read(source, width=config.d_model, scale=facts["prompt_scale"])
     if held.width != config.d_model:
         raise UserError(f"--backbone {backbone!r} has width {config.d_model}, the prompts of {source!r} have width {held.width}.")
-    known = {"name": backbone} | held.metadata.get("backbone", {}) | facts
+    known = {"name": backbone} | held.metadata.get("backbone", {}) | facts | ({"name": backbone} if kind == "run" else {})
     if kind == "run" and "fingerprint" in known:
-        check_weights(known, backbone, fingerprint_of(arrays), "these prompts were", "give the folder of the same weights as --backbone")
+        there, advice = held.metadata["backbone"], "give the folder of the same weights as --backbone"
+        check_weights(there, backbone, fingerprint_of(arrays), "these prompts were", advice)
     return dataclasses.replace(held, metadata=held.metadata | {"backbone": known})
 
 

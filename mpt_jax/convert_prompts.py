@@ -55,7 +55,7 @@ def _check_same(message: str, values: Mapping[str, Any]) -> None:
 
 def chosen(found: Mapping[str, tuple[PromptFile, int]], task: str | None) -> dict[str, tuple[PromptFile, int]]:
     """The prompts of --task, all without it. Raises UserError for a label that is not there."""
-    wanted = task.split(",") if task else list(found)
+    wanted = [label.strip() for label in task.split(",")] if task else list(found)
     wrong = next((label for label in wanted if label not in found), None)
     if wrong is not None:
         raise UserError(f"--task {wrong!r} is not among the prompts of the sources: {listed(found)}.")

@@ -63,12 +63,12 @@ def parse_gin(
     try:
         logging.disable(logging.ERROR)  # gin logs every folder in which it did not find a file
         if import_module:
-            _read(files, [binding for binding in bindings if _of_tasks(binding.name)], skip_unknown=True)
+            _read(files, [binding for binding in bindings if _of_tasks(binding.name)], folders, skip_unknown=True)
             logging.disable(logging.NOTSET)
             import_module(configured(TaskSettings))
             logging.disable(logging.ERROR)
         _add_methods()
-        _read(files, bindings)
+        _read(files, bindings, folders)
         with gin_errors(SETTINGS, ""):
             gin.finalize()
     finally:
@@ -82,17 +82,18 @@ def _of_tasks(name: str) -> bool:
     return any(field.startswith(f"{TaskSettings.__name__}.") for field in fields)
 
 
-def _read(files: Sequence[str], bindings: Sequence[Binding], skip_unknown: bool = False) -> None:
+def _read(files: Sequence[str], bindings: Sequence[Binding], folders: Sequence[str], skip_unknown: bool = False) -> None:
     """Files and bindings, and nothing that was read before. skip_unknown: settings that no class has are passed over."""
     gin.clear_config()
     read: dict[str, str] = {}
     for file in files:
         with gin_errors(SETTINGS, f"--gin_file={file}: "):
             (found,) = gin.parse_config_files_and_bindings([file], [], False, skip_unknown, print_includes_and_imports=False)
-        names = list(_with_includes(found))
+        names = list(_with_includes(found, folders))
         twice = next((name for name in names if name in read), None)
         if twice:
-            message = f"--gin_file={file} reads {twice} again after {read[twice]}, which would undo the settings of {read[twice]}"
+            name = os.path.basename(twice)
+            message = f"--gin_file={file} reads {name} again after {read[twice]}, which would undo the settings of {read[twice]}"
             raise UserError(f"{message}: take its include out of {file}, or leave {read[twice]} out.")
         read |= dict.fromkeys(names, file)
     hints = _hints(gin.config_str())
@@ -102,11 +103,12 @@ def _read(files: Sequence[str], bindings: Sequence[Binding], skip_unknown: bool 
             gin.parse_config([f"{name} = {value}"], skip_unknown)
 
 
-def _with_includes(read: Any) -> Iterator[str]:
-    """The names of a gin file and of all that it includes."""
-    yield read.filename
+def _with_includes(read: Any, folders: Sequence[str]) -> Iterator[str]:
+    """The real paths of a gin file and of all that it includes, where they are found."""
+    places = (os.path.join(folder, read.filename) for folder in (os.curdir, *folders))
+    yield os.path.realpath(next(filter(os.path.isfile, places), read.filename))
     for inner in read.includes:
-        yield from _with_includes(inner)
+        yield from _with_includes(inner, folders)
 
 
 def _add_methods() -> None:

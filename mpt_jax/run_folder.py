@@ -27,9 +27,10 @@ VERSIONED = ("mpt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "nu
 # how rows are padded and computed together: free unless dropout draws a mask for each micro-batch
 LAYOUT = ("micro_batch_size", "smallest_micro_batch", "input_buckets", "target_buckets", "attention")
 # changing these does not change what a run computes, up to the order of sums
+# path and vocabulary are places: weights and rows are told by their digests
 FREE_TO_CHANGE = (
     "model_dir", "checkpoint_steps", "log_steps", "cache_dir", "prefetch", "data", "fsdp", "tensor", "remat", "skip_damaged_checkpoints",
-    "trust_caches", "allow_unfinished", "eval_batch_size", "path", *LAYOUT,  # path: of the backbone, whose weights are told by their digest
+    "trust_caches", "allow_unfinished", "eval_batch_size", "path", "vocabulary", *LAYOUT,
 )  # fmt: skip
 NUMBER = (int, float)
 MOST_RUN_BYTES = 2**28  # of a run.json; ten thousand few-shot runs write a hundredth of that

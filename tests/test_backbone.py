@@ -11,7 +11,7 @@ from tiny_model import CONFIG, tiny_backbone, weights
 
 from mpt_jax.config import BackboneSettings
 from mpt_jax.errors import UserError
-from mpt_jax.model import formats
+from mpt_jax.model import backbone, formats
 from mpt_jax.model.backbone import backbone_folder, load_backbone
 from mpt_jax.model.formats.arrays import flatten
 
@@ -46,6 +46,7 @@ def test_an_unknown_name_tells_the_known_ones():
 def test_a_folder_that_hides_a_known_backbone_is_told(tmp_path, monkeypatch, capsys):
     (tmp_path / "nano").mkdir()
     monkeypatch.chdir(tmp_path)
+    backbone._tell_hidden.cache_clear()
     assert backbone_folder("nano") == "nano"
     assert "'nano' is the folder of that name here, not the backbone that is known by it" in capsys.readouterr().err
     assert backbone_folder("./nano") == "./nano" and not capsys.readouterr().err
@@ -57,7 +58,7 @@ import jax, numpy as np
 from mpt_jax.config import BackboneSettings, MeshSettings
 from mpt_jax.methods.method import places_for
 from mpt_jax.methods.prompt import METHOD
-from mpt_jax.model.backbone import backbone_folder, load_backbone
+from mpt_jax.model.backbone import load_backbone
 from mpt_jax.sharding import make_mesh
 settings = BackboneSettings(sys.argv[1], dtype="bfloat16")
 mesh = make_mesh(MeshSettings(4, 1, 2))

@@ -231,7 +231,8 @@ def test_a_run_that_does_not_tell_its_family_takes_it_from_the_backbone_that_is_
     runs = [row(name, 1, 0) for name in "abc"]
     write_run(tmp_path / "run", runs, trained, backbone="gone", fingerprint=fingerprint_of(arrays), stage="source")
     convert(str(tmp_path / "run"), "peft", str(tmp_path / "told"), backbone=str(tmp_path / "llama"))
-    assert json.loads((tmp_path / "told" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    told = json.loads((tmp_path / "told" / "adapter_config.json").read_text())
+    assert told["task_type"] == "CAUSAL_LM" and told["base_model_name_or_path"] == str(tmp_path / "llama")
     convert(str(tmp_path / "run"), "peft", str(tmp_path / "untold"))
     assert "is for a sequence-to-sequence model; add --backbone FOLDER" in capsys.readouterr().err
     write_run(tmp_path / "other", runs, trained, backbone="gone", stage="source")

@@ -342,7 +342,7 @@ def test_a_run_finds_its_backbone_from_any_folder_and_takes_another_place_of_it(
     argv = arguments("train", "teacher.gin", world, BACKBONE="weights", MODEL_DIR="run", TASKS=["vowel"], TRAIN_STEPS=1)
     assert main(argv) == 0
     described = json.loads(Path("run/run.json").read_text())
-    assert described["settings"]["backbone"]["path"] == described["backbone"]["name"] == str(tmp_path / "weights")
+    assert described["settings"]["backbone"]["path"] == str(tmp_path / "weights") and described["backbone"]["name"] == "weights"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     evaluated = arguments("eval", "eval.gin", {**world, "BACKBONE": "nano"}, MODEL_DIR=str(tmp_path / "run"))
@@ -383,7 +383,7 @@ def test_a_gin_file_that_reads_the_stages_files_again_is_refused(capsys, tmp_pat
     fails(capsys, ["train", "teacher", "--gin_file=target.gin"], "--gin_file=target.gin reads base.gin again after teacher.gin")
 
 
-def test_a_task_without_the_split_that_is_scored_says_how_to_name_it(capsys, world, tmp_path):
+def test_a_task_without_the_split_that_is_scored_says_how_to_name_it(capsys, world, tmp_path, teachers):
     folder = Path(world["MIXTURE_OR_TASK_MODULE"]).parent
     text = "from mpt_jax import tasks\ntasks.jsonl('mood', files={}, template='word: {{word}}', labels=('no', 'yes'), score='accuracy')\n"
     for splits in ({"train": "train", "validation": "validation"}, {"train": "train", "dev": "validation"}):  # the first are cached
@@ -394,7 +394,14 @@ def test_a_task_without_the_split_that_is_scored_says_how_to_name_it(capsys, wor
         if "validation" in splits:
             assert main(["cache", *arguments("", "", own, TASKS=["mood"])[1:]]) == 0
             tasks.TABLE.pop("mood")
-    fails(capsys, argv, "has no split 'validation'; it has train, dev; call the split", "--gin.TrainSettings.eval_split=dev")
+    call = "has no split 'validation' to score in training (it has train, {}): call it 'validation', or type --gin.TrainSettings."
+    fails(capsys, argv, call.format("dev") + "eval_split=dev")
+    fails(capsys, arguments("eval", "eval.gin", own, MODEL_DIR=str(teachers), TASKS=["mood"]), "mood")
+    tasks.TABLE.pop("mood")
+    module = tmp_path / "own_test.py"  # test rows are not advised: they would choose the step
+    module.write_text(text.format({"train": str(folder / "vowel_train.jsonl"), "test": str(folder / "vowel_validation.jsonl")}))
+    argv = [word.replace("own_dev.py", "own_test.py") for word in argv]
+    fails(capsys, argv, call.format("test") + "score_tasks=False to train without")
     tasks.TABLE.pop("mood")
 
 

@@ -184,7 +184,7 @@ def _named(name: str, group: str) -> str:
 
 
 def _topics() -> Iterator[Cell]:
-    """The topic targets: nothing is searched on them, and a draw is a cell, so that all ways have the first ones early."""
+    """The topic targets: a draw is a cell, so that all ways have the first ones early. Prompt tuning alone has more than one rate there."""
     for run in ("teachers", "source_0"):
         yield Cell("screen", _named(f"screen {run}", "topics"), (run,), part="topics")
     yield from _untrained("dev", "topics")

@@ -252,9 +252,6 @@ def _current(name: str, split: str, vocabulary: Vocabulary, cache_dir: Path) -> 
     except tasks.TaskError as error:
         known = tasks.TABLE[name].splits if _registered(name) and name in tasks.TABLE else ()
         if known and split not in known:  # a cache of it would be of rows that the task has no more
-            if split == "validation":
-                advice = f"call the split for the dev scores 'validation', or type --gin.TrainSettings.eval_split={known[-1]}"
-                raise tasks.TaskError(f"{error}; {advice}") from error
             raise
         if _latest(name, split, vocabulary, cache_dir) is None:
             raise

@@ -122,7 +122,7 @@ def few_shot_rows(cache: TokenCache, k: int, seed: int, per_class: bool = False)
     in total. `per_class`: k rows of every class. Raises UserError where there are not enough rows.
     """
     if k < 1 or k > cache.rows:
-        raise UserError(f"few-shot k = {k}: task {cache.name!r} has {cache.rows} rows; type --k_shot {cache.rows} or fewer")
+        raise UserError(f"few-shot k = {k}: task {cache.name!r} has {cache.rows} rows; type --k_shot with 1 to {cache.rows}")
     random = _random(seed, _FEW_SHOT)
     classes: dict[bytes, list[int]] = {}
     for row in range(cache.rows):
@@ -131,7 +131,7 @@ def few_shot_rows(cache: TokenCache, k: int, seed: int, per_class: bool = False)
     if per_class:
         smallest = min(map(len, shuffled))
         if smallest < k:
-            raise UserError(f"few-shot k = {k} per class: task {cache.name!r} has a class of {smallest} rows")
+            raise UserError(f"few-shot k = {k} per class: task {cache.name!r} has a class of {smallest} rows; take no more")
         return np.sort(np.concatenate([rows[:k] for rows in shuffled]))
     # The j-th row of every class before the (j+1)-th of any; classes in random order.
     rank = np.concatenate([np.arange(len(rows)) for rows in shuffled])

@@ -57,7 +57,8 @@ def _made(run: dict) -> str:
         if isinstance(values, dict) else values
         for part, values in settings.items()
     }  # fmt: skip
-    told = [run["stage"], run.get("method"), run["backbone"], run["parameters"].get("per_task"), kept]
+    backbone = run["backbone"].get("fingerprint")
+    told = [run["stage"], run.get("method"), backbone, run["parameters"].get("per_task"), kept]
     return json.dumps(told, sort_keys=True)
 
 

@@ -117,6 +117,7 @@ def infer(
         task = of_split
     if task is not None:
         predictor.bank_rows(task)
+        _check_known(predictor, task)
     answering = task or (predictor.tasks[0] if len(predictor.tasks) == 1 else of_split)
     if of_split and predictor.model.own and answering != of_split:
         say(f"--input {source!r}: its rows are answered with the prompt of task {answering!r}")
@@ -157,16 +158,24 @@ def _line(row: dict) -> bytes:
 def _ranked(predictor: Predictor, task: str | None, method: str) -> tuple[str, ...]:
     """The labels that a method chooses among; none where it decodes. Raises UserError for a task that is not registered here."""
     registered = tasks.TABLE.get(task) if task else None
-    decodes = method == "decode" or (registered is not None and not registered.labels) or task in tasks.seqio_tasks.names()[0]
+    decodes = method == "decode" or (registered is not None and not registered.labels)
+    decodes = decodes or (registered is None and task in tasks.seqio_tasks.names()[0])
     return () if decodes else predictor.labels(task)
+
+
+def _check_known(predictor: Predictor, task: str) -> None:
+    """Raises TaskError for a name that neither the run nor anybody here knows: without prompts a run answers for any task."""
+    known = [*predictor.tasks, *tasks.TABLE, *tasks.seqio_tasks.names()[0]]
+    if not predictor.model.own and task not in known and task not in cached_names(cache_folder()):
+        raise tasks.table.unknown_name(task, known)
 
 
 def _tell_seed(predictor: Predictor, task: str | None) -> None:
     """A line where several runs of a task could answer: it is the first of them."""
-    numbers = predictor.bank_rows(task) if predictor.model.own else []
-    if len(numbers) > 1:
-        runs = [predictor.run["runs"][n] for n in numbers]
-        say(f"task {runs[0]['task']!r} was trained under {len(runs)} seeds: seed {runs[0]['seed']} answers; eval gives the mean over all")
+    runs = [predictor.run["runs"][n] for n in predictor.bank_rows(task)] if predictor.model.own else []
+    seeds = list(dict.fromkeys(row["seed"] for row in runs))
+    if len(seeds) > 1:
+        say(f"task {runs[0]['task']!r} was trained under {len(seeds)} seeds: seed {seeds[0]} answers; eval gives the mean over all")
 
 
 def _check(

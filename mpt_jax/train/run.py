@@ -28,13 +28,15 @@ from mpt_jax.model.backbone import Backbone, load_backbone
 from mpt_jax.model.formats.arrays import flatten
 from mpt_jax.model.formats.prompts import peft_facts
 from mpt_jax.run_folder import devices, open_run_folder, versions, writes
-from mpt_jax.tasks import scored_by
+from mpt_jax.tasks import TABLE, TaskError, scored_by
 from mpt_jax.train import teachers
 from mpt_jax.train.loop import Loop
 from mpt_jax.train.plan import make_streams
 from mpt_jax.train.program import Program, assemble
 from mpt_jax.train.selection import check_scores, dev_scores
 from mpt_jax.train.step import TrainState
+
+PLACES = ("path", "vocabulary")  # files of the backbone's settings
 
 
 class Caches(NamedTuple):
@@ -130,6 +132,8 @@ def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) 
     with distributed.first_before_others("token caches"):
         rows = {task: open_cache(task, "train", vocabulary, folder, trust=data.trust_caches) for task in tasks}
         scored = tasks if train.score_tasks else ()
+        for task in scored:
+            _check_dev_split(task, train.eval_split)
         dev_rows = {task: open_cache(task, train.eval_split, vocabulary, folder, trust=data.trust_caches) for task in scored}
     for task in tasks:
         spelling(task, vocabulary, data.target_length)  # once more: a task may be known from its cache alone
@@ -138,6 +142,17 @@ def open_caches(settings: Settings, tasks: tuple[str, ...], backbone: Backbone) 
     for note in cut_notes([*rows.values(), *dev_rows.values()], data.feature_lengths):
         distributed.say(note)
     return Caches(folder, rows, dev_rows)
+
+
+def _check_dev_split(task: str, split: str) -> None:
+    """Raises TaskError, with what to type, for a task of the table that has no such split. Test rows are not advised: steps are chosen."""
+    known = TABLE[task].splits if task in TABLE and TABLE[task].kind != "cached" else (split,)
+    if split in known:
+        return
+    others = [name for name in known if name not in ("train", "test")]
+    advice = f"type --gin.TrainSettings.eval_split={others[0]}" if others else "type --gin.TrainSettings.score_tasks=False to train without"
+    message = f"task {task!r} has no split {split!r} to score in training (it has {', '.join(known)})"
+    raise TaskError(f"{message}: call it {split!r}, or {advice}")
 
 
 def resume(checkpoints: Checkpoints, state: TrainState, skip_damaged: bool = False) -> tuple[TrainState, Best | None, int]:
@@ -177,9 +192,10 @@ def made_from(program: Program, caches: Sequence[TokenCache] = ()) -> dict[str, 
 def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
     """The content of run.json; ``caches``: rows of training and of the dev split."""
     settings, backbone, runs = program.settings, program.backbone, program.plan.runs
-    # a folder of weights is found from any other folder
-    place = os.path.abspath(settings.backbone.path) if os.path.exists(settings.backbone.path) else settings.backbone.path
-    settings = settings._replace(backbone=dataclasses.replace(settings.backbone, path=place))
+    given = settings.backbone
+    # files of weights and words are found from any folder
+    places = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in vars(given).items() if name in PLACES}
+    settings = settings._replace(backbone=dataclasses.replace(given, **places))
     counted = sizes(program.trainable, program.method.parts)
     per_task = counted if program.method.trains_backbone else counted // len(runs)
     return {
@@ -196,7 +212,7 @@ def describe_run(program: Program, caches: Sequence[TokenCache] = ()) -> dict:
             "fraction_of_backbone": per_task / backbone.num_parameters,
         },
         "backbone": {
-            "name": settings.backbone.path,
+            "name": given.path,
             "fingerprint": backbone.fingerprint,
             "parameters": backbone.num_parameters,
             **peft_facts(backbone.config),

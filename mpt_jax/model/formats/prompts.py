@@ -228,6 +228,8 @@ def _check_described(metadata: Any, where: str) -> None:
     runs, backbone = metadata.get("runs", []), metadata.get("backbone", {})
     right = isinstance(runs, list) and all(isinstance(row, dict) and isinstance(row.get("scores", {}), dict) for row in runs)
     right = right and all(is_number(score) for row in runs for score in row.get("scores", {}).values())
+    right = right and all(isinstance(row.get("scored", {}), dict) and is_number(row.get("best_dev", 0)) for row in runs)
+    right = right and all(isinstance(row.get("source", ""), str) for row in runs)
     texts = ("name", "fingerprint", "task_type")
     right = right and isinstance(backbone, dict) and all(isinstance(backbone.get(key), str | None) for key in texts)
     factor = backbone.get("prompt_scale", 1.0) if isinstance(backbone, dict) else None
@@ -269,7 +271,7 @@ def _read_peft(folder: Folder, drop_decoder_half: bool, scale: float | None) -> 
     base = settings.get("base_model_name_or_path")
     metadata = {**({"base_model_name_or_path": base} if isinstance(base, str) and base else {}), **described, "source": folder.path}
     causal = settings.get("task_type") == CAUSAL
-    if causal or scale != 1.0:  # else the defaults of who writes it again
+    if isinstance(settings.get("task_type"), str) or scale != 1.0:
         metadata["backbone"] = {**facts, "task_type": CAUSAL if causal else SEQ_2_SEQ, "prompt_scale": scale}
     names = settings.get("task_names") or metadata.pop("task_names", None)
     metadata.pop("task_names", None)
