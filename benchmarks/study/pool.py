@@ -1,6 +1,8 @@
 """Cells of the study done by processes beside one another, each when what it needs is done."""
 
 import multiprocessing
+import os
+import threading
 import time
 import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +19,17 @@ def _work(folder: Path, cell: plan.Cell, results: Path) -> dict[str, list[dict]]
     return work.work(folder, cell, results)
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone: else a cell goes on for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Worker:
     """A process that does one cell at a time and keeps what it loaded and compiled; a new one takes the place of one that died."""
 
@@ -24,7 +37,7 @@ class Worker:
         self._start()
 
     def _start(self):
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with, (os.getpid(),))
 
     def submit(self, *arguments) -> Future:
         """Begins a cell."""
