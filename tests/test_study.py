@@ -128,7 +128,7 @@ def test_every_cell_has_a_name_and_needs_that_come_before_it():
 def test_topics_take_the_rates_of_the_other_targets_and_each_draw_is_a_cell():
     cells = [cell for cell in plan.cells() if cell.kind == "targets" and cell.part == "topics"]
     assert not any(cell.search for cell in cells) and len({cell.name for cell in cells}) == len(cells)
-    first = [((1,), 16, way) for way in (*plan.MAIN, *plan.HIGHER)] + [((1,), 4, way) for way in plan.MAIN]
+    first = [((1,), 16, way) for way in (*plan.MAIN, *plan.MORE)] + [((1,), 4, way) for way in plan.MAIN]
     assert [(cell.draws, cell.shots, cell.way) for cell in cells[: len(first)]] == first
     assert "screen source_0 topics" in next(cell for cell in cells if cell.way == "MPT, nearest").needs
 

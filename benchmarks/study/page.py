@@ -282,7 +282,7 @@ def of_group(results: Path, group: str) -> tuple[Tables, dict[str, str]]:
     made = {
         "means": means_table(found, told, ways, tables.targets),
         "last": means_table(at_last, untrained(results, "dev", tables.targets), ways, tables.targets),
-        "starts": starts_table(on_dev, [way for way in ways if way not in plan.HIGHER], tables.targets),
+        "starts": starts_table(on_dev, [way for way in ways if way not in plan.MORE], tables.targets),
         "targets": targets_table(found, told, ways, tables.targets),
         "differences": differences_table(found, told, ways),
     }

@@ -91,6 +91,8 @@ WAYS: dict[str, Way] = {
     "prompt tuning, vocabulary, higher rate": Way("", PLAIN, (0.03,)),
     "prompt tuning, text, higher rate": Way("", {"rank": 0, "transfer": "none", "init": "text"}, (0.03,)),
     "prompt tuning, vocabulary, longer": Way("", PLAIN, (0.01,), longer=3),
+    "MPT, mean, longer": Way("source_0", MEAN, (0.01,), (0.03,), longer=3),
+    "SPoT, longer": Way("teachers", NEAREST_PROMPT, (0.01,), nearest=True, longer=3),
     "MPT without distillation": Way("undistilled_0", MEAN, (), like="MPT, mean"),
     "MPT without decomposition": Way("undecomposed_0", {"rank": 0, "transfer": "shared"}, (0.01,)),
     "MPT, mean, seed 1": Way("source_1", MEAN, (), like="MPT, mean"),
@@ -143,7 +145,10 @@ WAYS |= {
     f"ablation: {name}": Way(name, {"rank": stage.rank, "transfer": "mean"}, (), like="MPT, mean") for name, stage in ABLATIONS.items()
 }
 MAIN = ("prompt tuning, vocabulary", "prompt tuning, text", "SPoT", "MPT, mean", "MPT, nearest")
-HIGHER = ("prompt tuning, vocabulary, higher rate", "prompt tuning, text, higher rate", "prompt tuning, vocabulary, longer")
+MORE = (  # rates and lengths, on topics alone
+    "prompt tuning, vocabulary, higher rate", "prompt tuning, text, higher rate", "prompt tuning, vocabulary, longer",
+    "MPT, mean, longer", "SPoT, longer",
+)  # fmt: skip
 LOWER = ("SPoT, lower rate", "MPT, mean, lower rates", "MPT, nearest, lower rates")  # at 16 shots alone
 
 
@@ -188,7 +193,7 @@ def _topics() -> Iterator[Cell]:
     for run in ("teachers", "source_0"):
         yield Cell("screen", _named(f"screen {run}", "topics"), (run,), part="topics")
     yield from _untrained("dev", "topics")
-    rows = [(DRAWS[0], 16, way) for way in (*MAIN, *HIGHER)]
+    rows = [(DRAWS[0], 16, way) for way in (*MAIN, *MORE)]
     rows += [row for row in itertools.product(DRAWS, (16, 4), MAIN) if row not in rows]
     for draw, shots, way in rows:
         yield Cell("targets", f"{way}-{shots}-draw{draw}-topics", _rates(way) + _start(way, "topics"), way, "topics", shots, (draw,))
