@@ -41,11 +41,11 @@ def get(name: str) -> "seqio.Task":
 
 def splits_of(name: str) -> tuple[str, ...]:
     """The splits of a registered SeqIO task. Raises TaskError where its data are not there yet."""
+    task = get(name)
     try:
-        return tuple(get(name).splits)
+        return tuple(task.splits)
     except (ValueError, OSError) as error:  # a source over TFDS asks for the data as they were prepared
-        source = get(name).source
-        told = getattr(getattr(source, "tfds_dataset", None), "name", None)
+        told = getattr(getattr(task.source, "tfds_dataset", None), "name", None)
         how = f"`tfds build {told}`, or tfds.load({told!r})" if told else "what its source reads"
         why = str(error).strip() or type(error).__name__
         raise TaskError(f"the data of SeqIO task {name!r} are not there ({why}): prepare {how}") from error

@@ -38,6 +38,11 @@ def test_data_that_are_not_prepared_are_told_with_what_prepares_them(seqio, monk
         tasks.describe("x", {}, {})
 
 
+def test_splits_of_a_name_that_nobody_registered_are_an_unknown_task():
+    with pytest.raises(tasks.UnknownTask, match="unknown task 'nothing_of_that_name'"):
+        seqio_tasks.splits_of("nothing_of_that_name")
+
+
 def split_line(dataset, mark):
     import tensorflow as tf
 

@@ -63,7 +63,6 @@ class Way(NamedTuple):
     own: MethodSettings | None = None  # settings of the method's own; None: its defaults
     longer: int = 1  # times the steps of STEPS
 
-
     @property
     def one_rate(self) -> bool:
         """Whether there is nothing to search."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mpt_jax import buckets, distributed, tasks
+from mpt_jax import distributed, tasks
 from mpt_jax.checkpoint import load as load_checkpoint
 from mpt_jax.config import BackboneSettings, DataSettings
 from mpt_jax.data.batches import BatchSpec
@@ -260,7 +260,7 @@ def _name(run_dir: str | Path) -> str:
 def _backbone_settings(run: Mapping, backbone: str) -> BackboneSettings:
     """What a run says of its backbone, as it is loaded to answer."""
     given = BackboneSettings(**run["settings"]["backbone"])
-    if not backbone and not buckets.is_address(given.path) and os.path.isabs(given.path) and not os.path.exists(given.path):
+    if not backbone and os.path.isabs(given.path) and not os.path.exists(given.path):
         message = f"the run's backbone was {given.path!r}, which no longer exists"
         raise UserError(f"{message}: give the folder of the same weights as --backbone.")
     # not 'fused', which the machine that trained may have had and this one lacks

@@ -115,13 +115,13 @@ def infer(
     of_split = "" if os.path.lexists(source) else source.rpartition(":")[0]
     if task is None and of_split and (of_split in predictor.tasks or not predictor.model.own):  # without prompts any task will do
         task = of_split
+    cache_dir = cache_dir or cache_folder()
     if task is not None:
         predictor.bank_rows(task)
-        _check_known(predictor, task)
+        _check_known(predictor, task, cache_dir)
     answering = task or (predictor.tasks[0] if len(predictor.tasks) == 1 else of_split)
     if of_split and predictor.model.own and answering != of_split:
         say(f"--input {source!r}: its rows are answered with the prompt of task {answering!r}")
-    cache_dir = cache_dir or cache_folder()
     total, kept = _check(predictor, read_rows(predictor, source, cache_dir), source, task, score, method)
     rows = iter(kept) if len(kept) == total else read_rows(predictor, source, cache_dir)
     done = 0
@@ -163,10 +163,10 @@ def _ranked(predictor: Predictor, task: str | None, method: str) -> tuple[str, .
     return () if decodes else predictor.labels(task)
 
 
-def _check_known(predictor: Predictor, task: str) -> None:
+def _check_known(predictor: Predictor, task: str, cache_dir: Path) -> None:
     """Raises TaskError for a name that neither the run nor anybody here knows: without prompts a run answers for any task."""
     known = [*predictor.tasks, *tasks.TABLE, *tasks.seqio_tasks.names()[0]]
-    if not predictor.model.own and task not in known and task not in cached_names(cache_folder()):
+    if not predictor.model.own and task not in known and task not in cached_names(cache_dir):
         raise tasks.table.unknown_name(task, known)
 
 
